@@ -1,0 +1,1 @@
+"""The kernel side: eBPF programs in C, packaged as ``tracer.bpf``."""

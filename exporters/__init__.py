@@ -1,0 +1,1 @@
+"""What the tracer knows, written for people and programs."""

@@ -1,0 +1,1 @@
+"""A two-node cluster made of network namespaces, for the demo and the tests."""

@@ -1,0 +1,1 @@
+"""srcip: where a Kubernetes node replaces the client's IP address, and why."""

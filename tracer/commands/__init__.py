@@ -1,0 +1,1 @@
+"""The commands of srcip, one file each."""

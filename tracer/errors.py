@@ -1,0 +1,29 @@
+"""Errors the tracer raises on purpose; everything else is a bug."""
+
+
+class TracerError(Exception):
+    """Base of all errors that a caller can act on. Its text is one line for the user."""
+
+
+class DecodeError(TracerError):
+    """A record cannot be read as anything the wire format knows."""
+
+
+class LoadError(TracerError):
+    """The eBPF programs could not be compiled, loaded or attached."""
+
+
+class NetnsError(TracerError):
+    """A network namespace does not exist or cannot be entered."""
+
+
+class RecordingError(TracerError):
+    """A recording cannot be opened, read or written."""
+
+
+class ConntrackError(TracerError):
+    """Conntrack netlink refused a request."""
+
+
+class LabError(TracerError):
+    """The lab could not be built."""

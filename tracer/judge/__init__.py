@@ -1,0 +1,1 @@
+"""From tuples to a verdict on the source; pure."""

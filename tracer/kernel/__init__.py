@@ -1,0 +1,1 @@
+"""Everything that touches the kernel: programs, links, namespaces, conntrack."""

@@ -1,0 +1,110 @@
+"""Network namespaces: find one by name, PID or path, and work inside it."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.errors import NetnsError
+
+NETNS_DIR = Path("/run/netns")
+SELF = Path("/proc/thread-self/ns/net")
+CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Netns:
+    """
+    A network namespace to trace, and the node it belongs to.
+
+    ``inode`` is the number that the kernel prints for it (``lsns -t net``). It is also what
+    records carry.
+    """
+
+    path: Path
+    inode: int
+    node: str
+
+    def is_present(self) -> bool:
+        """Whether the path still leads to this namespace."""
+        try:
+            return self.path.stat().st_ino == self.inode
+        except OSError:
+            return False
+
+
+def find(spec: str, default_node: str) -> Netns:
+    """
+    Look up a namespace by what the user typed: ``NAME|PID|PATH[=NODE]``.
+
+    Args:
+        spec: A name under /run/netns, a process id, or a path with a slash in it.
+        default_node: The node name if the user gave none and the namespace has no name.
+
+    Raises:
+        NetnsError: If there is no such namespace.
+    """
+    where, _, node = spec.partition("=")
+    if "/" in where:
+        path, fallback = Path(where), default_node
+    elif where.isdecimal():
+        path, fallback = Path(f"/proc/{where}/ns/net"), default_node
+    else:
+        path, fallback = NETNS_DIR / where, where
+    try:
+        inode = path.stat().st_ino
+    except OSError as error:
+        raise NetnsError(
+            f"no network namespace {where!r}: {error.strerror} ({path}); see 'ip netns list'"
+        ) from error
+    return Netns(path=path, inode=inode, node=node or fallback)
+
+
+def current(node: str) -> Netns:
+    """Return the namespace that this thread is in."""
+    return Netns(path=SELF, inode=SELF.stat().st_ino, node=node)
+
+
+@contextmanager
+def inside(path: Path) -> Iterator[None]:
+    """
+    Put the calling thread into a namespace and bring it back.
+
+    Sockets and links made inside stay in that namespace afterwards.
+
+    Raises:
+        NetnsError: If the namespace is gone or may not be entered.
+    """
+    home = os.open(SELF, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _enter(path)
+        try:
+            yield
+        finally:
+            _setns(home, SELF)
+    finally:
+        os.close(home)
+
+
+def _enter(path: Path) -> None:
+    try:
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetnsError(f"cannot open network namespace {path}: {error.strerror}") from error
+    try:
+        _setns(target, path)
+    finally:
+        os.close(target)
+
+
+def _setns(fd: int, path: Path) -> None:
+    # os.setns came with Python 3.12.
+    if _libc.setns(fd, CLONE_NEWNET):
+        raise NetnsError(
+            f"cannot enter network namespace {path}: {os.strerror(ctypes.get_errno())}; "
+            "it takes root (CAP_SYS_ADMIN)"
+        )
