@@ -10,7 +10,15 @@ class DecodeError(TracerError):
 
 
 class LoadError(TracerError):
-    """The eBPF programs could not be compiled, loaded or attached."""
+    """
+    The eBPF programs could not be compiled, loaded or attached.
+
+    ``details`` is what the compiler or the kernel's verifier printed: many lines, for a bug report.
+    """
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class NetnsError(TracerError):

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Report each new connection once, at the last netfilter hook before conntrack
+ * confirms it: there both NAT decisions are final, and one entry holds the
+ * tuple that the client sent and the one that the backend will answer.
+ */
+#include <uapi/linux/bpf.h>
+#include "kernel.h"
+
+/* Where a packet's mark waits from the hook before SNAT to the last one. A
+ * packet from a local process can be interrupted between the two by a softirq
+ * that runs another packet on the same CPU, so each slot says whose mark it
+ * holds, and eight of them make a clash unlikely. A clash is counted.
+ */
+#define MARK_SLOTS 8
+
+struct mark_slot {
+	__u64 nf_conn;
+	__u32 mark;
+	__u32 pad;
+};
+
+BPF_RINGBUF_OUTPUT(connections, SRCIP_CONNECTION_RING_PAGES);
+BPF_PERCPU_HASH(paths, struct srcip_path_key, __u64, SRCIP_PATHS);
+BPF_LPM_TRIE(classes, struct srcip_prefix, __u32, SRCIP_PREFIXES);
+BPF_PERCPU_ARRAY(marks, struct mark_slot, MARK_SLOTS);
+BPF_PERCPU_ARRAY(unannounced, __u64, 1);
+BPF_ARRAY(config, struct srcip_config, 1);
+BPF_PERCPU_ARRAY(lost, __u64, SRCIP_LOST_SLOTS);
+
+static void count_lost(int slot)
+{
+	__u64 *count = lost.lookup(&slot);
+
+	/* Atomic, because a softirq may interrupt a local process's packet
+	 * between the load and the store.
+	 */
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+/* The entry of a packet that may be the first of its connection, else 0: an
+ * established packet costs one load and one test. An unanswered UDP flow is
+ * NEW with every packet, and an ICMP error is RELATED, so the entry's status
+ * still has to be looked at.
+ */
+SRCIP_INLINE __u64 new_entry(__u64 nfct)
+{
+	__u64 info = nfct & NFCT_INFOMASK;
+	__u64 wanted = 1 << IP_CT_RELATED | 1 << IP_CT_NEW | 1 << IP_CT_UNTRACKED;
+
+	if (!(wanted >> info & 1))
+		return 0;
+	if (info == IP_CT_UNTRACKED) {
+		count_lost(SRCIP_LOST_UNTRACKED);
+		return 0;
+	}
+	return nfct & ~NFCT_INFOMASK;
+}
+
+SRCIP_INLINE int mark_index(__u64 nf_conn)
+{
+	/* Entries are aligned to cache lines: the low bits say nothing. */
+	return nf_conn >> 8 & (MARK_SLOTS - 1);
+}
+
+int srcip_mark(struct srcip_nf_ctx *ctx)
+{
+	const void *skb = ctx->skb;
+	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
+	__u64 nf_conn = nfct & ~NFCT_INFOMASK;
+	__u64 info = nfct & NFCT_INFOMASK;
+	struct mark_slot *slot;
+	int index;
+
+	if (info != IP_CT_NEW && info != IP_CT_RELATED)
+		return NF_ACCEPT;
+	index = mark_index(nf_conn);
+	slot = marks.lookup(&index);
+	if (!slot)
+		return NF_ACCEPT;
+	slot->mark = srcip_load_u32(skb, SRCIP_OFFSET(sk_buff, mark));
+	slot->nf_conn = nf_conn;
+	return NF_ACCEPT;
+}
+
+/* kube-proxy clears its mark before it masquerades, so at POST_ROUTING the mark
+ * is the one kept by srcip_mark(). Nothing clears it at LOCAL_IN.
+ */
+SRCIP_INLINE bool find_mark(const void *skb, __u64 nf_conn, __u8 hook, __u32 *mark)
+{
+	int index = mark_index(nf_conn);
+	struct mark_slot *slot;
+
+	if (hook == SRCIP_HOOK_NF_INPUT) {
+		*mark = srcip_load_u32(skb, SRCIP_OFFSET(sk_buff, mark));
+		return true;
+	}
+	slot = marks.lookup(&index);
+	if (!slot || slot->nf_conn != nf_conn) {
+		count_lost(SRCIP_LOST_MARK_OVERTAKEN);
+		return false;
+	}
+	*mark = slot->mark;
+	slot->nf_conn = 0;
+	return true;
+}
+
+SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter,
+			    const struct srcip_connection *record)
+{
+	if (filter->proto && filter->proto != record->orig.proto)
+		return false;
+	if (filter->port && filter->port != record->orig.dport &&
+	    filter->port != record->reply.sport)
+		return false;
+	return srcip_address_in(record->orig.src, filter->client,
+				filter->client_mask) &&
+	       srcip_address_in(record->reply.src, filter->backend,
+				filter->backend_mask);
+}
+
+SRCIP_INLINE void stream(const struct srcip_config *settings,
+			 const struct srcip_connection *record)
+{
+	__u64 *sent, flags = BPF_RB_NO_WAKEUP;
+	int zero = 0;
+
+	/* A wake-up costs a hundred times the record. The reader looks by
+	 * itself every so often; it is woken so that the ring does not fill.
+	 */
+	sent = unannounced.lookup(&zero);
+	if (sent && ++*sent >= settings->wakeup_records) {
+		*sent = 0;
+		flags = BPF_RB_FORCE_WAKEUP;
+	}
+	if (connections.ringbuf_output((void *)record, sizeof(*record), flags))
+		count_lost(SRCIP_LOST_RING_FULL);
+}
+
+SRCIP_INLINE __u8 class_of(const __u8 *address)
+{
+	struct srcip_prefix prefix = {.length = 128};
+	__u32 *class;
+
+	__builtin_memcpy(prefix.address, address, 16);
+	class = classes.lookup(&prefix);
+	return class ? *class : SRCIP_CLASS_EXTERNAL;
+}
+
+/* Whatever an outsider can choose freely must not reach the key, or he fills
+ * the map: no client address or port, no address out in the world, and no port
+ * of a node where nothing translates it.
+ */
+SRCIP_INLINE void set_destination(struct srcip_path_key *key,
+				  const struct srcip_connection *record)
+{
+	if (!srcip_address_equal(record->orig.dst, record->reply.src) ||
+	    record->orig.dport != record->reply.sport) {
+		key->flags |= SRCIP_PATH_DNAT;
+		__builtin_memcpy(key->backend, record->reply.src, 16);
+		key->backend_port = record->reply.sport;
+	} else {
+		key->dst_class = class_of(record->orig.dst);
+		if (key->dst_class == SRCIP_CLASS_EXTERNAL)
+			return;
+		if (record->hook == SRCIP_HOOK_NF_INPUT) {
+			__builtin_memcpy(key->dst, record->orig.dst, 16);
+			return;
+		}
+	}
+	__builtin_memcpy(key->dst, record->orig.dst, 16);
+	key->dport = record->orig.dport;
+}
+
+SRCIP_INLINE void set_path_key(struct srcip_path_key *key,
+			       const struct srcip_config *settings,
+			       const struct srcip_connection *record)
+{
+	key->netns = record->header.netns;
+	key->zone = record->zone;
+	key->proto = record->orig.proto;
+	key->family = record->orig.family;
+	key->client_class = class_of(record->orig.src);
+	if (!srcip_address_equal(record->orig.src, record->reply.dst)) {
+		key->flags |= SRCIP_PATH_SNAT;
+		__builtin_memcpy(key->seen, record->reply.dst, 16);
+	}
+	if (record->mark & settings->masquerade_mark)
+		key->flags |= SRCIP_PATH_MARKED;
+	if (record->hook == SRCIP_HOOK_NF_INPUT)
+		key->flags |= SRCIP_PATH_INPUT;
+	set_destination(key, record);
+}
+
+SRCIP_INLINE void count(const struct srcip_config *settings,
+			const struct srcip_connection *record)
+{
+	struct srcip_path_key key = {};
+	__u64 zero = 0, *total;
+
+	set_path_key(&key, settings, record);
+	total = paths.lookup(&key);
+	if (!total) {
+		/* Another CPU may have been first: then this does nothing. */
+		paths.insert(&key, &zero);
+		total = paths.lookup(&key);
+	}
+	if (total)
+		__sync_fetch_and_add(total, 1);
+	else
+		count_lost(SRCIP_LOST_PATHS_FULL);
+}
+
+SRCIP_INLINE __u32 device_index(const void *state, int offset)
+{
+	const void *device = srcip_load_pointer(state, offset);
+
+	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
+}
+
+SRCIP_INLINE void set_record(struct srcip_connection *record,
+			     const struct srcip_entry *entry, const void *state)
+{
+	const void *net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
+
+	record->header.ktime_ns = bpf_ktime_get_ns();
+	record->header.netns = srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum));
+	record->header.size = sizeof(*record);
+	record->header.version = SRCIP_WIRE_VERSION;
+	record->header.kind = SRCIP_KIND_CONNECTION;
+	srcip_convert_tuple(&record->orig, srcip_entry_tuple(entry, 0));
+	srcip_convert_tuple(&record->reply, srcip_entry_tuple(entry, 1));
+	record->status = srcip_entry_status(entry);
+	record->ct_mark = *(const __u32 *)SRCIP_ENTRY_FIELD(entry, mark);
+	record->zone = *(const __u16 *)SRCIP_ENTRY_FIELD(entry, zone_id);
+	record->zone_dir = *SRCIP_ENTRY_FIELD(entry, zone_dir);
+	record->iif = device_index(state, SRCIP_OFFSET(nf_hook_state, in));
+	record->oif = device_index(state, SRCIP_OFFSET(nf_hook_state, out));
+}
+
+SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
+{
+	const void *skb = ctx->skb, *state = ctx->state;
+	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
+	__u64 nf_conn = new_entry(nfct);
+	struct srcip_connection record = {};
+	struct srcip_config *settings;
+	struct srcip_entry entry;
+	int zero = 0;
+
+	if (!nf_conn)
+		return NF_ACCEPT;
+	if (srcip_read_entry(&entry, nf_conn)) {
+		count_lost(SRCIP_LOST_UNREADABLE);
+		return NF_ACCEPT;
+	}
+	settings = config.lookup(&zero);
+	if (!settings || srcip_entry_status(&entry) & IPS_CONFIRMED)
+		return NF_ACCEPT;
+
+	set_record(&record, &entry, state);
+	record.hook = hook;
+	if (find_mark(skb, nf_conn, hook, &record.mark))
+		record.flags |= SRCIP_CONNECTION_HAS_MARK;
+	if ((nfct & NFCT_INFOMASK) == IP_CT_RELATED)
+		record.flags |= SRCIP_CONNECTION_RELATED;
+	if (settings->is_counting)
+		count(settings, &record);
+	if (settings->is_streaming && is_wanted(&settings->filter, &record))
+		stream(settings, &record);
+	return NF_ACCEPT;
+}
+
+int srcip_postrouting(struct srcip_nf_ctx *ctx)
+{
+	return last_hook(ctx, SRCIP_HOOK_NF_POSTROUTING);
+}
+
+int srcip_input(struct srcip_nf_ctx *ctx)
+{
+	return last_hook(ctx, SRCIP_HOOK_NF_INPUT);
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef SRCIP_KERNEL_H
+#define SRCIP_KERNEL_H
+
+/* Reads of kernel structures. Their offsets come from the running kernel's BTF
+ * (offsets.h is written by tracer/kernel/headers.py), so no kernel headers are
+ * needed and nothing here knows a kernel version.
+ *
+ * BCC rewrites only the main file: no map operation may stand here.
+ */
+#include <uapi/linux/types.h>
+#include "offsets.h"
+#include "wire.h"
+
+#define SRCIP_INLINE static inline __attribute__((always_inline))
+#define SRCIP_OFFSET(type, member) SRCIP_OFFSET_##type##__##member
+
+#define NF_ACCEPT 1
+#define AF_INET 2
+#define AF_INET6 10
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+#define IPPROTO_SCTP 132
+
+/* enum ip_conntrack_info, include/uapi/linux/netfilter/nf_conntrack_common.h:
+ * the low three bits of skb->_nfct; the rest is the entry's address.
+ */
+#define IP_CT_RELATED 1
+#define IP_CT_NEW 2
+#define IP_CT_IS_REPLY 3
+#define IP_CT_UNTRACKED 7
+#define NFCT_INFOMASK 7ULL
+
+#define IPS_CONFIRMED (1 << 3)
+
+/* What a netfilter program is called with (struct bpf_nf_ctx). The verifier
+ * knows the types behind both pointers.
+ */
+struct srcip_nf_ctx {
+	const void *state;
+	const void *skb;
+};
+
+/* Loads through a pointer whose kernel type the verifier knows: one instruction
+ * where bpf_probe_read_kernel() is a call. Volatile keeps the compiler from
+ * widening or merging them past what the verifier accepts.
+ */
+SRCIP_INLINE __u64 srcip_load_u64(const void *base, int offset)
+{
+	return *(const volatile __u64 *)(base + offset);
+}
+
+SRCIP_INLINE __u32 srcip_load_u32(const void *base, int offset)
+{
+	return *(const volatile __u32 *)(base + offset);
+}
+
+SRCIP_INLINE const void *srcip_load_pointer(const void *base, int offset)
+{
+	return *(const void *const volatile *)(base + offset);
+}
+
+/* Reads through an address that is only a number to the verifier; 0 if the
+ * memory is not there.
+ */
+SRCIP_INLINE __u64 srcip_read_u64(__u64 base, int offset)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+	return value;
+}
+
+SRCIP_INLINE __u32 srcip_read_u32(__u64 base, int offset)
+{
+	__u32 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+	return value;
+}
+
+SRCIP_INLINE __u16 srcip_read_u16(__u64 base, int offset)
+{
+	__u16 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+	return value;
+}
+
+SRCIP_INLINE __u32 srcip_net_inum(__u64 net)
+{
+	if (!net)
+		return 0;
+	return srcip_read_u32(net, SRCIP_OFFSET(net, ns_inum));
+}
+
+SRCIP_INLINE void srcip_set_mapped(__u8 *address, const void *ipv4)
+{
+	__builtin_memset(address, 0, 10);
+	__builtin_memset(address + 10, 0xff, 2);
+	__builtin_memcpy(address + 12, ipv4, 4);
+}
+
+/* The part of struct nf_conn that holds every field we want, fetched at once:
+ * one read of 160 bytes is cheaper than six of four.
+ */
+struct srcip_entry {
+	__u8 bytes[SRCIP_NF_CONN_SPAN];
+} __attribute__((aligned(8)));
+
+#define SRCIP_ENTRY_FIELD(entry, member)                                       \
+	((entry)->bytes + SRCIP_OFFSET(nf_conn, member) - SRCIP_NF_CONN_FIRST)
+
+SRCIP_INLINE long srcip_read_entry(struct srcip_entry *entry, __u64 nf_conn)
+{
+	return bpf_probe_read_kernel(entry, sizeof(*entry),
+				     (void *)(nf_conn + SRCIP_NF_CONN_FIRST));
+}
+
+SRCIP_INLINE __u32 srcip_entry_status(const struct srcip_entry *entry)
+{
+	return *(const unsigned long *)SRCIP_ENTRY_FIELD(entry, status);
+}
+
+#define SRCIP_TUPLE_FIELD(tuple, member)                                       \
+	((tuple) + SRCIP_OFFSET(nf_conntrack_tuple, member))
+
+/* Convert a struct nf_conntrack_tuple. Conntrack keeps an ICMP id where others
+ * have the source port, and type and code, in this order, where they have the
+ * destination port: swapped as a port it is type << 8 | code.
+ */
+SRCIP_INLINE void srcip_convert_tuple(struct srcip_tuple *out, const __u8 *tuple)
+{
+	const __u8 *src = SRCIP_TUPLE_FIELD(tuple, src_u3);
+	const __u8 *dst = SRCIP_TUPLE_FIELD(tuple, dst_u3);
+
+	out->family = *(const __u16 *)SRCIP_TUPLE_FIELD(tuple, src_l3num);
+	if (out->family == AF_INET) {
+		srcip_set_mapped(out->src, src);
+		srcip_set_mapped(out->dst, dst);
+	} else {
+		__builtin_memcpy(out->src, src, 16);
+		__builtin_memcpy(out->dst, dst, 16);
+	}
+	out->sport = bpf_ntohs(*(const __be16 *)SRCIP_TUPLE_FIELD(tuple, src_u_all));
+	out->dport = bpf_ntohs(*(const __be16 *)SRCIP_TUPLE_FIELD(tuple, dst_u_all));
+	out->proto = *SRCIP_TUPLE_FIELD(tuple, dst_protonum);
+	out->pad[0] = 0;
+	out->pad[1] = 0;
+}
+
+SRCIP_INLINE const __u8 *srcip_entry_tuple(const struct srcip_entry *entry,
+					   int direction)
+{
+	return SRCIP_ENTRY_FIELD(entry, tuplehash) +
+	       direction * SRCIP_SIZE_nf_conntrack_tuple_hash +
+	       SRCIP_OFFSET(nf_conntrack_tuple_hash, tuple);
+}
+
+SRCIP_INLINE bool srcip_address_equal(const __u8 *a, const __u8 *b)
+{
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
+SRCIP_INLINE bool srcip_address_in(const __u8 *address, const __u8 *prefix,
+				   const __u8 *mask)
+{
+	const __u32 *a = (const __u32 *)address, *p = (const __u32 *)prefix,
+		    *m = (const __u32 *)mask;
+
+	return (a[0] & m[0]) == p[0] && (a[1] & m[1]) == p[1] &&
+	       (a[2] & m[2]) == p[2] && (a[3] & m[3]) == p[3];
+}
+
+#endif /* SRCIP_KERNEL_H */

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef SRCIP_WIRE_H
+#define SRCIP_WIRE_H
+
+/* The one definition of what crosses between kernel and user space: records
+ * that go up, configuration and map keys that go down.
+ *
+ * Types, constants and sizes only: BCC rewrites nothing in a header, so no map
+ * operation and no kernel dereference may live here. Mirrored by
+ * tracer/wire.py; tests/unit/test_wire_layout.py compares both.
+ */
+#define SRCIP_WIRE_VERSION 1
+
+enum srcip_kind {
+	SRCIP_KIND_CONNECTION = 1,
+	SRCIP_KIND_DROP = 2,
+	SRCIP_KIND_ACCEPT = 3,
+};
+
+/* Where we look. CONNTRACK is no hook of the packet path: the entry was read
+ * from conntrack's own table, and nobody saw the packet.
+ */
+enum srcip_hook {
+	SRCIP_HOOK_NF_PREROUTING = 1,
+	SRCIP_HOOK_NF_INPUT = 2,
+	SRCIP_HOOK_NF_FORWARD = 3,
+	SRCIP_HOOK_NF_OUTPUT = 4,
+	SRCIP_HOOK_NF_POSTROUTING = 5,
+	SRCIP_HOOK_CONNTRACK = 6,
+};
+
+/* Slots of each program's per-CPU array of things it could not report. */
+enum srcip_lost {
+	SRCIP_LOST_RING_FULL = 0,      /* record: no room in the ring buffer */
+	SRCIP_LOST_PATHS_FULL = 1,     /* count: no room for another path */
+	SRCIP_LOST_MARK_OVERTAKEN = 2, /* mark: scratch slot was used again */
+	SRCIP_LOST_UNREADABLE = 3,     /* kernel memory could not be read */
+	SRCIP_LOST_UNTRACKED = 4,      /* packet that conntrack was told to skip */
+	SRCIP_LOST_SLOTS = 5,
+};
+
+enum srcip_client_class {
+	SRCIP_CLASS_EXTERNAL = 0, /* what no prefix covers */
+	SRCIP_CLASS_POD = 1,
+	SRCIP_CLASS_NODE = 2,
+	SRCIP_CLASS_LOADBALANCER = 3,
+	SRCIP_CLASS_LOOPBACK = 4,
+};
+
+enum srcip_connection_flag {
+	SRCIP_CONNECTION_HAS_MARK = 1, /* mark was seen before SNAT */
+	SRCIP_CONNECTION_RELATED = 2,  /* expected by a conntrack helper */
+};
+
+enum srcip_drop_flag {
+	SRCIP_DROP_HAS_TUPLE = 1, /* the packet's own addresses were readable */
+	SRCIP_DROP_HAS_ORIG = 2,  /* the packet had a conntrack entry */
+	SRCIP_DROP_HAS_DST = 4,   /* the packet was routed already */
+	SRCIP_DROP_IS_REPLY = 8,  /* it went in the entry's reply direction */
+};
+
+enum srcip_path_flag {
+	SRCIP_PATH_SNAT = 1,   /* the source is replaced: seen is filled */
+	SRCIP_PATH_DNAT = 2,   /* dst is what the client addressed */
+	SRCIP_PATH_MARKED = 4, /* the masquerade mark was set before SNAT */
+	SRCIP_PATH_INPUT = 8,  /* delivered on this node, not sent on */
+};
+
+/* Addresses stay in network order, IPv4 as ::ffff:a.b.c.d. Everything else is
+ * host order, swapped on the line that reads it. ICMP and ICMPv6 have no
+ * ports: sport holds the id, dport the type and code as type << 8 | code.
+ */
+struct srcip_tuple {
+	__u8 src[16];
+	__u8 dst[16];
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 family;
+	__u8 pad[2];
+};
+
+struct srcip_header {
+	__u64 ktime_ns; /* CLOCK_MONOTONIC */
+	__u32 netns;	/* inode number of the network namespace */
+	__u16 size;	/* of the whole record */
+	__u8 version;
+	__u8 kind;
+};
+
+struct srcip_connection {
+	struct srcip_header header;
+	struct srcip_tuple orig;
+	struct srcip_tuple reply;
+	__u32 status;  /* enum ip_conntrack_status */
+	__u32 mark;    /* the packet's, before SNAT */
+	__u32 ct_mark; /* the entry's */
+	__u32 iif;
+	__u32 oif;
+	__u16 zone;
+	__u8 zone_dir; /* 1 original, 2 reply, 3 both */
+	__u8 hook;
+	__u8 flags;
+	__u8 pad[7];
+};
+
+struct srcip_drop {
+	struct srcip_header header;
+	struct srcip_tuple packet;
+	struct srcip_tuple orig;
+	__u64 location;	 /* address of the code that gave the packet up */
+	__u64 dst_input; /* address of the route's input function */
+	__u32 reason;	 /* enum skb_drop_reason of the running kernel */
+	__u32 mark;
+	__u32 ifindex;	   /* interface the packet is on now */
+	__u32 iif;	   /* interface it came in by, 0 if made here */
+	__u32 dst_ifindex; /* interface its route leads to */
+	__u8 flags;
+	__u8 pad[3];
+};
+
+struct srcip_accept {
+	struct srcip_header header;
+	struct srcip_tuple peer; /* src is the peer, dst the socket's own */
+};
+
+/* A prefix of the mapped address: IPv4 10.0.0.0/8 has length 96 + 8. */
+struct srcip_prefix {
+	__u32 length;
+	__u8 address[16];
+};
+
+/* Which records a reader wants. A zero mask, port or protocol matches all. */
+struct srcip_filter {
+	__u8 client[16];
+	__u8 client_mask[16];
+	__u8 backend[16];
+	__u8 backend_mask[16];
+	__u16 port;
+	__u8 proto;
+	__u8 pad[5];
+};
+
+struct srcip_config {
+	struct srcip_filter filter;
+	__u64 reasons[4]; /* bit set of drop reasons reported unasked */
+	__u32 wakeup_records; /* a CPU wakes the reader once per so many */
+	__u32 masquerade_mark;
+	__u8 is_streaming;
+	__u8 is_counting;
+	__u8 is_filtered;
+	__u8 pad[5];
+};
+
+/* What a path through the node is, without who used it: a connection count
+ * grows with Services and their backends, never with clients.
+ */
+struct srcip_path_key {
+	__u8 dst[16];	  /* as the client addressed it; zero: anywhere */
+	__u8 backend[16]; /* zero: where dst says */
+	__u8 seen[16];	  /* source that the backend sees; zero: the client */
+	__u32 netns;
+	__u16 dport;
+	__u16 backend_port;
+	__u16 zone;
+	__u8 proto;
+	__u8 family;
+	__u8 client_class;
+	__u8 dst_class;
+	__u8 flags;
+	__u8 pad[1];
+};
+
+_Static_assert(sizeof(struct srcip_tuple) == 40, "wire layout changed");
+_Static_assert(sizeof(struct srcip_header) == 16, "wire layout changed");
+_Static_assert(sizeof(struct srcip_connection) == 128, "wire layout changed");
+_Static_assert(sizeof(struct srcip_drop) == 136, "wire layout changed");
+_Static_assert(sizeof(struct srcip_accept) == 56, "wire layout changed");
+_Static_assert(sizeof(struct srcip_prefix) == 20, "wire layout changed");
+_Static_assert(sizeof(struct srcip_filter) == 72, "wire layout changed");
+_Static_assert(sizeof(struct srcip_config) == 120, "wire layout changed");
+_Static_assert(sizeof(struct srcip_path_key) == 64, "wire layout changed");
+
+#endif /* SRCIP_WIRE_H */

@@ -1,0 +1,176 @@
+"""Kernel records to model objects: bytes in, values out, no I/O."""
+
+import ctypes
+from ipaddress import IPv4Address, IPv6Address
+
+from tracer.errors import DecodeError
+from tracer.model import (
+    Accept,
+    ClientClass,
+    Connection,
+    Drop,
+    FiveTuple,
+    Hook,
+    IPAddress,
+    PathKey,
+    Record,
+    Status,
+)
+from tracer.wire import (
+    HEADER_SIZE,
+    RECORDS,
+    WIRE_VERSION,
+    ConnectionFlag,
+    DropFlag,
+    Kind,
+    PathFlag,
+    WireAccept,
+    WireConnection,
+    WireDrop,
+    WireHeader,
+    WirePathKey,
+    WireTuple,
+)
+
+AF_INET, AF_INET6 = 2, 10
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def decode(record: bytes) -> Record:
+    """
+    Decode one record.
+
+    Args:
+        record: One record exactly as the ring buffer delivered it.
+
+    Raises:
+        DecodeError: If it is too short, of an unknown kind, holds a value that the wire format
+            does not know, or comes from programs of another wire version.
+    """
+    if len(record) < HEADER_SIZE:
+        raise DecodeError(f"record has {len(record)} bytes, its header alone has {HEADER_SIZE}")
+    header = WireHeader.from_buffer_copy(record)
+    if header.version != WIRE_VERSION:
+        raise DecodeError(f"record has wire version {header.version}, expected {WIRE_VERSION}")
+    try:
+        kind = Kind(header.kind)
+    except ValueError as error:
+        raise DecodeError(f"record has unknown kind {header.kind}") from error
+    size = ctypes.sizeof(RECORDS[kind])
+    if len(record) != size or header.size != size:
+        raise DecodeError(
+            f"{kind.name.lower()} record has {len(record)} bytes and says {header.size}, "
+            f"expected {size}"
+        )
+    if kind is Kind.CONNECTION:
+        return _connection(WireConnection.from_buffer_copy(record))
+    if kind is Kind.DROP:
+        return _drop(WireDrop.from_buffer_copy(record))
+    return _accept(WireAccept.from_buffer_copy(record))
+
+
+def decode_path_key(key: bytes) -> PathKey:
+    """
+    Decode one key of the map of counted paths.
+
+    Raises:
+        DecodeError: If it holds a value that the wire format does not know.
+    """
+    wire = WirePathKey.from_buffer_copy(key)
+    flags = PathFlag(wire.flags)
+    has_dst = bool(wire.dport) or any(wire.dst)
+    return PathKey(
+        netns=wire.netns,
+        zone=wire.zone,
+        family=_family_name(wire.family),
+        proto=wire.proto,
+        client_class=_client_class(wire.client_class),
+        dst=_address(wire.dst, wire.family) if has_dst else None,
+        dst_class=_client_class(wire.dst_class),
+        dport=wire.dport,
+        backend=_address(wire.backend, wire.family) if flags & PathFlag.DNAT else None,
+        backend_port=wire.backend_port,
+        seen_source=_address(wire.seen, wire.family) if flags & PathFlag.SNAT else None,
+        is_marked=bool(flags & PathFlag.MARKED),
+        is_input=bool(flags & PathFlag.INPUT),
+    )
+
+
+def _connection(wire: WireConnection) -> Connection:
+    try:
+        hook = Hook(wire.hook)
+    except ValueError as error:
+        raise DecodeError(f"connection record has unknown hook {wire.hook}") from error
+    return Connection(
+        ktime_ns=wire.header.ktime_ns,
+        netns=wire.header.netns,
+        hook=hook,
+        orig=_five_tuple(wire.orig),
+        reply=_five_tuple(wire.reply),
+        status=Status(wire.status),
+        zone=wire.zone,
+        mark=wire.mark if wire.flags & ConnectionFlag.HAS_MARK else None,
+        ct_mark=wire.ct_mark,
+        iif=wire.iif,
+        oif=wire.oif,
+        is_related=bool(wire.flags & ConnectionFlag.RELATED),
+    )
+
+
+def _drop(wire: WireDrop) -> Drop:
+    return Drop(
+        ktime_ns=wire.header.ktime_ns,
+        netns=wire.header.netns,
+        packet=_five_tuple(wire.packet) if wire.flags & DropFlag.HAS_TUPLE else None,
+        orig=_five_tuple(wire.orig) if wire.flags & DropFlag.HAS_ORIG else None,
+        is_reply=bool(wire.flags & DropFlag.IS_REPLY),
+        reason=wire.reason,
+        location=wire.location,
+        dst_input=wire.dst_input if wire.flags & DropFlag.HAS_DST else None,
+        mark=wire.mark,
+        ifindex=wire.ifindex,
+        iif=wire.iif,
+        dst_ifindex=wire.dst_ifindex,
+    )
+
+
+def _accept(wire: WireAccept) -> Accept:
+    return Accept(
+        ktime_ns=wire.header.ktime_ns,
+        netns=wire.header.netns,
+        peer=_five_tuple(wire.peer),
+    )
+
+
+def _five_tuple(wire: WireTuple) -> FiveTuple:
+    return FiveTuple(
+        src=_address(wire.src, wire.family),
+        dst=_address(wire.dst, wire.family),
+        sport=wire.sport,
+        dport=wire.dport,
+        proto=wire.proto,
+    )
+
+
+def _address(octets: ctypes.Array[ctypes.c_uint8], family: int) -> IPAddress:
+    raw = bytes(octets)
+    if family == AF_INET:
+        if not raw.startswith(_MAPPED):
+            raise DecodeError(f"IPv4 address is not in mapped form: {raw.hex()}")
+        return IPv4Address(raw[12:])
+    if family == AF_INET6:
+        return IPv6Address(raw)
+    raise DecodeError(f"record has unknown address family {family}")
+
+
+def _family_name(family: int) -> str:
+    if family not in (AF_INET, AF_INET6):
+        raise DecodeError(f"path has unknown address family {family}")
+    return "ipv4" if family == AF_INET else "ipv6"
+
+
+def _client_class(number: int) -> ClientClass:
+    try:
+        return ClientClass(number)
+    except ValueError as error:
+        raise DecodeError(f"path has unknown client class {number}") from error

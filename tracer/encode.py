@@ -1,0 +1,128 @@
+"""Model values to the bytes that the kernel programs read: filters, settings, prefixes."""
+
+import ctypes
+from collections.abc import Iterable
+
+from tracer.model import Connection, Filter, FiveTuple, IPAddress, IPNetwork
+from tracer.wire import (
+    WIRE_VERSION,
+    ConnectionFlag,
+    Kind,
+    WireConfig,
+    WireConnection,
+    WireFilter,
+    WireHeader,
+    WirePrefix,
+    WireTuple,
+)
+
+_REASON_BITS = 256
+
+
+def encode_config(
+    *,
+    wanted: Filter,
+    reasons: Iterable[int],
+    wakeup_records: int,
+    masquerade_mark: int,
+    is_streaming: bool,
+    is_counting: bool,
+) -> bytes:
+    """
+    Encode ``struct srcip_config``.
+
+    Args:
+        wanted: What to stream; the kernel filters before it writes a record.
+        reasons: Drop reasons reported unasked, by the running kernel's numbers below 256.
+        wakeup_records: A CPU wakes the reader once per so many records.
+        masquerade_mark: kube-proxy's masquerade bit.
+        is_streaming: Whether records are written at all.
+        is_counting: Whether connections are counted by path.
+    """
+    config = WireConfig(
+        filter=_filter(wanted),
+        wakeup_records=wakeup_records,
+        masquerade_mark=masquerade_mark,
+        is_streaming=is_streaming,
+        is_counting=is_counting,
+        is_filtered=not wanted.is_empty,
+    )
+    for reason in reasons:
+        if 0 <= reason < _REASON_BITS:
+            config.reasons[reason // 64] |= 1 << (reason % 64)
+    return bytes(config)
+
+
+def encode_prefix(network: IPNetwork) -> bytes:
+    """Encode ``struct srcip_prefix``, the key of the map of client classes."""
+    length = network.prefixlen + (96 if network.version == 4 else 0)
+    return bytes(WirePrefix(length=length, address=_octets(mapped(network.network_address))))
+
+
+def encode_connection(connection: Connection) -> bytes:
+    """Encode a connection as the kernel would: the inverse of ``decode``."""
+    flags = ConnectionFlag(0)
+    if connection.mark is not None:
+        flags |= ConnectionFlag.HAS_MARK
+    if connection.is_related:
+        flags |= ConnectionFlag.RELATED
+    return bytes(
+        WireConnection(
+            header=WireHeader(
+                ktime_ns=connection.ktime_ns,
+                netns=connection.netns,
+                size=ctypes.sizeof(WireConnection),
+                version=WIRE_VERSION,
+                kind=Kind.CONNECTION,
+            ),
+            orig=encode_tuple(connection.orig),
+            reply=encode_tuple(connection.reply),
+            status=connection.status,
+            mark=connection.mark or 0,
+            ct_mark=connection.ct_mark,
+            iif=connection.iif,
+            oif=connection.oif,
+            zone=connection.zone,
+            hook=connection.hook,
+            flags=flags,
+        )
+    )
+
+
+def encode_tuple(flow: FiveTuple) -> WireTuple:
+    """Encode ``struct srcip_tuple``."""
+    return WireTuple(
+        src=_octets(mapped(flow.src)),
+        dst=_octets(mapped(flow.dst)),
+        sport=flow.sport,
+        dport=flow.dport,
+        proto=flow.proto,
+        family=2 if flow.src.version == 4 else 10,
+    )
+
+
+def mapped(address: IPAddress) -> bytes:
+    """Return an address as 16 bytes in network order, IPv4 as ``::ffff:a.b.c.d``."""
+    if address.version == 4:
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed
+
+
+def _filter(wanted: Filter) -> WireFilter:
+    wire = WireFilter(port=wanted.port or 0, proto=wanted.proto or 0)
+    if wanted.client:
+        wire.client, wire.client_mask = _prefix_and_mask(wanted.client)
+    if wanted.backend:
+        wire.backend, wire.backend_mask = _prefix_and_mask(wanted.backend)
+    return wire
+
+
+def _prefix_and_mask(
+    network: IPNetwork,
+) -> tuple[ctypes.Array[ctypes.c_uint8], ctypes.Array[ctypes.c_uint8]]:
+    mask = network.netmask.packed.rjust(16, b"\xff")
+    return _octets(mapped(network.network_address)), _octets(mask)
+
+
+def _octets(raw: bytes) -> ctypes.Array[ctypes.c_uint8]:
+    return (ctypes.c_uint8 * 16).from_buffer_copy(raw)

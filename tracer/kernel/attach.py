@@ -1,0 +1,108 @@
+"""Attaching: netfilter links in each traced namespace, raw tracepoints once for the machine."""
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tracer.errors import LoadError
+from tracer.kernel import bpf_syscall
+from tracer.kernel.netns import Netns, inside
+
+# NFPROTO_IPV4, NFPROTO_IPV6: include/uapi/linux/netfilter.h
+FAMILIES = (2, 10)
+# enum nf_inet_hooks
+_LOCAL_IN, _POST_ROUTING = 1, 4
+# Conntrack confirms at INT_MAX; SNAT happens at NF_IP_PRI_NAT_SRC, 100.
+_LAST = 2**31 - 2
+_BEFORE_SNAT = 99
+# Each place may be taken by another tracer: as many of them can stand beside each other.
+_PLACES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetfilterPlace:
+    """Where a netfilter function goes: the hook, and the highest priority that will do."""
+
+    function: str
+    hook: int
+    priority: int
+
+
+CONNECTION_PLACES = (
+    NetfilterPlace(function="srcip_mark", hook=_POST_ROUTING, priority=_BEFORE_SNAT),
+    NetfilterPlace(function="srcip_postrouting", hook=_POST_ROUTING, priority=_LAST),
+    NetfilterPlace(function="srcip_input", hook=_LOCAL_IN, priority=_LAST),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Links:
+    """
+    Descriptors that keep programs attached. Closing them detaches.
+
+    They also detach when the process dies, however it dies. A netfilter link keeps its namespace
+    alive, so those of a namespace that was removed must be closed.
+    """
+
+    by_namespace: dict[int, list[int]] = field(default_factory=dict)
+    tracepoints: list[int] = field(default_factory=list)
+
+    def attach_netfilter(self, netns: Netns, functions: dict[str, int]) -> None:
+        """
+        Attach the connection programs in one namespace, for IPv4 and IPv6.
+
+        Raises:
+            LoadError: If the kernel has no netfilter links, or every priority is taken.
+            NetnsError: If the namespace is gone or may not be entered.
+        """
+        fds = self.by_namespace.setdefault(netns.inode, [])
+        with inside(netns.path):
+            for place in CONNECTION_PLACES:
+                for family in FAMILIES:
+                    fds.append(_attach(functions[place.function], family, place, netns))
+
+    def attach_tracepoint(self, name: str, program: int) -> None:
+        """
+        Attach a raw tracepoint program.
+
+        Raises:
+            LoadError: If the kernel has no such tracepoint.
+        """
+        try:
+            self.tracepoints.append(bpf_syscall.open_raw_tracepoint(name, program))
+        except OSError as error:
+            raise LoadError(f"cannot attach to the tracepoint {name}: {error.strerror}") from error
+
+    def detach_namespace(self, inode: int) -> None:
+        """Detach from one namespace; others stay."""
+        for fd in self.by_namespace.pop(inode, ()):
+            os.close(fd)
+
+    def close(self) -> None:
+        """Detach everything."""
+        for inode in list(self.by_namespace):
+            self.detach_namespace(inode)
+        while self.tracepoints:
+            os.close(self.tracepoints.pop())
+
+
+def _attach(program: int, family: int, place: NetfilterPlace, netns: Netns) -> int:
+    """Attach at the first free priority from the wanted one downward, so before it."""
+    for priority in _priorities(place.priority):
+        try:
+            return bpf_syscall.create_netfilter_link(program, family, place.hook, priority)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise LoadError(
+                    f"cannot attach {place.function} in the namespace of {netns.node}: "
+                    f"{os.strerror(error.errno or 0)}"
+                ) from error
+    raise LoadError(
+        f"cannot attach {place.function} in the namespace of {netns.node}: {_PLACES} other "
+        "programs hold the last priorities of the hook; stop other tracers (see 'bpftool link')"
+    )
+
+
+def _priorities(highest: int) -> Iterator[int]:
+    return iter(range(highest, highest - _PLACES, -1))

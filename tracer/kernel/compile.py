@@ -1,0 +1,93 @@
+"""
+The short-lived child that compiles and loads the programs, and hands their descriptors over.
+
+It runs under the distribution's own Python, the only one that Debian's BCC is built for, and its
+end gives LLVM's hundred megabytes back. It imports nothing outside the standard library, bcc, and
+the modules beside it.
+"""
+
+import array
+import ctypes
+import json
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import bcc
+
+from tracer.errors import LoadError
+from tracer.kernel.btf import KernelTypes
+from tracer.kernel.headers import write_tree
+
+
+def main(channel_fd: int) -> None:
+    """
+    Answer one request on a socket: compile, load, send descriptors, end.
+
+    The request is JSON: ``defines`` (name -> number), ``bpf_dir``, and ``programs``: a list of
+    ``file``, ``functions`` (each name, program type, attach type) and ``maps``. The answer is JSON
+    with ``fds`` (what each descriptor is) and ``drop_reasons``, or ``error``.
+    """
+    with socket.socket(fileno=channel_fd) as channel:
+        request = json.loads(channel.recv(1 << 16))
+        try:
+            answer, fds = _load_all(request)
+        except LoadError as error:
+            answer, fds = {"error": str(error)}, []
+        socket.send_fds(channel, [json.dumps(answer).encode()], array.array("i", fds))
+
+
+def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    types = KernelTypes()
+    named: list[tuple[str, str, str]] = []
+    fds: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="srcip-headers-") as tree:
+        write_tree(Path(tree), types)
+        os.environ["BCC_KERNEL_SOURCE"] = tree
+        flags = [f"-I{tree}", f"-I{request['bpf_dir']}"]
+        flags += [f"-D{name}={value}" for name, value in request["defines"].items()]
+        for program in request["programs"]:
+            loaded = _load(program, request["bpf_dir"], flags)
+            for kind, name, fd in loaded:
+                named.append((program["file"], kind, name))
+                fds.append(fd)
+    reasons = {
+        number: name.removeprefix("SKB_DROP_REASON_")
+        for number, name in types.enumerators("skb_drop_reason").items()
+        if not name.endswith(("_MAX", "_MASK"))
+    }
+    return {"fds": named, "drop_reasons": reasons}, fds
+
+
+# BCC closes the descriptors of a module when it is collected.
+_modules: list[Any] = []
+
+
+def _load(program: dict[str, Any], bpf_dir: str, flags: list[str]) -> list[tuple[str, str, int]]:
+    source = Path(bpf_dir) / program["file"]
+    try:
+        module = bcc.BPF(src_file=str(source).encode(), cflags=flags)
+    except Exception as error:  # BCC raises nothing narrower
+        raise LoadError(f"cannot compile {program['file']}: {error}") from error
+    _modules.append(module)
+    loaded = []
+    for name, program_type, attach_type in program["functions"]:
+        try:
+            function = module.load_func(name.encode(), program_type, attach_type=attach_type)
+        except Exception as error:
+            raise LoadError(
+                f"the kernel ({os.uname().release}) refuses {name} of {program['file']}: {error}"
+            ) from error
+        loaded.append(("function", name, function.fd))
+    for name in program["maps"]:
+        # Plain types: BCC's own decoding of nested structs fails, and nobody here uses it.
+        table = module.get_table(name.encode(), ctypes.c_uint32, ctypes.c_uint32)
+        loaded.append(("map", name, table.map_fd))
+    return loaded
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

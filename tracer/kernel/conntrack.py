@@ -1,0 +1,256 @@
+"""
+Conntrack over netlink, read-only: its table as it stands, and new entries as they come.
+
+Written by hand because the alternatives cost more than the tracer may weigh: see
+docs/decisions/0003-conntrack-netlink.md.
+"""
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from tracer.encode import encode_connection
+from tracer.errors import ConntrackError
+from tracer.kernel.netns import Netns, inside
+from tracer.model import ICMP, ICMPV6, Connection, FiveTuple, Hook, IPAddress, Status
+from tracer.source import SourceInfo
+
+# include/uapi/linux/netlink.h, netfilter/nfnetlink.h, netfilter/nfnetlink_conntrack.h
+_NETLINK_NETFILTER = 12
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
+_CT_NEW, _CT_GET = 0x100, 0x101  # NFNL_SUBSYS_CTNETLINK << 8
+_GROUP_NEW = 1
+_NLA_TYPE_MASK = 0x3FFF
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_MARK, _CTA_ZONE = 1, 2, 3, 8, 18
+_CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_TUPLE_ZONE = 1, 2, 3
+_CTA_IP_V4_SRC, _CTA_IP_V4_DST, _CTA_IP_V6_SRC, _CTA_IP_V6_DST = 1, 2, 3, 4
+_CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
+_CTA_PROTO_ICMP_ID, _CTA_PROTO_ICMP_TYPE, _CTA_PROTO_ICMP_CODE = 4, 5, 6
+_CTA_PROTO_ICMPV6_ID, _CTA_PROTO_ICMPV6_TYPE, _CTA_PROTO_ICMPV6_CODE = 7, 8, 9
+
+_HEADER = struct.Struct("=IHHII")
+_NFGENMSG_SIZE = 4
+_RECEIVE = 1 << 16
+_EVENT_BUFFER = 4 << 20
+
+_Attributes = dict[int, bytes]
+
+
+def dump(netns: Netns) -> Iterator[Connection]:
+    """
+    Yield the connections that conntrack of one namespace holds now.
+
+    Entries carry no time of their own; they get the time of reading. An entry that changes place
+    in the table meanwhile may be seen twice or not at all, as with ``conntrack -L``.
+
+    Raises:
+        ConntrackError: If the kernel refuses: no CAP_NET_ADMIN, or no conntrack netlink.
+        NetnsError: If the namespace is gone or may not be entered.
+    """
+    with _open(netns) as channel:
+        request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        header = _HEADER.pack(
+            _HEADER.size + len(request), _CT_GET, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
+        )
+        channel.send(header + request)
+        while True:
+            for kind, payload in _messages(channel.recv(_RECEIVE)):
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    raise _refused(struct.unpack_from("=i", payload)[0], netns)
+                connection = parse(payload, netns.inode, time.monotonic_ns())
+                if connection is not None:
+                    yield connection
+
+
+class ConntrackSource:
+    """
+    New connections as conntrack's own events tell them: no BPF, no mark, no drops, no accepts.
+
+    The rung for kernels without BPF netfilter links.
+    """
+
+    RUNG = "conntrack events"
+    NOT_SEEN = (
+        "the packet mark, so not kube-proxy's masquerade bit",
+        "dropped packets",
+        "what backends' sockets accepted",
+    )
+
+    def __init__(self, namespaces: Sequence[Netns], clock_offset_ns: int) -> None:
+        self.info = SourceInfo(
+            clock_offset_ns=clock_offset_ns,
+            nodes={netns.inode: netns.node for netns in namespaces},
+            rung=self.RUNG,
+            not_seen=self.NOT_SEEN,
+        )
+        self._lost = {"conntrack_overrun": 0, "undecodable": 0}
+        self._channels: list[tuple[Netns, socket.socket]] = []
+        try:
+            for netns in namespaces:
+                channel = _open(netns, groups=_GROUP_NEW)
+                self._channels.append((netns, channel))
+                channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, timeout_s: float) -> list[bytes] | None:
+        """Return the connections made since the last call."""
+        records: list[bytes] = []
+        share_s = timeout_s / max(1, len(self._channels))
+        for netns, channel in self._channels:
+            channel.settimeout(share_s)
+            records += self._drain(netns, channel)
+        return records
+
+    def lost(self) -> Mapping[str, int]:
+        """Count the times the kernel threw events away because we were slow."""
+        return self._lost
+
+    def symbol(self, address: int) -> str | None:  # noqa: ARG002 - the protocol's
+        """Conntrack tells no addresses of functions."""
+        return None
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for _, channel in self._channels:
+            channel.close()
+        self._channels.clear()
+
+    def _drain(self, netns: Netns, channel: socket.socket) -> list[bytes]:
+        try:
+            data = channel.recv(_RECEIVE)
+        except (TimeoutError, BlockingIOError):
+            return []
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise ConntrackError(f"conntrack events of {netns.node}: {error}") from error
+            self._lost["conntrack_overrun"] += 1
+            return []
+        records = []
+        for kind, payload in _messages(data):
+            if kind != _CT_NEW:
+                continue
+            connection = parse(payload, netns.inode, time.monotonic_ns())
+            if connection is None:
+                self._lost["undecodable"] += 1
+            else:
+                records.append(encode_connection(connection))
+        return records
+
+
+def parse(payload: bytes, netns: int, ktime_ns: int) -> Connection | None:
+    """
+    Read one conntrack netlink message, without its netlink header; None if it is incomplete.
+
+    Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+    """
+    try:
+        attributes = _attributes(payload[_NFGENMSG_SIZE:])
+        orig_attributes = _attributes(attributes[_CTA_TUPLE_ORIG])
+        zone = attributes.get(_CTA_ZONE) or orig_attributes.get(_CTA_TUPLE_ZONE) or b"\0\0"
+        return Connection(
+            ktime_ns=ktime_ns,
+            netns=netns,
+            hook=Hook.CONNTRACK,
+            orig=_tuple(orig_attributes),
+            reply=_tuple(_attributes(attributes[_CTA_TUPLE_REPLY])),
+            status=Status(int.from_bytes(attributes.get(_CTA_STATUS, b""), "big")),
+            zone=int.from_bytes(zone, "big"),
+            mark=None,
+            ct_mark=int.from_bytes(attributes.get(_CTA_MARK, b""), "big"),
+            iif=0,
+            oif=0,
+            is_related=False,
+        )
+    except (KeyError, ValueError, struct.error):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _IcmpKeys:
+    id: int
+    type: int
+    code: int
+
+
+_ICMP_KEYS = {
+    ICMP: _IcmpKeys(_CTA_PROTO_ICMP_ID, _CTA_PROTO_ICMP_TYPE, _CTA_PROTO_ICMP_CODE),
+    ICMPV6: _IcmpKeys(_CTA_PROTO_ICMPV6_ID, _CTA_PROTO_ICMPV6_TYPE, _CTA_PROTO_ICMPV6_CODE),
+}
+
+
+def _tuple(attributes: _Attributes) -> FiveTuple:
+    addresses = _attributes(attributes[_CTA_TUPLE_IP])
+    ports = _attributes(attributes[_CTA_TUPLE_PROTO])
+    proto = ports[_CTA_PROTO_NUM][0]
+    icmp = _ICMP_KEYS.get(proto)
+    if icmp:
+        sport = int.from_bytes(ports.get(icmp.id, b""), "big")
+        dport = ports.get(icmp.type, b"\0")[0] << 8 | ports.get(icmp.code, b"\0")[0]
+    else:
+        # Protocols without ports have neither attribute.
+        sport = int.from_bytes(ports.get(_CTA_PROTO_SRC_PORT, b""), "big")
+        dport = int.from_bytes(ports.get(_CTA_PROTO_DST_PORT, b""), "big")
+    src, dst = _addresses(addresses)
+    return FiveTuple(src=src, dst=dst, sport=sport, dport=dport, proto=proto)
+
+
+def _addresses(attributes: _Attributes) -> tuple[IPAddress, IPAddress]:
+    if _CTA_IP_V4_SRC in attributes:
+        return IPv4Address(attributes[_CTA_IP_V4_SRC]), IPv4Address(attributes[_CTA_IP_V4_DST])
+    return IPv6Address(attributes[_CTA_IP_V6_SRC]), IPv6Address(attributes[_CTA_IP_V6_DST])
+
+
+def _attributes(data: bytes) -> _Attributes:
+    """Split netlink attributes, each aligned to 4 bytes; a cut-off one ends it."""
+    found: _Attributes = {}
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4 or at + length > len(data):
+            break
+        found[kind & _NLA_TYPE_MASK] = data[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > len(data):
+            return
+        yield kind, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def _open(netns: Netns, groups: int = 0) -> socket.socket:
+    with inside(netns.path):
+        try:
+            channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise ConntrackError(
+                f"this kernel ({os.uname().release}) has no netfilter netlink: {error.strerror}"
+            ) from error
+    try:
+        channel.bind((0, groups))
+    except OSError as error:
+        channel.close()
+        raise _refused(-(error.errno or 0), netns) from error
+    return channel
+
+
+def _refused(negative_errno: int, netns: Netns) -> ConntrackError:
+    hint = "; it takes root (CAP_NET_ADMIN)" if negative_errno == -errno.EPERM else ""
+    return ConntrackError(
+        f"conntrack of {netns.node} cannot be read: {os.strerror(-negative_errno)}{hint}"
+    )

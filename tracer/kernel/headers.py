@@ -1,0 +1,82 @@
+"""The header tree that BCC compiles against, made from the running kernel instead of a package."""
+
+import os
+from pathlib import Path
+
+from tracer.errors import LoadError
+from tracer.kernel.btf import FIELDS, SIZES, KernelTypes
+
+# BCC asks for a kernel source tree but needs only these files of it. __LINUX_BPF_H__ keeps the
+# system's bpf.h away from the newer copy that BCC brings.
+_FILES = {
+    "include/linux/kconfig.h": "#define CONFIG_BPF_SYSCALL 1\n#define __LINUX_BPF_H__\n",
+    "include/linux/log2.h": (
+        "#include <linux/types.h>\n"
+        "typedef __u8 u8; typedef __u16 u16; typedef __u32 u32; typedef __u64 u64;\n"
+        "typedef __s8 s8; typedef __s16 s16; typedef __s32 s32; typedef __s64 s64;\n"
+        "typedef _Bool bool; typedef unsigned long size_t; typedef unsigned long uintptr_t;\n"
+        "#define true 1\n#define false 0\n#define NULL ((void *)0)\n"
+    ),
+    "include/asm/page.h": f"#define PAGE_SIZE {os.sysconf('SC_PAGE_SIZE')}\n",
+}
+# Debian keeps asm/ under the machine's triplet.
+_UAPI_DIRS = {
+    "linux": ("/usr/include/linux",),
+    "asm-generic": ("/usr/include/asm-generic",),
+    "asm": (
+        "/usr/include/asm",
+        "/usr/include/x86_64-linux-gnu/asm",
+        "/usr/include/aarch64-linux-gnu/asm",
+    ),
+}
+
+
+def write_tree(root: Path, types: KernelTypes) -> None:
+    """
+    Write the header tree into an empty directory, for ``BCC_KERNEL_SOURCE`` and ``-I``.
+
+    Args:
+        root: Where to write it. ``root/offsets.h`` holds the field offsets.
+        types: The running kernel's types.
+
+    Raises:
+        LoadError: If the C library's kernel headers are missing, or the kernel lacks a field.
+    """
+    for name, text in _FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    uapi = root / "include/uapi"
+    uapi.mkdir()
+    for name, candidates in _UAPI_DIRS.items():
+        (uapi / name).symlink_to(_first_directory(candidates))
+    (root / "offsets.h").write_text(offsets_header(types))
+
+
+def offsets_header(types: KernelTypes) -> str:
+    """Return C macros with the offset of every field and the size of every struct we read."""
+    lines = ["/* From the BTF of the running kernel. */"]
+    for struct, path in FIELDS:
+        name = f"{struct}__{path.replace('.', '_')}"
+        lines.append(f"#define SRCIP_OFFSET_{name} {types.offset(struct, path)}")
+    conn = [(types.offset("nf_conn", path), size) for path, size in _nf_conn_fields(types)]
+    # Whole words, so that every field keeps its alignment on the stack.
+    first = min(offset for offset, _ in conn) & ~7
+    last = (max(offset + size for offset, size in conn) + 7) & ~7
+    lines.append(f"#define SRCIP_NF_CONN_FIRST {first}")
+    lines.append(f"#define SRCIP_NF_CONN_SPAN {last - first}")
+    lines += [f"#define SRCIP_SIZE_{struct} {types.size(struct)}" for struct in SIZES]
+    return "\n".join(lines) + "\n"
+
+
+def _nf_conn_fields(types: KernelTypes) -> tuple[tuple[str, int], ...]:
+    """Name the fields of struct nf_conn that are fetched in one read, with their sizes."""
+    hashes = 2 * types.size("nf_conntrack_tuple_hash")
+    return (("zone.id", 2), ("zone.dir", 1), ("tuplehash", hashes), ("status", 8), ("mark", 4))
+
+
+def _first_directory(candidates: tuple[str, ...]) -> str:
+    for candidate in candidates:
+        if Path(candidate).is_dir():
+            return candidate
+    raise LoadError(f"no directory {candidates[0]}; install the package linux-libc-dev")

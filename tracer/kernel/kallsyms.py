@@ -1,0 +1,48 @@
+"""Names of kernel functions, looked up on demand."""
+
+from typing import IO
+
+from tracer.errors import LoadError
+
+_PATH = "/proc/kallsyms"
+
+
+class Kallsyms:
+    """
+    ``/proc/kallsyms``, read once per address and never kept: it has 200,000 lines.
+
+    The kernel decides at open whether a reader may see addresses, so it is opened while we are
+    still privileged.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, str | None] = {}
+        try:
+            self._stream: IO[bytes] | None = open(_PATH, "rb")  # noqa: SIM115, PTH123 - kept open
+        except OSError as error:
+            raise LoadError(f"cannot read {_PATH}: {error.strerror}") from error
+
+    def function(self, address: int) -> str | None:
+        """Return the function that an address lies in; None if the kernel does not say."""
+        if address not in self._known:
+            self._known[address] = self._scan(address)
+        return self._known[address]
+
+    def close(self) -> None:
+        """Close the file. Known names stay known."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _scan(self, address: int) -> str | None:
+        if self._stream is None:
+            return None
+        self._stream.seek(0)
+        best, name = 0, None
+        # Lines: address, type, name, and the module in brackets. The core kernel is sorted,
+        # modules are not.
+        for line in self._stream:
+            here = int(line[:16], 16)
+            if best < here <= address and line[17:18] in b"tTwW":
+                best, name = here, line[19:].split()[0]
+        return name.decode("ascii", "replace") if name else None

@@ -1,0 +1,191 @@
+"""The kernel as a source of records: programs loaded, attached and read."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tracer.encode import encode_config
+from tracer.errors import LoadError
+from tracer.kernel import programs
+from tracer.kernel.attach import Links
+from tracer.kernel.bpf_syscall import Map, possible_cpus, program_runs, sum_cpus
+from tracer.kernel.counters import PathCounters
+from tracer.kernel.kallsyms import Kallsyms
+from tracer.kernel.netns import Netns
+from tracer.kernel.programs import ACCEPTS, CONNECTIONS, DROPS, Loaded, Sizes
+from tracer.kernel.ring import RingReader
+from tracer.model import Filter
+from tracer.source import SourceInfo
+from tracer.wire import Lost
+
+_log = logging.getLogger(__name__)
+
+RUNG = "BPF netfilter links"
+# Drops that are reported for every flow: netfilter and routing, and nobody listening. They are
+# looked up by name in the running kernel's own enum, whose numbers move.
+REASONS = frozenset(
+    {
+        "NETFILTER_DROP",
+        "NO_SOCKET",
+        "IP_RPFILTER",
+        "IP_NOPROTO",
+        "IP_INNOROUTES",
+        "IP_OUTNOROUTES",
+        "IP_INADDRERRORS",
+        "IP_LOCAL_SOURCE",
+        "IP_INVALID_SOURCE",
+        "IP_LOCALNET",
+        "IP_INVALID_DEST",
+        "NEIGH_FAILED",
+    }
+)
+# Rings in the order in which they are drained. An accept follows its connection: draining
+# connections last makes sure that both are in one batch, which is then sorted by time.
+_RINGS = ((ACCEPTS, "accepts"), (DROPS, "drops"), (CONNECTIONS, "connections"))
+_RECORD_BYTES = 128 + 8
+_CHECK_INTERVAL_NS = 500_000_000
+_ZERO = bytes(4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """
+    What the kernel side shall do.
+
+    ``wanted`` is applied before a record is written. ``is_counting`` keeps the counters of
+    ``KernelSource.counters``; ``is_streaming`` writes records.
+    """
+
+    wanted: Filter = field(default_factory=Filter)
+    is_streaming: bool = True
+    is_counting: bool = False
+    masquerade_mark: int = 0x4000
+    sizes: Sizes = field(default_factory=Sizes)
+
+
+class KernelSource:
+    """
+    A source that reads the running kernel. Takes root.
+
+    Everything is detached by ``close``, and by the end of the process however it ends.
+
+    Raises:
+        LoadError: If the programs cannot be compiled, loaded or attached.
+        NetnsError: If a namespace cannot be entered.
+    """
+
+    def __init__(self, namespaces: Sequence[Netns], settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
+        self._namespaces = {netns.inode: netns for netns in namespaces}
+        self._kallsyms = Kallsyms()
+        self._links = Links()
+        self._loaded = Loaded()
+        self._reader: RingReader | None = None
+        self._next_check_ns = 0
+        try:
+            self._loaded = programs.load((CONNECTIONS, ACCEPTS, DROPS), self._settings.sizes)
+            self._configure()
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+        self.info = SourceInfo(
+            clock_offset_ns=clock_offset_ns(),
+            nodes={netns.inode: netns.node for netns in namespaces},
+            drop_reasons=self._loaded.drop_reasons,
+            rung=RUNG,
+        )
+
+    @property
+    def counters(self) -> PathCounters:
+        """The kernel's count of connections by path."""
+        return PathCounters(self._loaded)
+
+    def read(self, timeout_s: float) -> list[bytes] | None:
+        """Return the next records; None when every traced namespace is gone."""
+        if self._reader is None:
+            raise LoadError("this source is closed")
+        batch = self._reader.read(timeout_s)
+        self._release_gone_namespaces()
+        if not batch and not self._links.by_namespace:
+            return None
+        return batch
+
+    def lost(self) -> Mapping[str, int]:
+        """Sum up what the programs could not report, by reason."""
+        totals = {slot.name.lower(): 0 for slot in Lost}
+        for program in (CONNECTIONS, ACCEPTS, DROPS):
+            counters = Map(self._loaded.map(program, "lost"), 4, 8, is_per_cpu=True)
+            for slot in Lost:
+                value = counters.lookup(slot.to_bytes(4, "little"))
+                totals[slot.name.lower()] += sum_cpus(value or b"")
+        return totals
+
+    def symbol(self, address: int) -> str | None:
+        """Name the kernel function that an address belongs to."""
+        return self._kallsyms.function(address)
+
+    def run_statistics(self) -> dict[str, tuple[int, int]]:
+        """Return run time in ns and runs by function; 0 unless kernel.bpf_stats_enabled."""
+        return {name: program_runs(fd) for (_, name), fd in self._loaded.functions.items()}
+
+    def close(self) -> None:
+        """Detach and unload. May be called twice."""
+        self._links.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._loaded.close()
+        self._kallsyms.close()
+
+    def _configure(self) -> None:
+        settings = self._settings
+        ring_records = (
+            settings.sizes.connection_ring_pages * os.sysconf("SC_PAGE_SIZE") // _RECORD_BYTES
+        )
+        config = encode_config(
+            wanted=settings.wanted,
+            reasons=[n for n, name in self._loaded.drop_reasons.items() if name in REASONS],
+            # All CPUs together must not fill more than a quarter of the ring in silence.
+            wakeup_records=max(1, ring_records // 4 // possible_cpus()),
+            masquerade_mark=settings.masquerade_mark,
+            is_streaming=settings.is_streaming,
+            is_counting=settings.is_counting,
+        )
+        for program in (CONNECTIONS, ACCEPTS, DROPS):
+            Map(self._loaded.map(program, "config"), 4, len(config)).update(_ZERO, config)
+
+    def _attach(self) -> None:
+        self._reader = RingReader([self._loaded.map(program, name) for program, name in _RINGS])
+        traced = Map(self._loaded.map(DROPS, "traced"), 4, 1)
+        functions = {name: self._loaded.function(CONNECTIONS, name) for name in _FUNCTIONS}
+        # Drops and accepts first: they only speak of connections that are seen.
+        self._links.attach_tracepoint("kfree_skb", self._loaded.function(DROPS, "srcip_drop"))
+        self._links.attach_tracepoint(
+            "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
+        )
+        for netns in self._namespaces.values():
+            self._links.attach_netfilter(netns, functions)
+            traced.update(netns.inode.to_bytes(4, "little"), b"\1")
+
+    def _release_gone_namespaces(self) -> None:
+        """Let go of namespaces that were removed: our links would keep them alive."""
+        now_ns = time.monotonic_ns()
+        if now_ns < self._next_check_ns:
+            return
+        self._next_check_ns = now_ns + _CHECK_INTERVAL_NS
+        for inode in list(self._links.by_namespace):
+            netns = self._namespaces[inode]
+            if not netns.is_present():
+                self._links.detach_namespace(inode)
+                _log.warning("the namespace of %s is gone (%s)", netns.node, netns.path)
+
+
+_FUNCTIONS = tuple(name for name, _, _ in CONNECTIONS.functions)
+
+
+def clock_offset_ns() -> int:
+    """Return what to add to CLOCK_MONOTONIC, the clock of records, to get Unix time."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)

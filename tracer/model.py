@@ -1,0 +1,258 @@
+"""What the tracer knows, in the kernel's own terms: connections, drops, accepts."""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
+PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6, "sctp": SCTP}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+# Queries and their answers: invmap[] of nf_conntrack_proto_icmp.c and _icmpv6.c.
+_ICMP_PAIRS = {
+    ICMP: ((8, 0), (13, 14), (15, 16), (17, 18)),
+    ICMPV6: ((128, 129), (139, 140)),
+}
+_ICMP_ANSWERS = {
+    (proto, here): there
+    for proto, pairs in _ICMP_PAIRS.items()
+    for pair in pairs
+    for here, there in (pair, pair[::-1])
+}
+
+
+def protocol_name(number: int) -> str:
+    """Return an IP protocol's name as ``conntrack -L`` prints it, or its number."""
+    return _PROTOCOL_NAMES.get(number, str(number))
+
+
+class Hook(IntEnum):
+    """Where the kernel was seen at work. Values are ``enum srcip_hook``."""
+
+    NF_PREROUTING = 1
+    NF_INPUT = 2
+    NF_FORWARD = 3
+    NF_OUTPUT = 4
+    NF_POSTROUTING = 5
+    CONNTRACK = 6
+
+    @property
+    def label(self) -> str:
+        """The name used in output: netfilter hooks as iptables spells them, in lower case."""
+        return self.name.lower().removeprefix("nf_")
+
+
+class Status(IntFlag):
+    """Bits of ``nf_conn.status``: ``enum ip_conntrack_status`` of the kernel's uapi."""
+
+    EXPECTED = 1 << 0
+    SEEN_REPLY = 1 << 1
+    ASSURED = 1 << 2
+    CONFIRMED = 1 << 3
+    SRC_NAT = 1 << 4
+    DST_NAT = 1 << 5
+    SEQ_ADJUST = 1 << 6
+    SRC_NAT_DONE = 1 << 7
+    DST_NAT_DONE = 1 << 8
+    DYING = 1 << 9
+    FIXED_TIMEOUT = 1 << 10
+    TEMPLATE = 1 << 11
+    UNTRACKED = 1 << 12
+    HELPER = 1 << 13
+    OFFLOAD = 1 << 14
+    HW_OFFLOAD = 1 << 15
+
+
+class ClientClass(IntEnum):
+    """What an address is in the cluster. Values are ``enum srcip_client_class``."""
+
+    EXTERNAL = 0
+    POD = 1
+    NODE = 2
+    LOADBALANCER = 3
+    LOOPBACK = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiveTuple:
+    """
+    One direction of a flow. Field names are those of ``conntrack -L``.
+
+    ICMP has no ports: ``sport`` is its id, ``dport`` its ``type << 8 | code``.
+    """
+
+    src: IPAddress
+    dst: IPAddress
+    sport: int
+    dport: int
+    proto: int
+
+    @property
+    def inverted(self) -> "FiveTuple":
+        """The tuple of the answer, as conntrack inverts it: an echo request's is an echo reply."""
+        sport, dport = self.dport, self.sport
+        if self.is_icmp:
+            sport, dport = self.sport, _answer(self.proto, self.dport >> 8) << 8 | self.dport & 0xFF
+        return FiveTuple(src=self.dst, dst=self.src, sport=sport, dport=dport, proto=self.proto)
+
+    @property
+    def family(self) -> str:
+        """``ipv4`` or ``ipv6``."""
+        return f"ipv{self.src.version}"
+
+    @property
+    def is_icmp(self) -> bool:
+        """Whether the ports stand for an ICMP id, type and code."""
+        return self.proto in (ICMP, ICMPV6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """
+    A conntrack entry: the tuple the client sent, and the reply expected for it.
+
+    Without NAT the reply is the original reversed; each address that differs names one
+    translation. Rewritten ports alone do not count as one: they do not hide the client.
+
+    ``mark`` is the packet's before SNAT, None if nobody saw the packet there; ``ct_mark`` the
+    entry's. ``iif`` and ``oif`` are 0 where there is no interface.
+    """
+
+    ktime_ns: int
+    netns: int
+    hook: Hook
+    orig: FiveTuple
+    reply: FiveTuple
+    status: Status
+    zone: int
+    mark: int | None
+    ct_mark: int
+    iif: int
+    oif: int
+    is_related: bool
+
+    @property
+    def is_snat(self) -> bool:
+        """Whether the backend sees another source address than the client's."""
+        return self.reply.dst != self.orig.src
+
+    @property
+    def is_dnat(self) -> bool:
+        """Whether the packet goes elsewhere than the client addressed it."""
+        return self.reply.src != self.orig.dst
+
+    @property
+    def seen_source(self) -> IPAddress:
+        """The source address with which packets leave this node for the backend."""
+        return self.reply.dst
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """
+    A packet that the kernel discarded.
+
+    ``packet`` is its tuple as it was then, ``orig`` the original tuple of its conntrack entry;
+    either is None where the kernel had none. ``reason``, ``location`` and ``dst_input`` are the
+    running kernel's numbers and addresses; a source knows their names.
+    """
+
+    ktime_ns: int
+    netns: int
+    packet: FiveTuple | None
+    orig: FiveTuple | None
+    is_reply: bool
+    reason: int
+    location: int
+    dst_input: int | None
+    mark: int
+    ifindex: int
+    iif: int
+    dst_ifindex: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """A TCP connection that a listening socket accepted: ``peer.src`` is what it sees."""
+
+    ktime_ns: int
+    netns: int
+    peer: FiveTuple
+
+
+Record = Connection | Drop | Accept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathKey:
+    """
+    What a connection count is kept by: a way through the node, never who used it.
+
+    ``dst`` is None where the client addressed something outside that nothing translated;
+    ``backend`` is None without DNAT, ``seen_source`` without SNAT.
+    """
+
+    netns: int
+    zone: int
+    family: str
+    proto: int
+    client_class: ClientClass
+    dst: IPAddress | None
+    dst_class: ClientClass
+    dport: int
+    backend: IPAddress | None
+    backend_port: int
+    seen_source: IPAddress | None
+    is_marked: bool
+    is_input: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """
+    Which connections are wanted; an empty filter wants all.
+
+    ``client`` holds for the original source, ``backend`` for the address that answers, and
+    ``port`` for the one the client addressed or the one that answers.
+    """
+
+    client: IPNetwork | None = None
+    backend: IPNetwork | None = None
+    port: int | None = None
+    proto: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is wanted."""
+        return self == Filter()
+
+    def matches(self, connection: Connection) -> bool:
+        """Whether a connection is wanted: what ``connections.c`` decides in the kernel."""
+        orig, reply = connection.orig, connection.reply
+        return (
+            self.proto in (None, orig.proto)
+            and self.port in (None, orig.dport, reply.sport)
+            and _is_in(orig.src, self.client)
+            and _is_in(reply.src, self.backend)
+        )
+
+    def matches_packet(self, packet: FiveTuple) -> bool:
+        """Whether a packet belongs to a wanted flow, in either direction (``drops.c``)."""
+        return (
+            self.proto in (None, packet.proto)
+            and self.port in (None, packet.dport, packet.sport)
+            and (_is_in(packet.src, self.client) or _is_in(packet.dst, self.client))
+            and (_is_in(packet.src, self.backend) or _is_in(packet.dst, self.backend))
+        )
+
+
+def _answer(proto: int, icmp_type: int) -> int:
+    return _ICMP_ANSWERS.get((proto, icmp_type), icmp_type)
+
+
+def _is_in(address: IPAddress, network: IPNetwork | None) -> bool:
+    return network is None or address in network

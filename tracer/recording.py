@@ -1,0 +1,230 @@
+"""
+Recordings: a trace kept in a file, to be judged again anywhere without root.
+
+A file is ``MAGIC`` and then frames: one byte of type, four bytes of length (little endian), and
+that many bytes. Records are kept as the kernel wrote them; what is needed to read them (names of
+nodes, drop reasons and functions) is JSON beside them. The last frame is an END: a file without it
+was cut off.
+"""
+
+import json
+import struct
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tracer.errors import RecordingError
+from tracer.source import Source, SourceInfo
+from tracer.wire import HEADER_SIZE, WIRE_VERSION, Kind, WireDrop, WireHeader
+
+MAGIC = b"SRCIPREC\x01\n"
+_FRAME = struct.Struct("<BI")
+_INFO, _RECORD, _SYMBOL, _LOST, _END = range(1, 6)
+# A frame longer than this is garbage, not a record: do not believe its length.
+_MAX_FRAME = 1 << 20
+_BATCH = 1024
+
+
+class Recorder:
+    """Writes what a source delivers to a file."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        self._path = path
+        self._source = source
+        self._symbols: set[int] = set()
+        try:
+            self._stream = path.open("wb")
+        except OSError as error:
+            raise RecordingError(f"cannot write recording {path}: {error.strerror}") from error
+        self._put([MAGIC, _frame(_INFO, _dump(_info_to_json(source.info)))])
+
+    def write(self, records: Iterable[bytes]) -> None:
+        """
+        Add records, and the names of the functions that they mention for the first time.
+
+        Raises:
+            RecordingError: If the disk is full or gone.
+        """
+        chunks: list[bytes] = []
+        for record in records:
+            for address in _addresses(record):
+                if address not in self._symbols:
+                    self._symbols.add(address)
+                    chunks.append(self._symbol(address))
+            chunks.append(_frame(_RECORD, record))
+        if chunks:
+            self._put(chunks)
+
+    def close(self) -> None:
+        """Add the losses and the end mark."""
+        self._put([_frame(_LOST, _dump(dict(self._source.lost()))), _frame(_END, b"")])
+        self._stream.close()
+
+    def _symbol(self, address: int) -> bytes:
+        return _frame(_SYMBOL, _dump([address, self._source.symbol(address)]))
+
+    def _put(self, chunks: list[bytes]) -> None:
+        try:
+            self._stream.write(b"".join(chunks))
+            self._stream.flush()
+        except OSError as error:
+            raise RecordingError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+class RecordingSource:
+    """A source that reads a recording. Needs no root and no BPF."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records = 0
+        self._has_ended = False
+        self._lost: dict[str, int] = {}
+        self._symbols: dict[int, str | None] = {}
+        try:
+            self._stream: IO[bytes] = path.open("rb")
+        except OSError as error:
+            raise RecordingError(f"cannot read recording {path}: {error.strerror}") from error
+        try:
+            self.info = self._read_info()
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def read(self, timeout_s: float) -> list[bytes] | None:  # noqa: ARG002 - the protocol's
+        """
+        Return the next records, None after the last.
+
+        Raises:
+            RecordingError: Where the file is cut off or is no recording any more. The records
+                before that place have been returned.
+        """
+        batch: list[bytes] = []
+        while len(batch) < _BATCH and not self._has_ended:
+            try:
+                kind, payload = self._frame()
+                self._take(kind, payload, batch)
+            except RecordingError:
+                if batch:
+                    # Hand over what is good; the next call finds the bad place again.
+                    self._stream.seek(self._start)
+                    break
+                raise
+        return batch if batch or not self._has_ended else None
+
+    def lost(self) -> Mapping[str, int]:
+        """What the recording tracer lost."""
+        return self._lost
+
+    def symbol(self, address: int) -> str | None:
+        """Look up the name that the recording kernel had for an address."""
+        return self._symbols.get(address)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def _read_info(self) -> SourceInfo:
+        if self._stream.read(len(MAGIC)) != MAGIC:
+            raise RecordingError(f"{self._path} is no srcip recording")
+        kind, payload = self._frame()
+        if kind != _INFO:
+            raise self._garbage(f"it begins with frame type {kind}")
+        info = self._json(payload)
+        try:
+            return _info_from_json(info)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._garbage(f"its header is wrong ({error!r:.80})") from error
+
+    def _take(self, kind: int, payload: bytes, batch: list[bytes]) -> None:
+        if kind == _RECORD:
+            batch.append(payload)
+            self._records += 1
+        elif kind == _SYMBOL:
+            match self._json(payload):
+                case [int(address), str() | None as name]:
+                    self._symbols[address] = name
+                case _:
+                    raise self._garbage("a function name is wrong")
+        elif kind == _LOST:
+            lost = self._json(payload)
+            if not isinstance(lost, dict) or not all(isinstance(n, int) for n in lost.values()):
+                raise self._garbage("its losses are wrong")
+            self._lost = lost
+        elif kind == _END:
+            self._has_ended = True
+        else:
+            raise self._garbage(f"there is no frame type {kind}")
+
+    def _frame(self) -> tuple[int, bytes]:
+        self._start = self._stream.tell()
+        head = self._stream.read(_FRAME.size)
+        if len(head) < _FRAME.size:
+            raise self._cut_off()
+        kind, length = _FRAME.unpack(head)
+        if length > _MAX_FRAME:
+            raise self._garbage(f"a frame claims {length} bytes")
+        payload = self._stream.read(length)
+        if len(payload) < length:
+            raise self._cut_off()
+        return kind, payload
+
+    def _json(self, payload: bytes) -> Any:
+        try:
+            return json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise self._garbage("a frame is not JSON") from error
+
+    def _cut_off(self) -> RecordingError:
+        return RecordingError(
+            f"recording {self._path} is cut off after {self._records} records "
+            f"(byte {self._start}): it has no end mark"
+        )
+
+    def _garbage(self, what: str) -> RecordingError:
+        return RecordingError(
+            f"recording {self._path} is damaged after {self._records} records "
+            f"(byte {self._start}): {what}"
+        )
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    return _FRAME.pack(kind, len(payload)) + payload
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _addresses(record: bytes) -> tuple[int, ...]:
+    """Return the kernel addresses that a record mentions."""
+    if len(record) < HEADER_SIZE or WireHeader.from_buffer_copy(record).kind != Kind.DROP:
+        return ()
+    drop = WireDrop.from_buffer_copy(record)
+    return tuple(address for address in (drop.location, drop.dst_input) if address)
+
+
+def _info_to_json(info: SourceInfo) -> dict[str, object]:
+    return {
+        "wire_version": WIRE_VERSION,
+        "byte_order": sys.byteorder,
+        "clock_offset_ns": info.clock_offset_ns,
+        "nodes": {str(inode): node for inode, node in info.nodes.items()},
+        "drop_reasons": {str(number): name for number, name in info.drop_reasons.items()},
+        "rung": info.rung,
+        "not_seen": list(info.not_seen),
+    }
+
+
+def _info_from_json(info: dict[str, Any]) -> SourceInfo:
+    if info["wire_version"] != WIRE_VERSION:
+        raise ValueError(f"wire version {info['wire_version']}, expected {WIRE_VERSION}")
+    if info["byte_order"] != sys.byteorder:
+        raise ValueError(f"recorded on a {info['byte_order']}-endian machine")
+    return SourceInfo(
+        clock_offset_ns=int(info["clock_offset_ns"]),
+        nodes={int(inode): str(node) for inode, node in info["nodes"].items()},
+        drop_reasons={int(number): str(name) for number, name in info["drop_reasons"].items()},
+        rung=str(info["rung"]),
+        not_seen=tuple(str(line) for line in info["not_seen"]),
+    )

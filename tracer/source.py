@@ -1,0 +1,79 @@
+"""Where records come from: the kernel, conntrack, a recording, or a test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceInfo:
+    """
+    What is needed to read records and is not in them.
+
+    ``clock_offset_ns`` added to a record's ``ktime_ns`` gives Unix time. ``nodes`` names the node
+    of a namespace by its inode. ``drop_reasons`` are the numbers of the kernel that wrote the
+    records. ``rung`` says how it was done, ``not_seen`` what it cannot show.
+    """
+
+    clock_offset_ns: int
+    nodes: Mapping[int, str]
+    drop_reasons: Mapping[int, str] = field(default_factory=dict)
+    rung: str
+    not_seen: Sequence[str] = ()
+
+
+class Source(Protocol):
+    """A stream of wire records, in the order in which they happened."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """How to read the records."""
+
+    def read(self, timeout_s: float) -> list[bytes] | None:
+        """
+        Return the next records; none if nothing came in time, None when the source has ended.
+
+        Raises:
+            TracerError: If the source cannot go on.
+        """
+
+    def lost(self) -> Mapping[str, int]:
+        """What was lost before it could be read, by reason, since the start."""
+
+    def symbol(self, address: int) -> str | None:
+        """Name the function of the traced kernel that an address belongs to."""
+
+    def close(self) -> None:
+        """Release everything. Reading afterwards is an error."""
+
+
+class FakeSource:
+    """Records from memory, for tests."""
+
+    def __init__(
+        self,
+        batches: Sequence[list[bytes]],
+        info: SourceInfo,
+        *,
+        lost: Mapping[str, int] | None = None,
+        symbols: Mapping[int, str] | None = None,
+    ) -> None:
+        self.info = info
+        self._batches = list(batches)
+        self._lost = dict(lost or {})
+        self._symbols = dict(symbols or {})
+
+    def read(self, timeout_s: float) -> list[bytes] | None:  # noqa: ARG002 - the protocol's
+        """Return the next batch, None after the last."""
+        return self._batches.pop(0) if self._batches else None
+
+    def lost(self) -> Mapping[str, int]:
+        """What the test said was lost."""
+        return self._lost
+
+    def symbol(self, address: int) -> str | None:
+        """Look an address up in what the test gave."""
+        return self._symbols.get(address)
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,185 @@
+"""ctypes mirror of ``bpf/wire.h``: layouts and numbers only, no behaviour."""
+
+import ctypes
+from enum import IntEnum, IntFlag
+
+WIRE_VERSION = 1
+
+_ADDRESS = ctypes.c_uint8 * 16
+
+
+class Kind(IntEnum):
+    """``enum srcip_kind``: what a record tells."""
+
+    CONNECTION = 1
+    DROP = 2
+    ACCEPT = 3
+
+
+class Lost(IntEnum):
+    """``enum srcip_lost``: slots of each program's array of things it could not report."""
+
+    RING_FULL = 0
+    PATHS_FULL = 1
+    MARK_OVERTAKEN = 2
+    UNREADABLE = 3
+    UNTRACKED = 4
+
+
+class ConnectionFlag(IntFlag):
+    """``enum srcip_connection_flag``."""
+
+    HAS_MARK = 1
+    RELATED = 2
+
+
+class DropFlag(IntFlag):
+    """``enum srcip_drop_flag``."""
+
+    HAS_TUPLE = 1
+    HAS_ORIG = 2
+    HAS_DST = 4
+    IS_REPLY = 8
+
+
+class PathFlag(IntFlag):
+    """``enum srcip_path_flag``."""
+
+    SNAT = 1
+    DNAT = 2
+    MARKED = 4
+    INPUT = 8
+
+
+class WireTuple(ctypes.Structure):
+    """``struct srcip_tuple``."""
+
+    _fields_ = (
+        ("src", _ADDRESS),
+        ("dst", _ADDRESS),
+        ("sport", ctypes.c_uint16),
+        ("dport", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("family", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 2),
+    )
+
+
+class WireHeader(ctypes.Structure):
+    """``struct srcip_header``."""
+
+    _fields_ = (
+        ("ktime_ns", ctypes.c_uint64),
+        ("netns", ctypes.c_uint32),
+        ("size", ctypes.c_uint16),
+        ("version", ctypes.c_uint8),
+        ("kind", ctypes.c_uint8),
+    )
+
+
+class WireConnection(ctypes.Structure):
+    """``struct srcip_connection``."""
+
+    _fields_ = (
+        ("header", WireHeader),
+        ("orig", WireTuple),
+        ("reply", WireTuple),
+        ("status", ctypes.c_uint32),
+        ("mark", ctypes.c_uint32),
+        ("ct_mark", ctypes.c_uint32),
+        ("iif", ctypes.c_uint32),
+        ("oif", ctypes.c_uint32),
+        ("zone", ctypes.c_uint16),
+        ("zone_dir", ctypes.c_uint8),
+        ("hook", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 7),
+    )
+
+
+class WireDrop(ctypes.Structure):
+    """``struct srcip_drop``."""
+
+    _fields_ = (
+        ("header", WireHeader),
+        ("packet", WireTuple),
+        ("orig", WireTuple),
+        ("location", ctypes.c_uint64),
+        ("dst_input", ctypes.c_uint64),
+        ("reason", ctypes.c_uint32),
+        ("mark", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("iif", ctypes.c_uint32),
+        ("dst_ifindex", ctypes.c_uint32),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class WireAccept(ctypes.Structure):
+    """``struct srcip_accept``."""
+
+    _fields_ = (("header", WireHeader), ("peer", WireTuple))
+
+
+class WirePrefix(ctypes.Structure):
+    """``struct srcip_prefix``."""
+
+    _fields_ = (("length", ctypes.c_uint32), ("address", _ADDRESS))
+
+
+class WireFilter(ctypes.Structure):
+    """``struct srcip_filter``."""
+
+    _fields_ = (
+        ("client", _ADDRESS),
+        ("client_mask", _ADDRESS),
+        ("backend", _ADDRESS),
+        ("backend_mask", _ADDRESS),
+        ("port", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 5),
+    )
+
+
+class WireConfig(ctypes.Structure):
+    """``struct srcip_config``."""
+
+    _fields_ = (
+        ("filter", WireFilter),
+        ("reasons", ctypes.c_uint64 * 4),
+        ("wakeup_records", ctypes.c_uint32),
+        ("masquerade_mark", ctypes.c_uint32),
+        ("is_streaming", ctypes.c_uint8),
+        ("is_counting", ctypes.c_uint8),
+        ("is_filtered", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 5),
+    )
+
+
+class WirePathKey(ctypes.Structure):
+    """``struct srcip_path_key``."""
+
+    _fields_ = (
+        ("dst", _ADDRESS),
+        ("backend", _ADDRESS),
+        ("seen", _ADDRESS),
+        ("netns", ctypes.c_uint32),
+        ("dport", ctypes.c_uint16),
+        ("backend_port", ctypes.c_uint16),
+        ("zone", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("family", ctypes.c_uint8),
+        ("client_class", ctypes.c_uint8),
+        ("dst_class", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 1),
+    )
+
+
+HEADER_SIZE = ctypes.sizeof(WireHeader)
+RECORDS: dict[Kind, type[ctypes.Structure]] = {
+    Kind.CONNECTION: WireConnection,
+    Kind.DROP: WireDrop,
+    Kind.ACCEPT: WireAccept,
+}
