@@ -81,7 +81,7 @@ def _is_dead(path: Path) -> bool:
 def _registry() -> Iterator[None]:
     # Without it, a new lab's file could be taken for a dead one before it is locked.
     try:
-        LOCK_DIR.mkdir(mode=0o755, exist_ok=True)
+        LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
         directory = os.open(LOCK_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise LabError(f"cannot use {LOCK_DIR}: {error.strerror}; the lab takes root") from error

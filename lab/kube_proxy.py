@@ -1,10 +1,11 @@
 """Loads the recorded rules of a real kube-proxy into the lab's nodes."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from lab.hosts import NODES
+from lab.hosts import NODES, Family
 from lab.topology import Lab
 from tracer.errors import LabError
 
@@ -14,8 +15,10 @@ MODES: tuple[Mode, ...] = ("iptables", "nftables")
 DATA = Path(__file__).with_name("data")
 
 _RESTORE = {"iptables": "iptables-nft-restore", "ip6tables": "ip6tables-nft-restore"}
+_SAVE: dict[Family, str] = {"ipv4": "iptables-nft-save", "ipv6": "ip6tables-nft-save"}
 _ROUTE_LOCALNET = "ipv4/conf/all/route_localnet"
 _ACCOUNTING = re.compile(r" -m nfacct --nfacct-name +(\S+)")
+_DROP = re.compile(r'^\[(\d+):\d+\] .* --comment "([^"]+)" .*-j (?:DROP|REJECT)\b', re.MULTILINE)
 
 
 def load(lab: Lab, mode: Mode) -> None:
@@ -32,6 +35,18 @@ def load(lab: Lab, mode: Mode) -> None:
             _load_iptables(lab, node)
         else:
             _load_nftables(lab, node)
+
+
+def drops(lab: Lab, node: str, family: Family) -> Counter[str]:
+    """
+    Return how many packets the rules that drop or reject have taken, by the rules' comment.
+
+    In iptables mode only: kube-proxy's nftables rules do not count.
+    """
+    packets: Counter[str] = Counter()
+    for count, comment in _DROP.findall(lab.run(node, _SAVE[family], "-c")):
+        packets[comment] += int(count)
+    return packets
 
 
 def _load_nftables(lab: Lab, node: str) -> None:

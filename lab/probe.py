@@ -63,13 +63,16 @@ def run(
     if len({case.mode for case in cases}) > 1:
         raise ValueError("cases of several modes cannot run together: a node has one rule set")
     answers: dict[Case, Answer] = {}
+
+    def tell(case: Case, answer: Answer) -> None:
+        answers[case] = answer
+        if on_answer:
+            on_answer(case, answer)
+
     for node, together in _rounds(cases):
         if node:
             lab.route_via(node)
-        for case, answer in _round(lab, together):
-            answers[case] = answer
-            if on_answer:
-                on_answer(case, answer)
+        _round(lab, together, tell)
     return answers
 
 
@@ -84,7 +87,7 @@ def _rounds(cases: Sequence[Case]) -> Iterator[tuple[str | None, list[Case]]]:
         yield node, [case for case in cases if case.scenario.through == node]
 
 
-def _round(lab: Lab, cases: Sequence[Case]) -> Iterator[tuple[Case, Answer]]:
+def _round(lab: Lab, cases: Sequence[Case], tell: Callable[[Case, Answer], None]) -> None:
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         for case in cases:
             attempt = stack.enter_context(_started(lab, case))
@@ -95,11 +98,11 @@ def _round(lab: Lab, cases: Sequence[Case]) -> Iterator[tuple[Case, Answer]]:
                 answer = key.data.advance()
                 if answer:
                     selector.unregister(key.fileobj)
-                    yield key.data.case, answer
+                    tell(key.data.case, answer)
                 else:
                     selector.modify(key.fileobj, selectors.EVENT_READ, key.data)
         for key in selector.get_map().values():
-            yield key.data.case, Answer(outcome="timeout", local=key.data.local)
+            tell(key.data.case, Answer(outcome="timeout", local=key.data.local))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from lab.model import Except, Expectation, Outcome, Scenario
 from lab.services import PROTOS, Proto, pick, services
 from lab.table import SCENARIOS
 
-__all__ = ["SCENARIOS", "Case", "Scenario", "address", "cases", "markdown"]
+__all__ = ["SCENARIOS", "Case", "Scenario", "address", "cases", "destination", "markdown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,14 +83,14 @@ def cases(
 
 def _case(scenario: Scenario, mode: Mode, family: Family, proto: Proto) -> Case:
     expect = scenario.expected(mode, family, proto)
-    destination, port = _destination(scenario, family, proto)
+    to, port = destination(scenario, family, proto)
     return Case(
         scenario=scenario,
         mode=mode,
         family=family,
         proto=proto,
         source=hosts.CLIENT2 if scenario.client == "client2" else None,
-        destination=destination,
+        destination=to,
         port=port,
         expected_client_address=_seen(expect.seen, scenario.client, family),
         expected_outcome=expect.outcome,
@@ -100,7 +100,8 @@ def _case(scenario: Scenario, mode: Mode, family: Family, proto: Proto) -> Case:
     )
 
 
-def _destination(scenario: Scenario, family: Family, proto: Proto) -> tuple[Address, int]:
+def destination(scenario: Scenario, family: Family, proto: Proto) -> tuple[Address, int]:
+    """Return the address and the port that the client of a scenario connects to."""
     if scenario.service is None:
         return address(scenario.target or "", family), HTTP_PORT if proto == "tcp" else UDP_PORT
     service = services()[scenario.service]
