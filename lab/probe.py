@@ -93,8 +93,13 @@ def _round(lab: Lab, cases: Sequence[Case], tell: Callable[[Case, Answer], None]
             attempt = stack.enter_context(_started(lab, case))
             selector.register(attempt.socket, selectors.EVENT_WRITE, attempt)
         deadline = time.monotonic() + TIMEOUT_S
-        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            ready = selector.select(max(left, 0))
+            # What has come is read even if the caller took its time over the answers before it.
+            if not ready and left <= 0:
+                break
+            for key, _ in ready:
                 answer = key.data.advance()
                 if answer:
                     selector.unregister(key.fileobj)
@@ -116,9 +121,9 @@ def _started(lab: Lab, case: Case) -> Iterator["_Attempt"]:
         sock.setblocking(False)
         try:
             sock.bind((str(source), 0))
-            yield _Attempt(case, sock)
         except OSError as error:
             raise LabError(f"{case}: cannot connect from {source}: {error.strerror}") from error
+        yield _Attempt(case, sock)
 
 
 def _source_towards(case: Case) -> Address:

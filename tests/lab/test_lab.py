@@ -166,6 +166,29 @@ def test_answers_are_told_as_they_come(lab):
     assert [answer.outcome for _, answer in told] == ["answered"] * 4 + ["timeout"] * 4
 
 
+def test_slow_callback_costs_no_answer(lab):
+    """Answers that came in time are read even if the callback takes longer than the time-out."""
+    kube_proxy.load(lab, "nftables")
+    pauses = iter([probe.TIMEOUT_S])
+    answers = probe.run(
+        lab,
+        cases(modes=["nftables"], protos=["udp"], scenarios=["S1", "S2", "S5"]),
+        lambda *one: time.sleep(next(pauses, 0)),
+    )
+    assert {answer.outcome for answer in answers.values()} == {"answered"}
+
+
+def test_error_of_the_callback_comes_through(lab):
+    """An error of the caller's own, such as a closed output, is not taken for one of the lab."""
+    kube_proxy.load(lab, "nftables")
+    with pytest.raises(BrokenPipeError):
+        probe.run(lab, cases(modes=["nftables"], scenarios=["S1"]), broken_pipe)
+
+
+def broken_pipe(case, answer):
+    raise BrokenPipeError
+
+
 def test_cases_of_two_modes_cannot_run_together(lab):
     """A node has the rules of one mode, so a mixture is a mistake of the caller."""
     with pytest.raises(ValueError, match="several modes"):
