@@ -118,12 +118,11 @@ class Map:
                 return
             if failed and ctypes.get_errno() != errno.ENOENT:
                 raise _os_error("read a map")
-            for key, value in zip(
+            yield from zip(
                 _split(keys.raw, self.key_size, count.value),
                 _split(values.raw, self.value_size, count.value),
                 strict=True,
-            ):
-                yield key, value
+            )
             if failed:
                 return
             start = place

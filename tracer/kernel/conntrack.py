@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain, islice
 
 from tracer.encode import encode_connection
 from tracer.errors import ConntrackError
@@ -68,6 +69,40 @@ def dump(netns: Netns) -> Iterator[Connection]:
                 connection = parse(payload, netns.inode, time.monotonic_ns())
                 if connection is not None:
                     yield connection
+
+
+class DumpSource:
+    """A source that reads conntrack's table once and ends."""
+
+    RUNG = "conntrack dump"
+    NOT_SEEN = ("the packet mark, so not kube-proxy's masquerade bit", "dropped packets")
+    _BATCH = 1024
+
+    def __init__(self, namespaces: Sequence[Netns], clock_offset_ns: int) -> None:
+        self.info = SourceInfo(
+            clock_offset_ns=clock_offset_ns,
+            nodes={netns.inode: netns.node for netns in namespaces},
+            rung=self.RUNG,
+            not_seen=self.NOT_SEEN,
+        )
+        self._connections: Iterator[Connection] = chain.from_iterable(map(dump, namespaces))
+
+    def read(self, timeout_s: float) -> list[bytes] | None:  # noqa: ARG002 - the protocol's
+        """Return the next entries, None after the last."""
+        batch = list(islice(self._connections, self._BATCH))
+        return [encode_connection(connection) for connection in batch] or None
+
+    def lost(self) -> Mapping[str, int]:
+        """Lose nothing: the kernel waits for a dump's reader."""
+        return {}
+
+    def symbol(self, address: int) -> str | None:  # noqa: ARG002 - the protocol's
+        """Conntrack tells no addresses of functions."""
+        return None
+
+    def close(self) -> None:
+        """Forget what was not read."""
+        self._connections = iter(())
 
 
 class ConntrackSource:

@@ -33,8 +33,11 @@ class Netns:
         """Whether the path still leads to this namespace."""
         try:
             return self.path.stat().st_ino == self.inode
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return False
+        except PermissionError:
+            # Another process's namespace, once we have dropped root: the process is still there.
+            return True
 
 
 def find(spec: str, default_node: str) -> Netns:

@@ -1,0 +1,112 @@
+"""The demo's findings: for each connection its tuples before and after NAT, and who saw what."""
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import IO, Any
+
+from exporters.jsonl import tuple_object
+from exporters.terminal import has_colour, paint
+from exporters.text import VERDICT_COLOURS, ends
+from lab.agreement import Finding
+
+
+class DemoWriter:
+    """Prints findings under a heading for each mode and scenario."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._has_colour = has_colour(stream)
+
+    def write(self, mode: str, findings: Sequence[Finding]) -> None:
+        """Print the findings of one mode of kube-proxy, aligned with one another."""
+        rows = [_cells(finding) for finding in findings]
+        widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+        self._line(f"kube-proxy in {mode} mode", "bold")
+        self._line("  " + _aligned(_HEADINGS, widths), "dim")
+        pairs = zip(findings, rows, strict=True)
+        for scenario, group in groupby(pairs, lambda pair: pair[0].case.scenario):
+            self._line(f"{scenario.id}  {scenario.title}", "bold")
+            for finding, row in group:
+                colour = VERDICT_COLOURS[finding.verdict] if finding.agrees else "red"
+                verdict = row[_VERDICT].ljust(widths[_VERDICT])
+                text = "  " + _aligned(row, widths)
+                if self._has_colour:
+                    text = text.replace(verdict, paint(verdict, colour), 1)
+                print(text, file=self._stream)
+        print(file=self._stream)
+
+    def _line(self, text: str, colour: str) -> None:
+        print(paint(text, colour) if self._has_colour else text, file=self._stream)
+
+
+def scenario_to_line(finding: Finding) -> str:
+    """Return a finding as a line of JSON."""
+    case, answer = finding.case, finding.answer
+    line: dict[str, Any] = {
+        "kind": "scenario",
+        "version": 1,
+        "scenario": case.scenario.id,
+        "title": case.scenario.title,
+        "mode": case.mode,
+        "family": case.family,
+        "proto": case.proto,
+        "client_address": str(answer.client_address) if answer.client_address else None,
+        "outcome": answer.outcome,
+    }
+    if finding.seen_source is not None:
+        line["seen_source"] = str(finding.seen_source)
+    if finding.hops:
+        line["orig"] = tuple_object(finding.hops[0].connection.orig)
+        line["reply"] = tuple_object(finding.hops[-1].connection.reply)
+        line["nodes"] = [hop.node for hop in finding.hops]
+    line |= {"verdict": str(finding.verdict), "agrees": finding.agrees}
+    return json.dumps(line)
+
+
+_HEADINGS = (
+    "", "", "VERDICT", "BEFORE NAT", "", "AFTER NAT", "", "THROUGH", "BACKEND SAW", "SRCIP SAYS", ""
+)  # fmt: skip
+_VERDICT = 2
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    case, answer = finding.case, finding.answer
+    saw = str(answer.client_address or f"nothing ({answer.outcome})")
+    says = str(finding.seen_source or ("nothing" if finding.drop else "?"))
+    return (
+        case.family,
+        case.proto,
+        str(finding.verdict),
+        *_tuples(finding),
+        _through(finding),
+        saw,
+        says,
+        "agrees" if finding.agrees else "DISAGREES",
+    )
+
+
+def _tuples(finding: Finding) -> tuple[str, str, str, str]:
+    """Return who sent to whom at first, and at last."""
+    if finding.hops:
+        before = ends(finding.hops[0].connection.orig)
+    elif finding.drop and finding.drop.flow:
+        before = ends(finding.drop.flow)
+    else:
+        before = ("?", "?")
+    if finding.drop or not finding.hops:
+        return before[0], f"-> {before[1]}", "-", ""
+    backend, seen = ends(finding.hops[-1].connection.reply)
+    return before[0], f"-> {before[1]}", seen, f"-> {backend}"
+
+
+def _through(finding: Finding) -> str:
+    nodes = [hop.node for hop in finding.hops]
+    if finding.drop:
+        hook = f" {finding.drop.hook.label}" if finding.drop.hook else ""
+        nodes.append(f"X {finding.drop.node}{hook} {finding.drop.reason}")
+    return " ".join(nodes) or "?"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

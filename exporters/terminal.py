@@ -1,0 +1,36 @@
+"""Text for terminals: colours where they are wanted, and nothing that a terminal would obey."""
+
+import os
+from typing import IO
+
+_COLOURS = {
+    "green": "32",
+    "red": "31",
+    "yellow": "33",
+    "cyan": "36",
+    "dim": "2",
+    "bold": "1",
+}
+
+
+def has_colour(stream: IO[str]) -> bool:
+    """Whether to colour: on a terminal, unless NO_COLOR is set (no-color.org) or it is dumb."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()
+
+
+def paint(text: str, colour: str) -> str:
+    """Wrap text in the escape codes of a colour of ours."""
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """
+    Replace what a terminal would obey: control characters, and marks that reorder text.
+
+    Names come from clusters, recordings and file systems, so from anyone.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

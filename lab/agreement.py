@@ -1,0 +1,93 @@
+"""Finds what the tracer said of a lab's connection, and compares it with what the backend saw."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lab.probe import Answer
+from lab.scenarios import Case
+from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Verdict
+from tracer.model import PROTOCOLS, FiveTuple, IPAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """
+    What the tracer said of one connection, over all nodes of the lab.
+
+    ``hops`` are its conntrack entries in the order of the path, one for each node that it crossed;
+    ``drop`` is where it ended, if it did not arrive.
+    """
+
+    case: Case
+    answer: Answer
+    hops: tuple[JudgedConnection, ...]
+    drop: JudgedDrop | None
+
+    @property
+    def seen_source(self) -> IPAddress | None:
+        """The address that reaches the backend; None if nothing does, or nothing was traced."""
+        if self.drop is not None or not self.hops:
+            return None
+        return self.hops[-1].seen_source
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict over the whole path: replaced if one node replaced the source."""
+        if self.drop is not None:
+            return Verdict.DROPPED
+        if not self.hops:
+            return Verdict.UNKNOWN
+        verdicts = {hop.verdict for hop in self.hops}
+        for verdict in (Verdict.UNKNOWN, Verdict.REPLACED):
+            if verdict in verdicts:
+                return verdict
+        return Verdict.PRESERVED
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the tracer says what the backend saw: the same address, or that none arrived."""
+        if self.answer.client_address is None:
+            return self.drop is not None
+        return self.seen_source == self.answer.client_address
+
+
+class Traced:
+    """What a tracer saw of one lab, looked up by connection."""
+
+    def __init__(self) -> None:
+        self._connections: dict[FiveTuple, list[JudgedConnection]] = {}
+        self._drops: dict[FiveTuple, JudgedDrop] = {}
+
+    def add(self, judged: Iterable[Judged]) -> None:
+        """Take more of what was judged."""
+        for each in judged:
+            if isinstance(each, JudgedConnection):
+                self._connections.setdefault(each.connection.orig, []).append(each)
+            elif isinstance(each, JudgedDrop) and each.flow and not each.drop.is_reply:
+                self._drops.setdefault(each.flow, each)
+
+    def find(self, case: Case, answer: Answer) -> Finding:
+        """Follow one connection from its client to where it ends."""
+        source, port = answer.local
+        flow = FiveTuple(
+            src=source,
+            dst=case.destination,
+            sport=port,
+            dport=case.port,
+            proto=PROTOCOLS[case.proto],
+        )
+        hops: list[JudgedConnection] = []
+        drop = self._drops.get(flow)
+        while drop is None and (hop := self._next(flow, hops)):
+            hops.append(hop)
+            flow = hop.connection.reply.inverted
+            drop = self._drops.get(flow)
+        return Finding(case=case, answer=answer, hops=tuple(hops), drop=drop)
+
+    def _next(self, flow: FiveTuple, hops: list[JudgedConnection]) -> JudgedConnection | None:
+        """Return the entry for a flow on a node that it has not crossed yet."""
+        crossed = {hop.node for hop in hops}
+        for candidate in self._connections.get(flow, ()):
+            if candidate.node not in crossed:
+                return candidate
+        return None

@@ -1,0 +1,140 @@
+"""srcip demo: the scenarios on a lab cluster, the tracer's answer beside the backend's own."""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+import click
+
+from exporters import jsonl
+from exporters.demo import DemoWriter, scenario_to_line
+from lab import kube_proxy, probe, topology
+from lab.agreement import Finding, Traced
+from lab.hosts import FAMILIES, NODES
+from lab.kube_proxy import Mode
+from lab.probe import Answer
+from lab.scenarios import SCENARIOS, Case, cases
+from lab.services import PROTOS
+from lab.topology import Lab
+from tracer.commands import options
+from tracer.judge.verdict import Judged
+from tracer.kernel import netns, privileges
+from tracer.kernel.source import KernelSource
+from tracer.pipeline import Pipeline, Wanted
+
+# A record is read within a poll; the rest is for a machine that is busy with other things.
+_PATIENCE_S = 5.0
+_POLL_S = 0.1
+
+
+@click.command()
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice([scenario.id for scenario in SCENARIOS]),
+    metavar="ID",
+    help="Only this scenario, such as S3 (docs/scenarios.md). May be given several times.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(kube_proxy.MODES),
+    help="Only this mode of kube-proxy. May be given several times.",
+)
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    type=click.Choice(FAMILIES),
+    help="Only this address family.",
+)
+@click.option(
+    "--proto", "protos", multiple=True, type=click.Choice(PROTOS), help="Only this protocol."
+)
+@options.output_option
+def demo(
+    scenarios: tuple[str, ...],
+    modes: tuple[str, ...],
+    families: tuple[str, ...],
+    protos: tuple[str, ...],
+    output: str,
+) -> None:
+    """
+    Run the scenarios of the Kubernetes tutorial "Using Source IP" and show each answer.
+
+    Builds a cluster of two nodes, four pods and a client outside from network namespaces, loads
+    the rules that a real kube-proxy made, connects to each Service in every way, and compares what
+    srcip says with the address that the backend printed. Removes everything afterwards, and
+    leftovers of a demo that was killed. Exits with 1 if one does not agree.
+
+    \b
+    Examples:
+      srcip demo
+      srcip demo --scenario S3 --scenario S5 --family ipv4
+      srcip demo -o json | jq -c 'select(.kind == "scenario")'
+    """
+    privileges.require_for_tracing()
+    wanted = cases(
+        modes=modes or kube_proxy.MODES,
+        families=families or FAMILIES,
+        protos=protos or PROTOS,
+        scenarios=scenarios,
+    )
+    if not wanted:
+        raise click.UsageError("no scenario has such a variant")
+    writer = DemoWriter(sys.stdout)
+    findings: list[Finding] = []
+    for mode in kube_proxy.MODES:
+        chosen = [case for case in wanted if case.mode == mode]
+        if not chosen:
+            continue
+        found, judged = _run_mode(mode, chosen)
+        findings += found
+        if output == "json":
+            for line in (*map(jsonl.to_line, judged), *map(scenario_to_line, found)):
+                click.echo(line)
+        else:
+            writer.write(mode, found)
+    disagreeing = [finding for finding in findings if not finding.agrees]
+    click.echo(
+        f"{len(findings)} connections, {len(findings) - len(disagreeing)} answered as the backend"
+        " saw them",
+        err=True,
+    )
+    sys.exit(1 if disagreeing else 0)
+
+
+def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[Judged]]:
+    """Build a lab, make the connections, and return what was found, in the table's order."""
+    with topology.build() as lab:
+        kube_proxy.load(lab, mode)
+        namespaces = [netns.find(f"{lab.netns(node)}={node}", node) for node in NODES]
+        with closing(KernelSource(namespaces)) as source:
+            answers = _probe(lab, mode, chosen)
+            return _collect(source, chosen, answers)
+
+
+def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:
+    with click.progressbar(
+        length=len(chosen), label=f"{mode:<9}", file=sys.stderr, width=30
+    ) as bar:
+        return probe.run(lab, chosen, on_answer=lambda _case, _answer: bar.update(1))
+
+
+def _collect(
+    source: KernelSource, chosen: Sequence[Case], answers: dict[Case, Answer]
+) -> tuple[list[Finding], list[Judged]]:
+    """Read until every connection is explained, or patience ends: then the rest disagrees."""
+    pipeline = Pipeline(source, Wanted())
+    traced, everything = Traced(), []
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        judged = list(pipeline.judge(source.read(_POLL_S) or []))
+        traced.add(judged)
+        everything += judged
+        findings = [traced.find(case, answers[case]) for case in chosen]
+        if all(finding.agrees for finding in findings) or time.monotonic() > deadline:
+            return findings, everything

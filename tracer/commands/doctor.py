@@ -1,0 +1,67 @@
+"""srcip doctor: what this node can see, and why."""
+
+import json
+import sys
+
+import click
+
+from exporters.terminal import has_colour, paint, printable
+from tracer.commands import options
+from tracer.kernel.features import Check, Report, examine
+
+
+@click.command()
+@options.where_options
+@options.output_option
+def doctor(netns_specs: tuple[str, ...], node_name: str | None, output: str) -> None:
+    """
+    Show what this node can see, which way of looking is in use, and what stays hidden.
+
+    Tries what 'srcip trace' would do: compiles, loads and attaches its programs for a moment.
+    Exits with 1 if nothing can be traced.
+    """
+    report = examine(options.namespaces(netns_specs, node_name))
+    if output == "json":
+        click.echo(json.dumps(_to_object(report)))
+    else:
+        for line in _lines(report):
+            click.echo(line)
+    sys.exit(0 if report.rung else 1)
+
+
+def _lines(report: Report) -> list[str]:
+    width = max(len(check.name) for check in report.checks)
+    lines = [
+        f"{_mark(check)} {printable(check.name):<{width}}  {printable(check.detail)}"
+        for check in report.checks
+    ]
+    lines += ["", f"in use:   {report.rung or 'nothing: this node cannot be traced'}"]
+    return lines + [f"not seen: {printable(line)}" for line in report.not_seen]
+
+
+def _mark(check: Check) -> str:
+    if check.is_ok:
+        word, colour = "ok  ", "green"
+    elif check.is_needed:
+        word, colour = "FAIL", "red"
+    else:
+        word, colour = "no  ", "yellow"
+    return paint(word, colour) if has_colour(sys.stdout) else word
+
+
+def _to_object(report: Report) -> dict[str, object]:
+    return {
+        "kind": "doctor",
+        "version": 1,
+        "checks": [
+            {
+                "name": check.name,
+                "ok": check.is_ok,
+                "needed": check.is_needed,
+                "detail": check.detail,
+            }
+            for check in report.checks
+        ],
+        **({"rung": report.rung} if report.rung else {}),
+        "not_seen": list(report.not_seen),
+    }

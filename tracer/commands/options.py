@@ -1,0 +1,144 @@
+"""Options that several commands share, and their values' types."""
+
+import socket
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tracer.judge.verdict import Verdict
+from tracer.kernel import netns
+from tracer.kernel.netns import Netns
+from tracer.model import PROTOCOLS, Filter, IPNetwork
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Cidr(click.ParamType[IPNetwork]):
+    """An address or a prefix, IPv4 or IPv6."""
+
+    name = "cidr"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPNetwork:
+        """Parse ``192.0.2.0/24``; an address alone is a prefix of its own."""
+        try:
+            return ip_network(value)
+        except ValueError as error:
+            self.fail(f"{error}", param, ctx)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Make one decorator of several, in the order in which help shows them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+where_options = together(
+    click.option(
+        "--netns",
+        "netns_specs",
+        multiple=True,
+        metavar="NAME|PID|PATH[=NODE]",
+        help="Network namespace to look into: a name of 'ip netns list', a process id, or a path;"
+        " with the node's name after '='. May be given several times. Default: the current one.",
+    ),
+    click.option(
+        "--node-name",
+        metavar="NAME",
+        help="Name of this node in the output. Default: the host name.",
+    ),
+)
+
+filter_options = together(
+    click.option(
+        "--filter-client",
+        type=Cidr(),
+        metavar="CIDR",
+        help="Only connections whose original source address is in CIDR.",
+    ),
+    click.option(
+        "--filter-backend",
+        type=Cidr(),
+        metavar="CIDR",
+        help="Only connections that an address in CIDR answers.",
+    ),
+    click.option(
+        "--filter-port",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        help="Only connections to this port, as the client addressed it or as the backend"
+        " answers it.",
+    ),
+    click.option(
+        "--filter-proto",
+        type=click.Choice(list(PROTOCOLS)),
+        help="Only this protocol.",
+    ),
+    click.option(
+        "--filter-verdict",
+        type=click.Choice([verdict.value for verdict in Verdict]),
+        multiple=True,
+        help="Only this verdict. May be given several times.",
+    ),
+)
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="table: aligned rows for people; json: one object a line, and nothing else on stdout.",
+)
+
+expect_option = click.option(
+    "--expect",
+    type=click.Choice([verdict.value for verdict in Verdict]),
+    help="Exit with 3 if any connection or drop has another verdict, with 4 if there was none.",
+)
+
+count_option = click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after N connections and drops.",
+)
+
+record_option = click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also keep the raw records in FILE, for 'srcip replay'.",
+)
+
+
+def namespaces(specs: tuple[str, ...], node_name: str | None) -> list[Netns]:
+    """
+    Turn ``--netns`` and ``--node-name`` into namespaces.
+
+    Raises:
+        NetnsError: If one does not exist.
+    """
+    node = node_name or socket.gethostname()
+    if not specs:
+        return [netns.current(node)]
+    found = [netns.find(spec, node) for spec in specs]
+    # Named twice, a namespace is still traced once.
+    return list({each.inode: each for each in found}.values())
+
+
+def flow_filter(
+    client: IPNetwork | None, backend: IPNetwork | None, port: int | None, proto: str | None
+) -> Filter:
+    """Turn the ``--filter-*`` options that the kernel can apply into a filter."""
+    number = PROTOCOLS[proto] if proto else None
+    return Filter(client=client, backend=backend, port=port, proto=number)

@@ -1,0 +1,102 @@
+"""The loop that trace, flows and replay share: read, record, judge, write, until it is enough."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tracer.commands.output import Expectation, Writer
+from tracer.judge.verdict import SeenAccept
+from tracer.pipeline import Pipeline
+from tracer.recording import Recorder
+from tracer.source import Source
+
+# How long a quiet reader sleeps: the price of a Ctrl-C, and of a record that nobody announced.
+_POLL_S = 0.1
+
+
+class Stop:
+    """Whether the user, or the system, asked us to end."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def set(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Ask for the end; as a signal handler, too."""
+        self.is_set = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into an orderly end: recording closed, summary printed."""
+    stop = Stop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop.set) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    source: Source,
+    pipeline: Pipeline,
+    writer: Writer,
+    expectation: Expectation,
+    *,
+    recorder: Recorder | None = None,
+    count: int | None = None,
+    timeout_s: float | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """
+    Show what a source delivers until it ends, ``count`` is reached, time is up, or ``stop`` is set.
+
+    Args:
+        source: Where records come from. The caller closes it.
+        pipeline: Judges them.
+        writer: Where the judged go.
+        expectation: Checked against each.
+        recorder: Keeps the raw records, if any.
+        count: Connections and drops to show at the most.
+        timeout_s: How long to go on.
+        stop: Asked between batches.
+    """
+    is_over = _clock(timeout_s)
+    left = count
+    while not (stop and stop.is_set) and not is_over():
+        records = source.read(_POLL_S)
+        if records is None:
+            break
+        if recorder is not None:
+            recorder.write(records)
+        left = _show(pipeline, records, writer, expectation, left)
+        if left == 0:
+            break
+
+
+def _show(
+    pipeline: Pipeline,
+    records: Iterable[bytes],
+    writer: Writer,
+    expectation: Expectation,
+    left: int | None,
+) -> int | None:
+    """Write a batch; return how many connections and drops may still come."""
+    for judged in pipeline.judge(records):
+        writer.write(judged)
+        expectation.look_at(judged)
+        if left is not None and not isinstance(judged, SeenAccept):
+            left -= 1
+            if left == 0:
+                break
+    return left
+
+
+def _clock(timeout_s: float | None) -> Callable[[], bool]:
+    if timeout_s is None:
+        return lambda: False
+    end = time.monotonic() + timeout_s
+    return lambda: time.monotonic() >= end

@@ -1,0 +1,34 @@
+"""Which netfilter hook a discarded packet was at: the kernel's own place often says only
+``nf_hook_slow``, but route and interface of the packet change from hook to hook."""
+
+from tracer.model import Drop, Hook
+
+_LOOPBACK_IFINDEX = 1  # include/net/net_namespace.h
+_DELIVER = {"ip_local_deliver", "ip6_input"}
+_FORWARD = {"ip_forward", "ip6_forward"}
+
+
+def drop_hook(drop: Drop, dst_input: str | None) -> Hook | None:
+    """
+    Tell the hook from the packet's state; None where that does not decide.
+
+    A packet gets a route after PRE_ROUTING (``ip_rcv_finish``). The route's input function is
+    where it goes next. Its device turns from the incoming to the outgoing one before POST_ROUTING
+    (``ip_output``), which is also where a packet made here gets a device at all.
+
+    Args:
+        drop: The packet.
+        dst_input: The function that ``drop.dst_input`` points to.
+    """
+    if drop.iif == 0:
+        return Hook.NF_OUTPUT if drop.ifindex == 0 else Hook.NF_POSTROUTING
+    if drop.iif == _LOOPBACK_IFINDEX:
+        # It kept the route that it left with, so having one proves nothing.
+        return None
+    if drop.dst_input is None:
+        return Hook.NF_PREROUTING
+    if dst_input in _DELIVER:
+        return Hook.NF_INPUT
+    if dst_input in _FORWARD and drop.iif != drop.dst_ifindex:
+        return Hook.NF_FORWARD if drop.ifindex == drop.iif else Hook.NF_POSTROUTING
+    return None

@@ -1,0 +1,192 @@
+"""What the running kernel offers, found by trying, never by its version."""
+
+import ctypes
+import os
+import struct
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tracer.errors import ConntrackError, LoadError, NetnsError
+from tracer.kernel import bpf_syscall, btf, conntrack, privileges, programs
+from tracer.kernel.conntrack import ConntrackSource
+from tracer.kernel.netns import Netns, inside
+from tracer.kernel.source import RUNG, KernelSource
+
+# enum bpf_prog_type, enum bpf_attach_type: include/uapi/linux/bpf.h
+_SCHED_CLS, _NETFILTER = 3, 32
+_ATTACH_NETFILTER, _ATTACH_TCX_INGRESS = 45, 46
+# r0 = 1 (NF_ACCEPT, and harmless elsewhere); exit
+_RETURN_1 = struct.pack("=BBhi BBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was tried. ``is_needed`` tells a fault from a fact."""
+
+    name: str
+    is_ok: bool
+    detail: str
+    is_needed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What this node can see, why, and what it cannot. ``rung`` is None if it can see nothing."""
+
+    checks: Sequence[Check]
+    rung: str | None
+    not_seen: Sequence[str]
+
+
+def has_netfilter_links() -> bool:
+    """Whether the kernel loads netfilter programs; it then also has links for them (6.4)."""
+    return _loads(_NETFILTER, _ATTACH_NETFILTER)
+
+
+def examine(namespaces: Sequence[Netns]) -> Report:
+    """
+    Try everything that tracing some namespaces takes. Attaches for a moment; changes nothing.
+
+    Args:
+        namespaces: What would be traced.
+    """
+    checks = [*_kernel_checks(), *_program_checks(), *_conntrack_checks(namespaces)]
+    attached = _attach_check(namespaces)
+    checks += [attached, *_other_tracers()]
+    has_conntrack = any(c.is_ok for c in checks if c.name.startswith("conntrack netlink"))
+    not_seen = list(_blind_spots(namespaces))
+    if attached.is_ok:
+        return Report(checks=checks, rung=RUNG, not_seen=not_seen)
+    if has_conntrack and not has_netfilter_links():
+        seen = [*ConntrackSource.NOT_SEEN, *not_seen]
+        return Report(checks=checks, rung=ConntrackSource.RUNG, not_seen=seen)
+    return Report(checks=checks, rung=None, not_seen=["anything"])
+
+
+def _kernel_checks() -> Iterator[Check]:
+    system = os.uname()
+    yield Check(name="kernel", is_ok=True, detail=f"{system.release} ({system.machine})")
+    missing = privileges.missing_for_tracing()
+    yield Check(
+        name="privileges",
+        is_ok=not missing,
+        detail=f"missing {', '.join(missing)}; run as root" if missing else "as needed",
+    )
+    has_btf = btf.VMLINUX.exists()
+    yield Check(
+        name="kernel types (BTF)",
+        is_ok=has_btf,
+        detail=str(btf.VMLINUX) if has_btf else f"no {btf.VMLINUX}",
+    )
+    yield _bcc_check()
+
+
+def _bcc_check() -> Check:
+    python = programs.bcc_python()
+    try:
+        answer = subprocess.run(
+            [python, "-I", "-c", "import bcc; print(bcc.__version__)"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        return Check(name="BCC", is_ok=False, detail=f"cannot run {python}: {error.strerror}")
+    if answer.returncode:
+        return Check(
+            name="BCC",
+            is_ok=False,
+            detail=f"{python} cannot import bcc; install the package python3-bpfcc",
+        )
+    return Check(name="BCC", is_ok=True, detail=f"{answer.stdout.strip()}, run by {python}")
+
+
+def _program_checks() -> Iterator[Check]:
+    yield Check(
+        name="netfilter programs",
+        is_ok=has_netfilter_links(),
+        detail="connections with their marks" if has_netfilter_links() else "refused",
+    )
+    has_tcx = _loads(_SCHED_CLS, _ATTACH_TCX_INGRESS)
+    yield Check(
+        name="TCX programs",
+        is_ok=has_tcx,
+        detail="present; nothing uses them yet" if has_tcx else "refused",
+        is_needed=False,
+    )
+
+
+def _conntrack_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
+    for netns in namespaces:
+        try:
+            entries = sum(1 for _ in islice(conntrack.dump(netns), 1))
+            held, room = _conntrack_fill(netns)
+        except (ConntrackError, NetnsError, OSError) as error:
+            yield Check(name=f"conntrack netlink of {netns.node}", is_ok=False, detail=str(error))
+            continue
+        detail = f"{held} of {room} entries ({100 * held // max(1, room)} %)"
+        if not entries:
+            detail += "; if it stays empty under traffic, no rule here asks for conntrack"
+        yield Check(name=f"conntrack netlink of {netns.node}", is_ok=True, detail=detail)
+
+
+def _conntrack_fill(netns: Netns) -> tuple[int, int]:
+    with inside(netns.path):
+        directory = Path("/proc/thread-self/root/proc/sys/net/netfilter")
+        held = int((directory / "nf_conntrack_count").read_text())
+        room = int((directory / "nf_conntrack_max").read_text())
+    return held, room
+
+
+def _attach_check(namespaces: Sequence[Netns]) -> Check:
+    start_ns = time.monotonic_ns()
+    try:
+        source = KernelSource(namespaces)
+    except (LoadError, NetnsError) as error:
+        return Check(name="attach", is_ok=False, detail=str(error))
+    took_ms = (time.monotonic_ns() - start_ns) // 1_000_000
+    source.close()
+    names = ", ".join(netns.node for netns in namespaces)
+    return Check(
+        name="attach",
+        is_ok=True,
+        detail=f"every program compiled, loaded and attached in {names} in {took_ms} ms, and gone",
+    )
+
+
+def _other_tracers() -> Iterator[Check]:
+    """Say who else has netfilter programs on this machine: srcip steps aside for all of them."""
+    names: Counter[str] = Counter()
+    for link_id in bpf_syscall.link_ids():
+        info = bpf_syscall.link_info(link_id)
+        if info and info[0] == bpf_syscall.LINK_TYPE_NETFILTER:
+            names[bpf_syscall.program_name(info[1]) or "?"] += 1
+    ours = sum(count for name, count in names.items() if name.startswith("srcip_"))
+    others = [f"{name} ({n})" for name, n in names.items() if not name.startswith("srcip_")]
+    detail = f"{ours} netfilter links of running srcip" if ours else "no running srcip"
+    if others:
+        detail += f"; netfilter programs of others: {', '.join(sorted(others))}"
+    yield Check(name="other tracers", is_ok=True, detail=detail, is_needed=False)
+
+
+def _blind_spots(namespaces: Sequence[Netns]) -> Iterator[str]:
+    yield "traffic that bypasses netfilter: XDP, eBPF datapaths, OVS, flowtables, hardware offload"
+    yield "namespaces that were not named: " + ", ".join(n.node for n in namespaces) + " only"
+    yield "which Service a connection belongs to (the cluster's objects are not read)"
+
+
+def _loads(program_type: int, attach_type: int) -> bool:
+    """Try to load a program that does nothing."""
+    options = struct.pack("=QiI", 16, 0, attach_type)  # struct bpf_prog_load_opts begins so
+    fd = btf.libbpf().bpf_prog_load(
+        program_type, b"srcip_probe", b"GPL", _RETURN_1, ctypes.c_size_t(2), options
+    )
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True

@@ -1,0 +1,35 @@
+"""Which way to look at the running kernel: the highest rung of the ladder that it offers."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from tracer.kernel import privileges
+from tracer.kernel.conntrack import ConntrackSource
+from tracer.kernel.features import has_netfilter_links
+from tracer.kernel.netns import Netns
+from tracer.kernel.source import KernelSource, Settings, clock_offset_ns
+from tracer.model import Filter
+from tracer.source import Source
+
+_log = logging.getLogger(__name__)
+
+
+def live(namespaces: Sequence[Netns], wanted: Filter) -> Source:
+    """
+    Open the best live source there is for some namespaces.
+
+    Raises:
+        LoadError: If privileges are missing, or the kernel refuses the programs.
+        ConntrackError: If the kernel has not even conntrack netlink.
+    """
+    privileges.require_for_tracing()
+    if has_netfilter_links():
+        return KernelSource(namespaces, Settings(wanted=wanted))
+    source = ConntrackSource(namespaces, clock_offset_ns())
+    _log.warning(
+        "kernel %s has no BPF netfilter links: following conntrack's events instead, without %s",
+        os.uname().release,
+        "; ".join(source.NOT_SEEN),
+    )
+    return source

@@ -1,0 +1,129 @@
+"""A run: records from a source, decoded, judged, filtered and counted."""
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tracer.decode import decode
+from tracer.errors import DecodeError
+from tracer.judge.verdict import (
+    Judged,
+    JudgedConnection,
+    JudgedDrop,
+    SeenAccept,
+    Summary,
+    Verdict,
+    judge_connection,
+    judge_drop,
+)
+from tracer.model import Accept, Connection, Drop, Filter, FiveTuple, Record
+from tracer.source import Source
+
+_log = logging.getLogger(__name__)
+
+# An accept follows its connection within a round trip: more than a burst's worth is enough.
+_REMEMBERED = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """
+    What a run shows. ``flows`` is also what the kernel filters by; no ``verdicts`` means all.
+
+    ``are_stray_accepts`` keeps accepts that belong to no connection that was shown: those of other
+    namespaces and of connections that the filter left out.
+    """
+
+    flows: Filter = field(default_factory=Filter)
+    verdicts: frozenset[Verdict] = frozenset()
+    are_stray_accepts: bool = False
+
+
+class Pipeline:
+    """Judges what one source delivers."""
+
+    def __init__(self, source: Source, wanted: Wanted | None = None) -> None:
+        self._source = source
+        self._wanted = wanted or Wanted()
+        self._undecodable: Counter[str] = Counter()
+        self._counts: Counter[type[Judged]] = Counter()
+        self._shown: OrderedDict[FiveTuple, None] = OrderedDict()
+
+    def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
+        """Yield what is wanted of some records. What cannot be decoded is counted."""
+        for raw in records:
+            try:
+                record = decode(raw)
+            except DecodeError as error:
+                self._count_undecodable(str(error))
+                continue
+            judged = self._judge(record)
+            if judged is not None and self._is_wanted(judged):
+                self._counts[type(judged)] += 1
+                yield judged
+
+    def summary(self) -> Summary:
+        """Add up the run so far."""
+        lost = dict(self._source.lost())
+        # Packets that conntrack was told to skip were not lost: nobody could have seen them.
+        untracked = lost.pop("untracked", 0)
+        lost["undecodable"] = lost.get("undecodable", 0) + self._undecodable.total()
+        not_seen = list(self._source.info.not_seen)
+        if untracked:
+            not_seen.append(f"{untracked} packets that conntrack was told not to track (NOTRACK)")
+        return Summary(
+            connections=self._counts[JudgedConnection],
+            drops=self._counts[JudgedDrop],
+            lost=lost,
+            not_seen=tuple(not_seen),
+        )
+
+    def _judge(self, record: Record) -> Judged | None:
+        info = self._source.info
+        time_ns = record.ktime_ns + info.clock_offset_ns
+        node = info.nodes.get(record.netns, f"netns {record.netns}")
+        match record:
+            case Connection():
+                return judge_connection(record, time_ns=time_ns, node=node)
+            case Drop():
+                return judge_drop(
+                    record,
+                    time_ns=time_ns,
+                    node=node,
+                    reason=info.drop_reasons.get(record.reason, f"reason {record.reason}"),
+                    place=self._symbol(record.location),
+                    dst_input=self._symbol(record.dst_input),
+                )
+            case Accept():
+                return SeenAccept(accept=record, time_ns=time_ns)
+
+    def _symbol(self, address: int | None) -> str | None:
+        return self._source.symbol(address) if address else None
+
+    def _is_wanted(self, judged: Judged) -> bool:
+        flows, verdicts = self._wanted.flows, self._wanted.verdicts
+        match judged:
+            case JudgedConnection():
+                is_wanted = flows.matches(judged.connection)
+                is_wanted = is_wanted and (not verdicts or judged.verdict in verdicts)
+                if is_wanted:
+                    self._remember(judged.connection.reply.inverted)
+                return is_wanted
+            case JudgedDrop():
+                if verdicts and judged.verdict not in verdicts:
+                    return False
+                tuples = (judged.drop.packet, judged.drop.orig)
+                return flows.is_empty or any(flow and flows.matches_packet(flow) for flow in tuples)
+            case SeenAccept():
+                return self._wanted.are_stray_accepts or judged.accept.peer in self._shown
+
+    def _remember(self, peer: FiveTuple) -> None:
+        self._shown[peer] = None
+        if len(self._shown) > _REMEMBERED:
+            self._shown.popitem(last=False)
+
+    def _count_undecodable(self, reason: str) -> None:
+        self._undecodable[reason] += 1
+        if self._undecodable[reason] == 1:
+            _log.warning("undecodable record: %s (further ones are counted)", reason)
