@@ -1,0 +1,220 @@
+"""Model objects, records and strategies that several tests use."""
+
+import struct
+import sys
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from hypothesis import strategies as st
+
+from tracer.judge.verdict import judge_connection, judge_drop
+from tracer.model import Accept, Connection, Drop, FiveTuple, Hook, Status
+from tracer.source import SourceInfo
+
+NETNS = 4026532001
+# 2026-01-01T00:00:00Z is 1767225600: an hour after the machine of these tests was started.
+CLOCK_OFFSET_NS = 1_767_222_000_000_000_000
+KTIME_NS = 3_600_123_456_789
+
+CLIENT, NODE, BACKEND = "198.51.100.10", "10.240.0.5", "10.244.1.11"
+CLIENT6, NODE6, BACKEND6 = "2001:db8:1::10", "fd00:240::5", "fd00:244:1::11"
+
+
+def flow(src, sport, dst, dport, proto=6):
+    return FiveTuple(
+        src=ip_address(src), dst=ip_address(dst), sport=sport, dport=dport, proto=proto
+    )
+
+
+# The three shapes of a NodePort connection, and one without a Service.
+SENT = flow(CLIENT, 46356, NODE, 30080)
+REPLACED = (SENT, flow(BACKEND, 8080, NODE, 65241))
+PRESERVED = (SENT, flow(BACKEND, 8080, CLIENT, 46356))
+UNTOUCHED = (SENT, SENT.inverted)
+SENT6 = flow(CLIENT6, 46356, NODE6, 30080)
+REPLACED6 = (SENT6, flow(BACKEND6, 8080, NODE6, 65241))
+PING = flow(CLIENT, 4660, BACKEND, 8 << 8, proto=1)
+
+
+def connection(orig=SENT, reply=REPLACED[1], **changes):
+    values = {
+        "ktime_ns": KTIME_NS,
+        "netns": NETNS,
+        "hook": Hook.NF_POSTROUTING,
+        "orig": orig,
+        "reply": reply,
+        "status": Status.SRC_NAT | Status.DST_NAT,
+        "zone": 0,
+        "mark": 0,
+        "ct_mark": 0,
+        "iif": 2,
+        "oif": 3,
+        "is_related": False,
+    }
+    return Connection(**values | changes)
+
+
+def drop(**changes):
+    values = {
+        "ktime_ns": KTIME_NS,
+        "netns": NETNS,
+        "packet": SENT,
+        "orig": SENT,
+        "is_reply": False,
+        "reason": 8,
+        "location": 0xFFFF_FFFF_8100_0000,
+        "dst_input": None,
+        "mark": 0,
+        "ifindex": 2,
+        "iif": 2,
+        "dst_ifindex": 0,
+    }
+    return Drop(**values | changes)
+
+
+def accept(peer=None, **changes):
+    peer = peer or flow(NODE, 65241, BACKEND, 8080)
+    return Accept(**{"ktime_ns": KTIME_NS, "netns": NETNS, "peer": peer} | changes)
+
+
+def judged(*tuples, node="node2", time_ns=CLOCK_OFFSET_NS + KTIME_NS, **changes):
+    return judge_connection(connection(*tuples, **changes), time_ns=time_ns, node=node)
+
+
+def judged_drop(dropped=None, **changes):
+    values = {
+        "time_ns": CLOCK_OFFSET_NS + KTIME_NS,
+        "node": "node2",
+        "reason": "NETFILTER_DROP",
+        "place": "nf_hook_slow",
+        "dst_input": None,
+    }
+    return judge_drop(dropped or drop(), **values | changes)
+
+
+INFO = SourceInfo(
+    clock_offset_ns=CLOCK_OFFSET_NS,
+    nodes={NETNS: "node2"},
+    drop_reasons={8: "NETFILTER_DROP", 3: "NO_SOCKET"},
+    rung="a test",
+    not_seen=("what the test leaves out",),
+)
+
+
+# AF_INET and AF_INET6 by the version of an address.
+FAMILIES = {4: 2, 6: 10}
+
+# Records as the kernel writes them, by the layout of wire.h and not by its mirror.
+
+
+def tuple_bytes(five_tuple):
+    if five_tuple is None:
+        return bytes(40)
+    return (
+        _octets(five_tuple.src)
+        + _octets(five_tuple.dst)
+        + struct.pack(
+            "=HHBB2x",
+            five_tuple.sport,
+            five_tuple.dport,
+            five_tuple.proto,
+            FAMILIES[five_tuple.src.version],
+        )
+    )
+
+
+def header_bytes(record, size, kind, version=1):
+    return struct.pack("=QIHBB", record.ktime_ns, record.netns, size, version, kind)
+
+
+def connection_bytes(value):
+    flags = (value.mark is not None) | value.is_related << 1
+    return (
+        header_bytes(value, 128, 1)
+        + tuple_bytes(value.orig)
+        + tuple_bytes(value.reply)
+        + struct.pack("=5I", value.status, value.mark or 0, value.ct_mark, value.iif, value.oif)
+        + struct.pack("=HBBB7x", value.zone, 0, value.hook, flags)
+    )
+
+
+def drop_bytes(value):
+    flags = (
+        (value.packet is not None)
+        | (value.orig is not None) << 1
+        | (value.dst_input is not None) << 2
+        | value.is_reply << 3
+    )
+    return (
+        header_bytes(value, 136, 2)
+        + tuple_bytes(value.packet)
+        + tuple_bytes(value.orig)
+        + struct.pack("=QQ", value.location, value.dst_input or 0)
+        + struct.pack("=II", value.reason, value.mark)
+        + struct.pack("=IIIB3x", value.ifindex, value.iif, value.dst_ifindex, flags)
+    )
+
+
+def accept_bytes(value):
+    return header_bytes(value, 56, 3) + tuple_bytes(value.peer)
+
+
+def _octets(address):
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+OTHER_ORDER = {"little": "big", "big": "little"}[sys.byteorder]
+
+
+# Strategies.
+
+_u8 = st.integers(0, 0xFF)
+_u16 = st.integers(0, 0xFFFF)
+_u32 = st.integers(0, 0xFFFF_FFFF)
+_u64 = st.integers(0, 0xFFFF_FFFF_FFFF_FFFF)
+ipv4 = st.integers(0, 2**32 - 1).map(IPv4Address)
+ipv6 = st.integers(0, 2**128 - 1).map(IPv6Address)
+
+
+def _tuples_of(addresses):
+    return st.builds(FiveTuple, src=addresses, dst=addresses, sport=_u16, dport=_u16, proto=_u8)
+
+
+# Both addresses of a tuple are of one family.
+tuples = st.one_of(_tuples_of(ipv4), _tuples_of(ipv6))
+
+
+def _connections_of(addresses):
+    return st.builds(
+        Connection,
+        ktime_ns=_u64,
+        netns=_u32,
+        hook=st.sampled_from(Hook),
+        orig=_tuples_of(addresses),
+        reply=_tuples_of(addresses),
+        status=st.integers(0, 0xFFFF).map(Status),
+        zone=_u16,
+        mark=st.none() | _u32,
+        ct_mark=_u32,
+        iif=_u32,
+        oif=_u32,
+        is_related=st.booleans(),
+    )
+
+
+connections = st.one_of(_connections_of(ipv4), _connections_of(ipv6))
+drops = st.builds(
+    Drop,
+    ktime_ns=_u64,
+    netns=_u32,
+    packet=st.none() | tuples,
+    orig=st.none() | tuples,
+    is_reply=st.booleans(),
+    reason=_u32,
+    location=_u64,
+    dst_input=st.none() | _u64,
+    mark=_u32,
+    ifindex=_u32,
+    iif=_u32,
+    dst_ifindex=_u32,
+)
+accepts = st.builds(Accept, ktime_ns=_u64, netns=_u32, peer=tuples)
