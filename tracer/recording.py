@@ -7,6 +7,8 @@ nodes, drop reasons and functions) is JSON beside them. The last frame is an END
 was cut off.
 """
 
+import contextlib
+import ctypes
 import json
 import struct
 import sys
@@ -16,7 +18,7 @@ from typing import IO, Any
 
 from tracer.errors import RecordingError
 from tracer.source import Source, SourceInfo
-from tracer.wire import HEADER_SIZE, WIRE_VERSION, Kind, WireDrop, WireHeader
+from tracer.wire import WIRE_VERSION, Kind, WireDrop
 
 MAGIC = b"SRCIPREC\x01\n"
 _FRAME = struct.Struct("<BI")
@@ -57,7 +59,14 @@ class Recorder:
             self._put(chunks)
 
     def close(self) -> None:
-        """Add the losses and the end mark."""
+        """
+        Add the losses and the end mark. Does nothing after an error in writing.
+
+        Raises:
+            RecordingError: If the disk is full or gone.
+        """
+        if self._stream.closed:
+            return
         self._put([_frame(_LOST, _dump(dict(self._source.lost()))), _frame(_END, b"")])
         self._stream.close()
 
@@ -69,6 +78,9 @@ class Recorder:
             self._stream.write(b"".join(chunks))
             self._stream.flush()
         except OSError as error:
+            # Closing tries once more to write what is still buffered.
+            with contextlib.suppress(OSError):
+                self._stream.close()
             raise RecordingError(f"cannot write {self._path}: {error.strerror}") from error
 
 
@@ -78,7 +90,10 @@ class RecordingSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._records = 0
+        # Where the next byte is, and where the frame at hand began: a pipe cannot tell.
+        self._at = self._start = 0
         self._has_ended = False
+        self._error: RecordingError | None = None
         self._lost: dict[str, int] = {}
         self._symbols: dict[int, str | None] = {}
         try:
@@ -99,17 +114,19 @@ class RecordingSource:
             RecordingError: Where the file is cut off or is no recording any more. The records
                 before that place have been returned.
         """
+        if self._error is not None:
+            raise self._error
         batch: list[bytes] = []
         while len(batch) < _BATCH and not self._has_ended:
             try:
                 kind, payload = self._frame()
                 self._take(kind, payload, batch)
-            except RecordingError:
-                if batch:
-                    # Hand over what is good; the next call finds the bad place again.
-                    self._stream.seek(self._start)
-                    break
-                raise
+            except RecordingError as error:
+                # Hand over what is good first.
+                self._error = error
+                if not batch:
+                    raise
+                break
         return batch if batch or not self._has_ended else None
 
     def lost(self) -> Mapping[str, int]:
@@ -125,7 +142,7 @@ class RecordingSource:
         self._stream.close()
 
     def _read_info(self) -> SourceInfo:
-        if self._stream.read(len(MAGIC)) != MAGIC:
+        if self._next(len(MAGIC)) != MAGIC:
             raise RecordingError(f"{self._path} is no srcip recording")
         kind, payload = self._frame()
         if kind != _INFO:
@@ -133,7 +150,7 @@ class RecordingSource:
         info = self._json(payload)
         try:
             return _info_from_json(info)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise self._garbage(f"its header is wrong ({error!r:.80})") from error
 
     def _take(self, kind: int, payload: bytes, batch: list[bytes]) -> None:
@@ -157,17 +174,25 @@ class RecordingSource:
             raise self._garbage(f"there is no frame type {kind}")
 
     def _frame(self) -> tuple[int, bytes]:
-        self._start = self._stream.tell()
-        head = self._stream.read(_FRAME.size)
+        self._start = self._at
+        head = self._next(_FRAME.size)
         if len(head) < _FRAME.size:
             raise self._cut_off()
         kind, length = _FRAME.unpack(head)
         if length > _MAX_FRAME:
             raise self._garbage(f"a frame claims {length} bytes")
-        payload = self._stream.read(length)
+        payload = self._next(length)
         if len(payload) < length:
             raise self._cut_off()
         return kind, payload
+
+    def _next(self, size: int) -> bytes:
+        try:
+            data = self._stream.read(size)
+        except OSError as error:
+            raise RecordingError(f"cannot read recording {self._path}: {error.strerror}") from error
+        self._at += len(data)
+        return data
 
     def _json(self, payload: bytes) -> Any:
         try:
@@ -198,9 +223,11 @@ def _dump(value: object) -> bytes:
 
 def _addresses(record: bytes) -> tuple[int, ...]:
     """Return the kernel addresses that a record mentions."""
-    if len(record) < HEADER_SIZE or WireHeader.from_buffer_copy(record).kind != Kind.DROP:
+    if len(record) != ctypes.sizeof(WireDrop):
         return ()
     drop = WireDrop.from_buffer_copy(record)
+    if drop.header.kind != Kind.DROP:
+        return ()
     return tuple(address for address in (drop.location, drop.dst_input) if address)
 
 
