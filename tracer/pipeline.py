@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 # An accept follows its connection within a round trip: more than a burst's worth is enough.
 _REMEMBERED = 8192
+# Reasons carry values, so a damaged recording has any number of them.
+_REASONS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +122,13 @@ class Pipeline:
 
     def _remember(self, peer: FiveTuple) -> None:
         self._shown[peer] = None
+        self._shown.move_to_end(peer)
         if len(self._shown) > _REMEMBERED:
             self._shown.popitem(last=False)
 
     def _count_undecodable(self, reason: str) -> None:
+        if reason not in self._undecodable and len(self._undecodable) >= _REASONS:
+            reason = "for yet other reasons"
         self._undecodable[reason] += 1
         if self._undecodable[reason] == 1:
             _log.warning("undecodable record: %s (further ones are counted)", reason)
