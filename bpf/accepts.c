@@ -29,11 +29,9 @@ SRCIP_INLINE void read_addresses(struct srcip_tuple *peer, __u64 sk)
 
 	if (peer->family == AF_INET6) {
 		bpf_probe_read_kernel(peer->src, 16,
-				      (void *)(sk + SRCIP_OFFSET(sock_common,
-								 skc_v6_daddr)));
-		bpf_probe_read_kernel(
-			peer->dst, 16,
-			(void *)(sk + SRCIP_OFFSET(sock_common, skc_v6_rcv_saddr)));
+				      (void *)(sk + SRCIP_OFFSET(sock_common, skc_v6_daddr)));
+		bpf_probe_read_kernel(peer->dst, 16,
+				      (void *)(sk + SRCIP_OFFSET(sock_common, skc_v6_rcv_saddr)));
 		return;
 	}
 	source = srcip_read_u32(sk, SRCIP_OFFSET(sock_common, skc_daddr));
@@ -59,8 +57,7 @@ SRCIP_INLINE void read_peer(struct srcip_tuple *peer, __u64 sk)
 	read_addresses(peer, sk);
 	if (is_mapped(peer->src))
 		peer->family = AF_INET;
-	peer->sport =
-		bpf_ntohs(srcip_read_u16(sk, SRCIP_OFFSET(sock_common, skc_dport)));
+	peer->sport = bpf_ntohs(srcip_read_u16(sk, SRCIP_OFFSET(sock_common, skc_dport)));
 	/* The kernel keeps its own port in host order. */
 	peer->dport = srcip_read_u16(sk, SRCIP_OFFSET(sock_common, skc_num));
 }
@@ -69,10 +66,11 @@ SRCIP_INLINE void read_peer(struct srcip_tuple *peer, __u64 sk)
  * node that stands for the client, and the port the client typed is the
  * Service's. User space joins the rest to its connection.
  */
-SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter,
-			    const struct srcip_tuple *peer)
+SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srcip_tuple *peer)
 {
 	if (filter->proto && filter->proto != IPPROTO_TCP)
+		return false;
+	if (filter->family && filter->family != peer->family)
 		return false;
 	return srcip_address_in(peer->dst, filter->backend, filter->backend_mask);
 }
@@ -94,8 +92,8 @@ int srcip_accept(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 
 	record.header.ktime_ns = bpf_ktime_get_ns();
-	record.header.netns = srcip_net_inum(
-		srcip_read_u64(sk, SRCIP_OFFSET(sock_common, skc_net_net)));
+	record.header.netns =
+	    srcip_net_inum(srcip_read_u64(sk, SRCIP_OFFSET(sock_common, skc_net_net)));
 	record.header.size = sizeof(record);
 	record.header.version = SRCIP_WIRE_VERSION;
 	record.header.kind = SRCIP_KIND_ACCEPT;

@@ -38,12 +38,27 @@ static void count_lost(int slot)
 		__sync_fetch_and_add(count, 1);
 }
 
+/* Conntrack itself skips neighbour discovery and multicast listener reports
+ * (nf_conntrack_icmpv6_error()); the latter come behind a hop-by-hop header.
+ * Nobody misses them.
+ */
+SRCIP_INLINE bool is_ipv6_housekeeping(const void *skb)
+{
+	__u64 header = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, head)) +
+		       srcip_read_u16((__u64)skb, SRCIP_OFFSET(sk_buff, network_header));
+	__u64 start = srcip_read_u64(header, 0);
+	const __u8 *bytes = (const __u8 *)&start;
+
+	/* Byte 0 begins with the IP version; byte 6 of IPv6 is the next header. */
+	return bytes[0] >> 4 == 6 && (bytes[6] == IPPROTO_ICMPV6 || bytes[6] == IPPROTO_HOPOPTS);
+}
+
 /* The entry of a packet that may be the first of its connection, else 0: an
  * established packet costs one load and one test. An unanswered UDP flow is
  * NEW with every packet, and an ICMP error is RELATED, so the entry's status
  * still has to be looked at.
  */
-SRCIP_INLINE __u64 new_entry(__u64 nfct)
+SRCIP_INLINE __u64 new_entry(const void *skb, __u64 nfct)
 {
 	__u64 info = nfct & NFCT_INFOMASK;
 	__u64 wanted = 1 << IP_CT_RELATED | 1 << IP_CT_NEW | 1 << IP_CT_UNTRACKED;
@@ -51,7 +66,8 @@ SRCIP_INLINE __u64 new_entry(__u64 nfct)
 	if (!(wanted >> info & 1))
 		return 0;
 	if (info == IP_CT_UNTRACKED) {
-		count_lost(SRCIP_LOST_UNTRACKED);
+		if (!is_ipv6_housekeeping(skb))
+			count_lost(SRCIP_LOST_UNTRACKED);
 		return 0;
 	}
 	return nfct & ~NFCT_INFOMASK;
@@ -110,17 +126,16 @@ SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter,
 {
 	if (filter->proto && filter->proto != record->orig.proto)
 		return false;
+	if (filter->family && filter->family != record->orig.family)
+		return false;
 	if (filter->port && filter->port != record->orig.dport &&
 	    filter->port != record->reply.sport)
 		return false;
-	return srcip_address_in(record->orig.src, filter->client,
-				filter->client_mask) &&
-	       srcip_address_in(record->reply.src, filter->backend,
-				filter->backend_mask);
+	return srcip_address_in(record->orig.src, filter->client, filter->client_mask) &&
+	       srcip_address_in(record->reply.src, filter->backend, filter->backend_mask);
 }
 
-SRCIP_INLINE void stream(const struct srcip_config *settings,
-			 const struct srcip_connection *record)
+SRCIP_INLINE void stream(const struct srcip_config *settings, const struct srcip_connection *record)
 {
 	__u64 *sent, flags = BPF_RB_NO_WAKEUP;
 	int zero = 0;
@@ -151,8 +166,7 @@ SRCIP_INLINE __u8 class_of(const __u8 *address)
  * the map: no client address or port, no address out in the world, and no port
  * of a node where nothing translates it.
  */
-SRCIP_INLINE void set_destination(struct srcip_path_key *key,
-				  const struct srcip_connection *record)
+SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip_connection *record)
 {
 	if (!srcip_address_equal(record->orig.dst, record->reply.src) ||
 	    record->orig.dport != record->reply.sport) {
@@ -172,8 +186,7 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key,
 	key->dport = record->orig.dport;
 }
 
-SRCIP_INLINE void set_path_key(struct srcip_path_key *key,
-			       const struct srcip_config *settings,
+SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_config *settings,
 			       const struct srcip_connection *record)
 {
 	key->netns = record->header.netns;
@@ -192,8 +205,7 @@ SRCIP_INLINE void set_path_key(struct srcip_path_key *key,
 	set_destination(key, record);
 }
 
-SRCIP_INLINE void count(const struct srcip_config *settings,
-			const struct srcip_connection *record)
+SRCIP_INLINE void count(const struct srcip_config *settings, const struct srcip_connection *record)
 {
 	struct srcip_path_key key = {};
 	__u64 zero = 0, *total;
@@ -218,8 +230,8 @@ SRCIP_INLINE __u32 device_index(const void *state, int offset)
 	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
 }
 
-SRCIP_INLINE void set_record(struct srcip_connection *record,
-			     const struct srcip_entry *entry, const void *state)
+SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip_entry *entry,
+			     const void *state)
 {
 	const void *net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
 
@@ -242,7 +254,7 @@ SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
 {
 	const void *skb = ctx->skb, *state = ctx->state;
 	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
-	__u64 nf_conn = new_entry(nfct);
+	__u64 nf_conn = new_entry(skb, nfct);
 	struct srcip_connection record = {};
 	struct srcip_config *settings;
 	struct srcip_entry entry;

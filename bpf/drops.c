@@ -78,15 +78,13 @@ SRCIP_INLINE __u32 netns_of(__u64 skb, __u64 nf_conn, __u64 dst)
 	__u64 device;
 
 	if (nf_conn)
-		return srcip_net_inum(
-			srcip_read_u64(nf_conn, SRCIP_OFFSET(nf_conn, ct_net_net)));
+		return srcip_net_inum(srcip_read_u64(nf_conn, SRCIP_OFFSET(nf_conn, ct_net_net)));
 	device = dst ? srcip_read_u64(dst, SRCIP_OFFSET(dst_entry, dev)) : 0;
 	if (!device)
 		device = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, dev));
 	if (!device)
 		return 0;
-	return srcip_net_inum(
-		srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
+	return srcip_net_inum(srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
 }
 
 /* What conntrack would call the ports: of an ICMP echo the id, and the type and
@@ -133,8 +131,7 @@ SRCIP_INLINE bool read_ipv4(struct srcip_tuple *out, __u64 at)
 SRCIP_INLINE bool is_extension(__u8 header)
 {
 	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING ||
-	       header == IPPROTO_FRAGMENT || header == IPPROTO_AH ||
-	       header == IPPROTO_DSTOPTS;
+	       header == IPPROTO_FRAGMENT || header == IPPROTO_AH || header == IPPROTO_DSTOPTS;
 }
 
 /* Length of an extension header in bytes. Fragment headers are always 8; AH
@@ -170,8 +167,7 @@ SRCIP_INLINE bool read_ipv6(struct srcip_tuple *out, __u64 at)
 		if (bpf_probe_read_kernel(extension, sizeof(extension), (void *)at))
 			return false;
 		at += extension_length(header, extension[1]);
-		if (header == IPPROTO_FRAGMENT &&
-		    (extension[2] || extension[3] & 0xf8)) {
+		if (header == IPPROTO_FRAGMENT && (extension[2] || extension[3] & 0xf8)) {
 			out->proto = extension[0];
 			return true;
 		}
@@ -208,35 +204,38 @@ SRCIP_INLINE bool read_orig(struct srcip_tuple *out, __u64 nf_conn)
 }
 
 /* A packet of a watched flow, in either direction, before or after NAT. */
-SRCIP_INLINE bool matches(const struct srcip_filter *filter,
-			  const struct srcip_tuple *tuple)
+SRCIP_INLINE bool matches(const struct srcip_filter *filter, const struct srcip_tuple *tuple)
 {
 	if (filter->proto && filter->proto != tuple->proto)
 		return false;
-	if (filter->port && filter->port != tuple->dport &&
-	    filter->port != tuple->sport)
+	if (filter->family && filter->family != tuple->family)
 		return false;
-	return (srcip_address_in(tuple->src, filter->client,
-				 filter->client_mask) ||
-		srcip_address_in(tuple->dst, filter->client,
-				 filter->client_mask)) &&
-	       (srcip_address_in(tuple->src, filter->backend,
-				 filter->backend_mask) ||
-		srcip_address_in(tuple->dst, filter->backend,
-				 filter->backend_mask));
+	if (filter->port && filter->port != tuple->dport && filter->port != tuple->sport)
+		return false;
+	return (srcip_address_in(tuple->src, filter->client, filter->client_mask) ||
+		srcip_address_in(tuple->dst, filter->client, filter->client_mask)) &&
+	       (srcip_address_in(tuple->src, filter->backend, filter->backend_mask) ||
+		srcip_address_in(tuple->dst, filter->backend, filter->backend_mask));
 }
 
-SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter,
-			    const struct srcip_drop *record)
+/* Multicast and broadcast packets are no connections, and nodes drop a steady
+ * trickle of them: reported only to who asked for their flow.
+ */
+SRCIP_INLINE bool is_multicast(const struct srcip_tuple *tuple)
+{
+	if (tuple->family == AF_INET)
+		return tuple->dst[12] >= 224;
+	return tuple->dst[0] == 0xff;
+}
+
+SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srcip_drop *record)
 {
 	if (record->flags & SRCIP_DROP_HAS_ORIG && matches(filter, &record->orig))
 		return true;
-	return record->flags & SRCIP_DROP_HAS_TUPLE &&
-	       matches(filter, &record->packet);
+	return record->flags & SRCIP_DROP_HAS_TUPLE && matches(filter, &record->packet);
 }
 
-SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct,
-			      __u64 nf_conn)
+SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct, __u64 nf_conn)
 {
 	if (read_packet(&record->packet, skb))
 		record->flags |= SRCIP_DROP_HAS_TUPLE;
@@ -255,16 +254,14 @@ SRCIP_INLINE void read_place(struct srcip_drop *record, __u64 skb, __u64 dst)
 	record->mark = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, mark));
 	record->iif = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, skb_iif));
 	if (device)
-		record->ifindex =
-			srcip_read_u32(device, SRCIP_OFFSET(net_device, ifindex));
+		record->ifindex = srcip_read_u32(device, SRCIP_OFFSET(net_device, ifindex));
 	if (!dst)
 		return;
 	record->flags |= SRCIP_DROP_HAS_DST;
 	record->dst_input = srcip_read_u64(dst, SRCIP_OFFSET(dst_entry, input));
 	device = srcip_read_u64(dst, SRCIP_OFFSET(dst_entry, dev));
 	if (device)
-		record->dst_ifindex =
-			srcip_read_u32(device, SRCIP_OFFSET(net_device, ifindex));
+		record->dst_ifindex = srcip_read_u32(device, SRCIP_OFFSET(net_device, ifindex));
 }
 
 int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
@@ -282,14 +279,14 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 
 	nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
-	nf_conn = (nfct & NFCT_INFOMASK) == IP_CT_UNTRACKED ? 0 :
-							      nfct & ~NFCT_INFOMASK;
+	nf_conn = (nfct & NFCT_INFOMASK) == IP_CT_UNTRACKED ? 0 : nfct & ~NFCT_INFOMASK;
 	dst = route_of(skb);
 	record.header.netns = netns_of(skb, nf_conn, dst);
 	if (!traced.lookup(&record.header.netns))
 		return 0;
 	read_tuples(&record, skb, nfct, nf_conn);
-	if (settings->is_filtered && !is_wanted(&settings->filter, &record))
+	if (settings->is_filtered ? !is_wanted(&settings->filter, &record)
+				  : is_multicast(&record.packet))
 		return 0;
 
 	record.header.ktime_ns = bpf_ktime_get_ns();

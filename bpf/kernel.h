@@ -116,7 +116,7 @@ struct srcip_entry {
 	__u8 bytes[SRCIP_NF_CONN_SPAN];
 } __attribute__((aligned(8)));
 
-#define SRCIP_ENTRY_FIELD(entry, member)                                       \
+#define SRCIP_ENTRY_FIELD(entry, member)                                                           \
 	((entry)->bytes + SRCIP_OFFSET(nf_conn, member) - SRCIP_NF_CONN_FIRST)
 
 SRCIP_INLINE long srcip_read_entry(struct srcip_entry *entry, __u64 nf_conn)
@@ -130,8 +130,7 @@ SRCIP_INLINE __u32 srcip_entry_status(const struct srcip_entry *entry)
 	return *(const unsigned long *)SRCIP_ENTRY_FIELD(entry, status);
 }
 
-#define SRCIP_TUPLE_FIELD(tuple, member)                                       \
-	((tuple) + SRCIP_OFFSET(nf_conntrack_tuple, member))
+#define SRCIP_TUPLE_FIELD(tuple, member) ((tuple) + SRCIP_OFFSET(nf_conntrack_tuple, member))
 
 /* Convert a struct nf_conntrack_tuple. Conntrack keeps an ICMP id where others
  * have the source port, and type and code, in this order, where they have the
@@ -157,8 +156,7 @@ SRCIP_INLINE void srcip_convert_tuple(struct srcip_tuple *out, const __u8 *tuple
 	out->pad[1] = 0;
 }
 
-SRCIP_INLINE const __u8 *srcip_entry_tuple(const struct srcip_entry *entry,
-					   int direction)
+SRCIP_INLINE const __u8 *srcip_entry_tuple(const struct srcip_entry *entry, int direction)
 {
 	return SRCIP_ENTRY_FIELD(entry, tuplehash) +
 	       direction * SRCIP_SIZE_nf_conntrack_tuple_hash +
@@ -172,14 +170,13 @@ SRCIP_INLINE bool srcip_address_equal(const __u8 *a, const __u8 *b)
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
 }
 
-SRCIP_INLINE bool srcip_address_in(const __u8 *address, const __u8 *prefix,
-				   const __u8 *mask)
+SRCIP_INLINE bool srcip_address_in(const __u8 *address, const __u8 *prefix, const __u8 *mask)
 {
 	const __u32 *a = (const __u32 *)address, *p = (const __u32 *)prefix,
 		    *m = (const __u32 *)mask;
 
-	return (a[0] & m[0]) == p[0] && (a[1] & m[1]) == p[1] &&
-	       (a[2] & m[2]) == p[2] && (a[3] & m[3]) == p[3];
+	return (a[0] & m[0]) == p[0] && (a[1] & m[1]) == p[1] && (a[2] & m[2]) == p[2] &&
+	       (a[3] & m[3]) == p[3];
 }
 
 #endif /* SRCIP_KERNEL_H */

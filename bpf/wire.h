@@ -55,7 +55,7 @@ enum srcip_connection_flag {
 enum srcip_drop_flag {
 	SRCIP_DROP_HAS_TUPLE = 1, /* the packet's own addresses were readable */
 	SRCIP_DROP_HAS_ORIG = 2,  /* the packet had a conntrack entry */
-	SRCIP_DROP_HAS_DST = 4,   /* the packet was routed already */
+	SRCIP_DROP_HAS_DST = 4,	  /* the packet was routed already */
 	SRCIP_DROP_IS_REPLY = 8,  /* it went in the entry's reply direction */
 };
 
@@ -130,7 +130,8 @@ struct srcip_prefix {
 	__u8 address[16];
 };
 
-/* Which records a reader wants. A zero mask, port or protocol matches all. */
+/* Which records a reader wants. A zero mask, port, protocol or family
+ * matches all. */
 struct srcip_filter {
 	__u8 client[16];
 	__u8 client_mask[16];
@@ -138,12 +139,13 @@ struct srcip_filter {
 	__u8 backend_mask[16];
 	__u16 port;
 	__u8 proto;
-	__u8 pad[5];
+	__u8 family; /* of the prefixes: ::/0 is not 0.0.0.0/0 */
+	__u8 pad[4];
 };
 
 struct srcip_config {
 	struct srcip_filter filter;
-	__u64 reasons[4]; /* bit set of drop reasons reported unasked */
+	__u64 reasons[4];     /* bit set of drop reasons reported unasked */
 	__u32 wakeup_records; /* a CPU wakes the reader once per so many */
 	__u32 masquerade_mark;
 	__u8 is_streaming;

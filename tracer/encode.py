@@ -16,6 +16,7 @@ from tracer.wire import (
     WireTuple,
 )
 
+AF_INET, AF_INET6 = 2, 10
 _REASON_BITS = 256
 
 
@@ -97,7 +98,7 @@ def encode_tuple(flow: FiveTuple) -> WireTuple:
         sport=flow.sport,
         dport=flow.dport,
         proto=flow.proto,
-        family=2 if flow.src.version == 4 else 10,
+        family=_family(flow.src),
     )
 
 
@@ -110,11 +111,18 @@ def mapped(address: IPAddress) -> bytes:
 
 def _filter(wanted: Filter) -> WireFilter:
     wire = WireFilter(port=wanted.port or 0, proto=wanted.proto or 0)
+    # Only one family can match: prefixes of two families match nothing, by their addresses.
+    for network in filter(None, (wanted.client, wanted.backend)):
+        wire.family = _family(network)
     if wanted.client:
         wire.client, wire.client_mask = _prefix_and_mask(wanted.client)
     if wanted.backend:
         wire.backend, wire.backend_mask = _prefix_and_mask(wanted.backend)
     return wire
+
+
+def _family(what: IPAddress | IPNetwork) -> int:
+    return AF_INET if what.version == 4 else AF_INET6
 
 
 def _prefix_and_mask(

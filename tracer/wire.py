@@ -138,7 +138,8 @@ class WireFilter(ctypes.Structure):
         ("backend_mask", _ADDRESS),
         ("port", ctypes.c_uint16),
         ("proto", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 5),
+        ("family", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 4),
     )
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -170,8 +171,11 @@ def _ask_child(request: dict[str, Any], output: int) -> tuple[dict[str, Any], li
             ) from error
         theirs.close()
         with child:
-            ours.send(json.dumps(request).encode())
-            message, fds, _, _ = socket.recv_fds(ours, _MAX_ANSWER, _MAX_FDS)
+            # A child that cannot import BCC is gone before it reads.
+            message, fds = b"", []
+            with suppress(ConnectionError):
+                ours.send(json.dumps(request).encode())
+                message, fds, _, _ = socket.recv_fds(ours, _MAX_ANSWER, _MAX_FDS)
     if not message:
         return {"error": _why_silent(child.returncode, output)}, list(fds)
     return json.loads(message), list(fds)

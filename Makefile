@@ -1,0 +1,44 @@
+# make setup: everything the project needs on a Debian machine, as root; safe to run again.
+# make demo:  set up, then the main job. make test: set up, then all tests.
+VENV := .venv
+STAMP := $(VENV)/.ready
+# Debian's packages. BCC comes from here, never from PyPI, where the name is another program's.
+DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptables nftables \
+	conntrack nfacct clang-format
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: setup demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# The distribution's own Python, so that the virtual environment does not depend on another's.
+$(STAMP): pyproject.toml Makefile
+	./setup-packages $(DEBIAN)
+	test -x $(VENV)/bin/python || /usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(VENV)/bin/srcip demo
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	clang-format --dry-run --Werror bpf/*.c bpf/*.h tests/bench/*.c
+
+format: setup
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	clang-format -i bpf/*.c bpf/*.h tests/bench/*.c
+
+bench: setup
+	$(VENV)/bin/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

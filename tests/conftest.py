@@ -1,0 +1,37 @@
+"""What all tiers share: the switch that says whether kernel and lab tests run."""
+
+import os
+
+import pytest
+
+from tracer.kernel.features import has_netfilter_links
+
+SWITCH = "SRCIP_KERNEL_TESTS"
+
+
+@pytest.fixture(scope="session")
+def kernel():
+    """
+    Root and a kernel to test in.
+
+    ``SRCIP_KERNEL_TESTS`` unset: skipped with the reason where they are missing; ``1``: their lack
+    is an error; ``0``: always skipped.
+    """
+    wish = os.environ.get(SWITCH, "")
+    if wish == "0":
+        pytest.skip(f"{SWITCH}=0")
+    reason = _why_not()
+    if reason is None:
+        return
+    if wish == "1":
+        pytest.fail(f"{SWITCH}=1, but {reason}")
+    pytest.skip(f"{reason}; see CONTRIBUTING.md")
+
+
+def _why_not():
+    """Return what is missing to test in the kernel, None if nothing is."""
+    if os.geteuid():
+        return "not root"
+    if not has_netfilter_links():
+        return "this kernel loads no BPF netfilter programs"
+    return None

@@ -1,0 +1,129 @@
+"""Counting by path: exact totals that no client can inflate."""
+
+import socket
+from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
+
+from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, udp_datagram
+from tracer.decode import decode_path_key
+from tracer.kernel.programs import Sizes
+from tracer.model import UDP, ClientClass
+
+PORT = 8080
+SERVICE = f"""
+table ip t {{
+  chain pre {{ type nat hook prerouting priority -100
+    udp dport 80-89 meta mark set 0x4000
+    udp dport 80 dnat to {SERVER[4]}:{PORT}
+    udp dport 81 dnat to {SERVER[4]}:{PORT + 1} }}
+  chain post {{ type nat hook postrouting priority 100
+    meta mark & 0x4000 == 0x4000 meta mark set 0 masquerade }}
+}}"""
+COUNTING = {"is_counting": True, "is_streaming": False}
+
+
+def paths(tracer):
+    return {decode_path_key(key): total for key, total in tracer.source.counters.read()}
+
+
+def send_flows(box, count, dport, address=NODE[4], first=1024):
+    with box.socket("client", 4, socket.SOCK_RAW, socket.IPPROTO_UDP) as sent:
+        for i in range(count):
+            sent.sendto(udp_datagram(first + i, dport), (address, 0))
+
+
+def test_counts_by_path(box, trace):
+    """However many clients' ports, a Service's path is one key with an exact total."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    tracer.source.counters.set_classes([(ip_network("198.51.100.0/24"), ClientClass.POD)])
+    send_flows(box, 3000, 80)
+    send_flows(box, 500, 81, first=10000)
+
+    counted = paths(tracer)
+    assert sorted(counted.values()) == [500, 3000]
+    key = max(counted, key=counted.get)
+    assert (str(key.dst), key.dport) == (NODE[4], 80)
+    assert (str(key.backend), key.backend_port) == (SERVER[4], PORT)
+    assert str(key.seen_source) == NODE_INSIDE[4]
+    assert (key.proto, key.family, key.client_class) == (UDP, "ipv4", ClientClass.POD)
+    assert key.is_marked
+    assert not key.is_input
+    entries = int(box.run("node", "cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+    assert sum(counted.values()) == entries
+
+
+def test_streaming_off_writes_no_records(box, trace):
+    """Counting alone wakes nobody and fills no ring."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    send_flows(box, 10, 80)
+    tracer.flush()
+
+    assert not tracer.records
+    assert sum(paths(tracer).values()) == 10
+
+
+def test_outsiders_cannot_fill_the_map(box, trace):
+    """Neither addresses out in the world nor ports of the node make new keys."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    for i in range(1, 200):
+        send_flows(box, 1, 1000 + i, address=f"10.9.0.{10 + i % 200}")
+        send_flows(box, 1, 2000 + i)
+
+    counted = paths(tracer)
+    assert len(counted) == 2
+    assert sum(counted.values()) == 398
+    assert {key.dst for key in counted} == {None}
+
+
+def test_longest_prefix_decides(box, trace):
+    """The class of a client is that of the longest prefix; without one it is external."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    counters = tracer.source.counters
+    send_flows(box, 1, 80, first=1)
+    counters.set_classes([(ip_network("198.51.0.0/16"), ClientClass.POD)])
+    send_flows(box, 1, 80, first=2)
+    counters.set_classes([(ip_network(CLIENT[4]), ClientClass.NODE)])
+    send_flows(box, 1, 80, first=3)
+    counters.set_classes([(ip_network("2001:db8::/32"), ClientClass.LOADBALANCER)])
+    send_flows(box, 1, 80, first=4)
+
+    assert {key.client_class: total for key, total in paths(tracer).items()} == {
+        ClientClass.EXTERNAL: 1,
+        ClientClass.POD: 1,
+        ClientClass.NODE: 2,
+    }
+
+
+def test_full_map_is_counted(box, trace):
+    """What finds no room is counted as such: the sum stays exact."""
+    box.rules(SERVICE.replace("80 dnat", "82-89 dnat"))
+    tracer = trace(**COUNTING, sizes=Sizes(paths=4))
+    for port in range(82, 90):
+        send_flows(box, 50, port, first=port * 100)
+
+    total = sum(paths(tracer).values())
+    assert 0 < total < 400
+    assert total + tracer.lost()["paths_full"] == 400
+
+
+def test_counting_and_streaming_agree(box, trace):
+    """With both on, the totals are the records."""
+    box.rules(SERVICE)
+    tracer = trace(is_counting=True)
+    with ExitStack() as stack:
+        for version in (4, 6):
+            sent = stack.enter_context(box.socket("client", version, socket.SOCK_DGRAM))
+            sent.sendto(b"x", (SERVER[version], PORT))
+    send_flows(box, 100, 80)
+    tracer.flush()
+
+    counted = paths(tracer)
+    assert sum(counted.values()) == len(tracer.connections)
+    assert {key.seen_source for key in counted} == {
+        c.seen_source if c.is_snat else None for c in tracer.connections
+    }
+    assert ip_address(NODE_INSIDE[4]) in {key.seen_source for key in counted}

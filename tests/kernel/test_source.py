@@ -1,0 +1,216 @@
+"""The kernel source as a guest on the node: beside others, through removals, leaving nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from tests.kernel import box as boxes
+from tests.kernel.box import CLIENT, NODE, SERVER, package_root, wait_until
+from tracer.decode import decode
+from tracer.errors import LoadError, NetnsError
+from tracer.kernel import programs
+from tracer.kernel.attach import CONNECTION_PLACES
+from tracer.kernel.netns import Netns
+from tracer.kernel.source import KernelSource
+
+PORT = 8080
+TRACK = "table inet t { chain f { type filter hook forward priority 0; ct state new } }"
+
+
+def bpf_objects():
+    """Ours among all BPF programs of the machine, as bpftool lists them."""
+    printed = subprocess.run(
+        ["bpftool", "prog", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    return [line for line in printed.splitlines() if "name srcip_" in line]
+
+
+def send(box, port=PORT, host="client"):
+    with box.socket(host, 4, socket.SOCK_DGRAM) as sent:
+        sent.sendto(b"x", (SERVER[4], port))
+
+
+def test_two_tracers_on_one_node(box, trace):
+    """A second tracer takes the next free priority; both see every connection."""
+    box.rules(TRACK)
+    first, second, third = trace(), trace(), trace()
+    for port in range(PORT, PORT + 5):
+        send(box, port)
+
+    for tracer in (first, second, third):
+        tracer.wait_for(lambda t: len(t.connections) == 5)
+    assert {c.orig for c in first.connections} == {c.orig for c in third.connections}
+    assert {c.mark for c in third.connections} == {0}
+
+
+def test_no_place_left(box, trace, monkeypatch):
+    """Where every priority is taken, one line says so."""
+    monkeypatch.setattr("tracer.kernel.attach._PLACES", 1)
+    trace()
+
+    with pytest.raises(LoadError, match="hold the last priorities of the hook"):
+        trace()
+
+
+def test_several_namespaces(box, trace):
+    """One process traces several namespaces, and tells them apart."""
+    box.rules(TRACK)
+    box.run(
+        "server", "nft", "-f", "-", stdin=TRACK.replace("forward", "input").replace("}", "\n}\n")
+    )
+    with closing(KernelSource([box.target("node"), box.target("server")])) as source:
+        send(box)
+        records = []
+
+        def both():
+            records.extend(map(decode, source.read(0.05)))
+            return {r.netns for r in records if hasattr(r, "zone")} == set(source.info.nodes)
+
+        wait_until(both)
+        assert sorted(source.info.nodes.values()) == ["node", "server"]
+
+
+def test_everything_goes_with_the_source(box, trace):
+    """Nothing of ours is left in the kernel after close."""
+    tracer = trace()
+    assert len(bpf_objects()) == 5
+    tracer.close()
+    # The kernel frees programs after an RCU grace period.
+    wait_until(lambda: not bpf_objects())
+
+
+def test_everything_goes_with_a_failed_start(box):
+    """Nothing is left if attaching fails halfway."""
+    gone = Netns(path=box.path("node").with_name("srcip-no-such"), inode=1, node="gone")
+    with pytest.raises(NetnsError, match="srcip-no-such"):
+        KernelSource([box.target(), gone])
+    wait_until(lambda: not bpf_objects())
+
+
+def test_nothing_is_left_after_sigkill(box, tmp_path):
+    """After kill -9 no program of ours is left, and the next tracer takes the same place."""
+    ready = tmp_path / "ready"
+    tracer = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tracer.cli", "trace", "--netns", box.names["node"]),
+            *("--ready-file", str(ready)),
+        ],
+        cwd=package_root(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(ready.exists)
+        assert bpf_objects()
+    finally:
+        tracer.send_signal(signal.SIGKILL)
+        tracer.wait()
+    wait_until(lambda: not bpf_objects())
+
+
+def test_namespace_removed_while_tracing(box, trace):
+    """A namespace that is removed is let go, so that it can end: its cables go with it."""
+    tracer = trace()
+    send(box)
+    subprocess.run(["ip", "netns", "del", box.names["node"]], check=True)
+
+    wait_until(lambda: tracer.source.read(0.05) is None)
+    wait_until(lambda: "c0" not in box.run("client", "ip", "link", "show"))
+
+
+def test_other_namespaces_go_on(box):
+    """When one of several namespaces is removed, the others are still traced."""
+    with boxes.built() as other:
+        other.rules(TRACK)
+        with closing(KernelSource([box.target(), other.target()])) as source:
+            subprocess.run(["ip", "netns", "del", box.names["node"]], check=True)
+            wait_until(
+                lambda: source.read(0.05) is not None and len(source._links.by_namespace) == 1
+            )
+            send(other)
+            wait_until(lambda: source.read(0.05))
+
+
+def test_interface_removed_while_tracing(box, trace):
+    """Interfaces may go; the rest is still traced."""
+    box.rules(TRACK)
+    tracer = trace()
+    box.run("node", "ip", "link", "add", "extra", "type", "veth")
+    box.run("node", "ip", "link", "del", "extra")
+    box.run("server", "ip", "link", "del", "s0")
+    with box.socket("client", 4, socket.SOCK_DGRAM) as sent:
+        sent.sendto(b"x", (NODE[4], PORT))
+    tracer.flush()
+    assert not any(tracer.lost().values())
+
+
+def test_no_verdict_but_accept(box, trace):
+    """Traffic with a tracer is the same as without: every datagram arrives, in order."""
+    box.rules(TRACK)
+    trace()
+    with (
+        box.socket("server", 4, socket.SOCK_DGRAM) as server,
+        box.socket("client", 4, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind(("", PORT))
+        for i in range(100):
+            client.sendto(bytes([i]), (SERVER[4], PORT))
+            data, peer = server.recvfrom(1)
+            assert data == bytes([i])
+            assert peer[0] == CLIENT[4]
+
+
+def test_bcc_is_missing(kernel, monkeypatch):
+    """Without BCC, one line names the package."""
+    monkeypatch.setenv("SRCIP_BCC_PYTHON", sys.executable)
+    with pytest.raises(LoadError, match="python3-bpfcc"):
+        programs.load((programs.ACCEPTS,))
+
+
+def test_no_interpreter(kernel, monkeypatch):
+    """Without the interpreter, one line names the variable that chooses it."""
+    monkeypatch.setenv("SRCIP_BCC_PYTHON", "/no/such/python")
+    with pytest.raises(LoadError, match="SRCIP_BCC_PYTHON"):
+        programs.load((programs.ACCEPTS,))
+
+
+def test_compiler_error(kernel):
+    """What the compiler says is kept for those who ask for it."""
+    broken = programs.Program(file="no_such.c", functions=(), maps=())
+    with pytest.raises(LoadError, match=r"cannot compile no_such\.c"):
+        programs.load((broken,))
+
+
+def test_verifier_error(kernel):
+    """A program that the kernel refuses is named, and the verifier's words are kept."""
+    wrong = programs.Program(file="accepts.c", functions=(("srcip_accept", 32, 45),), maps=())
+    with pytest.raises(LoadError, match="refuses srcip_accept") as caught:
+        programs.load((wrong,))
+    assert caught.value.details
+
+
+def test_places_are_last_and_before_snat():
+    """The programs stand just before SNAT (100) and just before confirmation (INT_MAX)."""
+    priorities = {place.function: place.priority for place in CONNECTION_PLACES}
+    assert priorities == {
+        "srcip_mark": 99,
+        "srcip_postrouting": 2**31 - 2,
+        "srcip_input": 2**31 - 2,
+    }
+
+
+def test_reader_survives_signals(box, trace):
+    """A signal during a read loses nothing."""
+    box.rules(TRACK)
+    tracer = trace()
+    before = signal.signal(signal.SIGUSR1, lambda *_: send(box))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        tracer.wait_for(lambda t: t.connections)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,0 +1,54 @@
+"""A tracer in the test's own process, with what it has seen so far."""
+
+from tests.kernel.box import wait_until
+from tracer.decode import decode
+from tracer.kernel.source import KernelSource, Settings
+from tracer.model import Accept, Connection, Drop
+
+
+class Trace:
+    """Reads the kernel and keeps everything."""
+
+    def __init__(self, box, **settings):
+        self.source = KernelSource([box.target()], Settings(**settings))
+        self.records = []
+
+    def read(self, timeout_s=0):
+        """Take what is there."""
+        self.records += map(decode, self.source.read(timeout_s) or [])
+
+    @property
+    def connections(self):
+        return [record for record in self.records if isinstance(record, Connection)]
+
+    @property
+    def drops(self):
+        return [record for record in self.records if isinstance(record, Drop)]
+
+    @property
+    def accepts(self):
+        return [record for record in self.records if isinstance(record, Accept)]
+
+    def wait_for(self, condition):
+        """Read until a condition on this trace holds."""
+
+        def check():
+            self.read(0.05)
+            return condition(self)
+
+        return wait_until(check)
+
+    def flush(self):
+        """
+        Read until nothing more is under way.
+
+        Programs run before the packet is sent on: once the test has seen a packet's effect, its
+        record is in the ring, and one read of the ring returns it.
+        """
+        self.read()
+
+    def lost(self):
+        return dict(self.source.lost())
+
+    def close(self):
+        self.source.close()
