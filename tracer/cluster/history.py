@@ -1,0 +1,95 @@
+"""
+The cluster as it was: a connection is judged by the state at its time, not at reading time.
+
+Snapshots share what did not change, so keeping the former ones costs little and every question
+can be put to the past as it is put to the present.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tracer.cluster.index import Cluster
+from tracer.cluster.match import HostPortMatch, ServiceMatch
+from tracer.model import IPAddress
+
+KEEP_NS = 60 * 10**9
+# Changes that follow each other faster are kept as one; the newest is always exact.
+RESOLUTION_NS = 10**9 // 4
+# Bounds memory where the clock or the caller's times misbehave.
+MAX_SNAPSHOTS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """An answer, and whether it comes from a snapshot that is no longer the current one."""
+
+    match: ServiceMatch | HostPortMatch
+    is_gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """
+    Snapshots and the time from which each held, oldest first; never empty.
+
+    Times are nanoseconds of one clock of the caller's. A history is immutable as its snapshots are.
+    """
+
+    _entries: tuple[tuple[int, Cluster], ...] = ((0, Cluster()),)
+
+    @property
+    def now(self) -> Cluster:
+        """The newest snapshot."""
+        return self._entries[-1][1]
+
+    def add(self, cluster: Cluster, at_ns: int) -> "History":
+        """Return a history that goes on with a snapshot from a time on, and forgets old ones."""
+        entries = self._entries
+        at_ns = max(at_ns, entries[-1][0])
+        # The newest entry gives way if the one before it is as young as that.
+        if len(entries) > 1 and at_ns - entries[-2][0] < RESOLUTION_NS:
+            entries = entries[:-1]
+        # The oldest that is kept began before the time kept, and held within it.
+        first = max(0, bisect_right(entries, at_ns - KEEP_NS, key=_start) - 1)
+        first = max(first, len(entries) + 1 - MAX_SNAPSHOTS)
+        return History((*entries[first:], (at_ns, cluster)))
+
+    def at(self, at_ns: int) -> Cluster:
+        """Return the snapshot that held at a time; the oldest for times before it."""
+        return self._entries[max(0, bisect_right(self._entries, at_ns, key=_start) - 1)][1]
+
+    def service_at(
+        self,
+        address: IPAddress,
+        port: int,
+        proto: int,
+        *,
+        at_ns: int,
+        node_addresses: frozenset[IPAddress] = frozenset(),
+        node: str | None = None,
+    ) -> Past | None:
+        """
+        Return what a client reached at a time, or last before it, or first after it.
+
+        Connections outlive Services, and the watch may hear of a Service after its first client.
+        """
+        for cluster in self._outward(at_ns):
+            match = cluster.service_at(
+                address, port, proto, node_addresses=node_addresses, node=node
+            )
+            if match is not None:
+                known = self.now.service_at(
+                    address, port, proto, node_addresses=node_addresses, node=node
+                )
+                return Past(match=match, is_gone=known != match)
+        return None
+
+    def _outward(self, at_ns: int) -> Iterator[Cluster]:
+        at = max(0, bisect_right(self._entries, at_ns, key=_start) - 1)
+        for _, cluster in (*reversed(self._entries[: at + 1]), *self._entries[at + 1 :]):
+            yield cluster
+
+
+def _start(entry: tuple[int, Cluster]) -> int:
+    return entry[0]
