@@ -26,6 +26,8 @@ _INFO, _RECORD, _SYMBOL, _LOST, _END = range(1, 6)
 # A frame longer than this is garbage, not a record: do not believe its length.
 _MAX_FRAME = 1 << 20
 _BATCH = 1024
+# Clocks further from 1970 than 292 years are no clocks.
+_MAX_CLOCK_NS = 1 << 63
 
 
 class Recorder:
@@ -248,8 +250,11 @@ def _info_from_json(info: dict[str, Any]) -> SourceInfo:
         raise ValueError(f"wire version {info['wire_version']}, expected {WIRE_VERSION}")
     if info["byte_order"] != sys.byteorder:
         raise ValueError(f"recorded on a {info['byte_order']}-endian machine")
+    clock_offset_ns = int(info["clock_offset_ns"])
+    if abs(clock_offset_ns) > _MAX_CLOCK_NS:
+        raise ValueError(f"clock offset {clock_offset_ns}")
     return SourceInfo(
-        clock_offset_ns=int(info["clock_offset_ns"]),
+        clock_offset_ns=clock_offset_ns,
         nodes={int(inode): str(node) for inode, node in info["nodes"].items()},
         drop_reasons={int(number): str(name) for number, name in info["drop_reasons"].items()},
         rung=str(info["rung"]),

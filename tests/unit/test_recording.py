@@ -223,6 +223,9 @@ def test_damaged_frame(path, damage, what):
         ({"clock_offset_ns": "soon"}, "its header is wrong"),
         ({"clock_offset_ns": None}, "its header is wrong"),
         ({"clock_offset_ns": float("inf")}, "its header is wrong"),
+        # Times beyond the year 9999 could not be shown.
+        ({"clock_offset_ns": 10**21}, "its header is wrong"),
+        ({"clock_offset_ns": -(10**21)}, "its header is wrong"),
         ({"not_seen": 5}, "its header is wrong"),
     ],
 )
