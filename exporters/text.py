@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import IO
 
 from exporters.table import StreamingTable
+from exporters.terminal import printable
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, SeenAccept, Summary
 from tracer.model import FiveTuple, IPAddress, protocol_name
 
@@ -53,7 +54,9 @@ def summary_text(summary: Summary) -> list[str]:
         f"{_plural(summary.connections, 'connection')}, {_plural(summary.drops, 'drop')}; "
         f"lost: {lost or 'nothing'}"
     ]
-    return lines + [f"not seen: {line}" for line in summary.not_seen]
+    lines += [f"not seen: {line}" for line in summary.not_seen]
+    # A recording brings its own names for what was lost and not seen.
+    return [printable(line) for line in lines]
 
 
 def endpoint(address: IPAddress, port: int | None) -> str:

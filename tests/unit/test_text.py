@@ -1,0 +1,172 @@
+"""Judged things as rows for people."""
+
+import io
+from ipaddress import ip_address
+
+import pytest
+
+from exporters.text import TextWriter, endpoint, ends, summary_text
+from tests.unit import samples
+from tests.unit.samples import BACKEND6, CLIENT6, flow
+from tracer.judge.verdict import SeenAccept, Summary
+from tracer.model import Status
+
+
+def written(*judged):
+    """Write things; return the lines, cut into cells where columns are two spaces apart."""
+    out = io.StringIO()
+    writer = TextWriter(out)
+    for each in judged:
+        writer.write(each)
+    return out.getvalue().splitlines()
+
+
+def cells(line, heading):
+    """Cut a line under the places where the heading's words begin."""
+    words = [
+        "TIME", "NODE", "VERDICT", "PROTO", "CLIENT", "SENT TO", "BACKEND ", "BACKEND SEES", "NOTE",
+    ]  # fmt: skip
+    starts = [heading.index(word) for word in words]
+    return [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def seen(accept):
+    return SeenAccept(accept=accept, time_ns=samples.CLOCK_OFFSET_NS + samples.KTIME_NS)
+
+
+def test_connection():
+    """A row tells who sent where, who answers, and whom the backend sees."""
+    heading, row = written(samples.judged(*samples.REPLACED, mark=0x4000))
+    assert cells(row, heading) == [
+        "00:00:00.123", "node2", "replaced", "tcp", "198.51.100.10:46356", "10.240.0.5:30080",
+        "10.244.1.11:8080", "10.240.0.5:65241", "DNAT SNAT mark 0x4000",
+    ]  # fmt: skip
+
+
+def test_ipv6():
+    """Wide addresses widen their columns under a new heading, and stay aligned."""
+    first, _, heading, row = written(
+        samples.judged(*samples.REPLACED), samples.judged(*samples.REPLACED6)
+    )
+    assert first != heading
+    assert cells(row, heading)[4:8] == [
+        "[2001:db8:1::10]:46356", "[fd00:240::5]:30080",
+        "[fd00:244:1::11]:8080", "[fd00:240::5]:65241",
+    ]  # fmt: skip
+
+
+def test_widest_ipv6():
+    """Every column takes the longest address there is."""
+    far = "2001:db8:1111:2222:3333:4444:5555:6666"
+    near = "2001:db8:1111:2222:3333:4444:5555:7777"
+    sent = flow(far, 65535, near, 65534)
+    heading, row = written(samples.judged(sent, sent.inverted, status=Status(0)))
+    client, sent_to = f"[{far}]:65535", f"[{near}]:65534"
+    assert cells(row, heading)[4:8] == [client, sent_to, sent_to, client]
+
+
+def test_icmp():
+    """ICMP has no ports; its type is a note."""
+    heading, row = written(samples.judged(samples.PING, samples.PING.inverted))
+    assert cells(row, heading)[3:6] == ["icmp", "198.51.100.10", "10.244.1.11"]
+    assert cells(row, heading)[8] == "type 8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"mark": 0}, "DNAT SNAT"),
+        ({"mark": None}, "DNAT SNAT"),
+        ({"is_related": True}, "DNAT SNAT related"),
+        ({"zone": 7}, "DNAT SNAT zone 7"),
+    ],
+)
+def test_notes(changes, note):
+    """A note tells what is out of the ordinary."""
+    heading, row = written(samples.judged(*samples.REPLACED, **changes))
+    assert cells(row, heading)[8] == note
+
+
+def test_drop():
+    """A drop's row tells why and where, and has no backend."""
+    heading, row = written(
+        samples.judged_drop(samples.drop(dst_input=1), dst_input="ip_local_deliver")
+    )
+    assert cells(row, heading)[2:] == [
+        "dropped", "tcp", "198.51.100.10:46356", "10.240.0.5:30080", "-", "-",
+        "NETFILTER_DROP at input (nf_hook_slow)",
+    ]  # fmt: skip
+
+
+def test_drop_of_a_reply():
+    """A dropped answer is told by the connection it belongs to, and said to be an answer."""
+    heading, row = written(
+        samples.judged_drop(
+            samples.drop(packet=samples.REPLACED[1], is_reply=True), reason="NO_SOCKET", place=None
+        )
+    )
+    assert cells(row, heading)[4] == "198.51.100.10:46356"
+    assert cells(row, heading)[8] == "NO_SOCKET (a reply)"
+
+
+def test_drop_of_what_nobody_could_read():
+    """An unknown packet has question marks, not invented addresses."""
+    heading, row = written(samples.judged_drop(samples.drop(packet=None, orig=None)))
+    assert cells(row, heading)[3:6] == ["?", "?", "?"]
+
+
+def test_accept():
+    """What a socket saw stands under what the tracer said it would."""
+    _, accepted = written(seen(samples.accept()))
+    heading, row = written(samples.judged(*samples.REPLACED))
+    assert cells(accepted, heading)[6:8] == cells(row, heading)[6:8]
+    assert cells(accepted, heading)[2] == "accepted"
+
+
+def test_names_are_harmless():
+    """A node's name cannot move the cursor or start a new line."""
+    lines = written(samples.judged(node="evil\x1b[2J\nnode\u202e"))
+    assert len(lines) == 2
+    assert "evil\\x1b[2J\\x0anode\\x202e" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "text"),
+    [
+        ("192.0.2.1", 80, "192.0.2.1:80"),
+        ("192.0.2.1", None, "192.0.2.1"),
+        ("2001:db8::1", 80, "[2001:db8::1]:80"),
+        ("2001:db8::1", None, "2001:db8::1"),
+    ],
+)
+def test_endpoint(address, port, text):
+    """IPv6 stands in brackets where a port follows."""
+    assert endpoint(ip_address(address), port) == text
+
+
+def test_ends():
+    """Both ends of a tuple, without what is no port."""
+    assert ends(flow(CLIENT6, 1, BACKEND6, 0x8000, proto=58)) == (CLIENT6, BACKEND6)
+
+
+@pytest.mark.parametrize(
+    ("connections", "drops", "lost", "text"),
+    [
+        (0, 0, {}, "0 connections, 0 drops; lost: nothing"),
+        (1, 1, {"ring_full": 0}, "1 connection, 1 drop; lost: nothing"),
+        (
+            2, 3, {"ring_full": 4, "x": 0, "undecodable": 1},
+            "2 connections, 3 drops; lost: 4 ring_full, 1 undecodable",
+        ),
+    ],
+)  # fmt: skip
+def test_summary(connections, drops, lost, text):
+    """The end of a run tells what was seen and lost, then line by line what is not seen."""
+    summary = Summary(connections=connections, drops=drops, lost=lost, not_seen=("XDP", "OVS"))
+    assert summary_text(summary) == [text, "not seen: XDP", "not seen: OVS"]
+
+
+def test_summary_is_harmless():
+    """What a recording says was lost or not seen cannot move the cursor either."""
+    summary = Summary(connections=0, drops=0, lost={"\x1b[2J": 1}, not_seen=("\x1b]0;x\x07",))
+    assert all(line.isprintable() for line in summary_text(summary))
