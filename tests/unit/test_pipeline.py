@@ -89,7 +89,7 @@ def test_undecodable_is_logged_once(caplog):
 
 
 def test_undecodable_for_many_reasons(caplog):
-    """Reasons hold values, so there may be any number of them: the log and the memory stay small."""
+    """Reasons hold values, so there may be any number of them: log and memory stay small."""
     wrong = [REPLACED + bytes(n) for n in range(1, 1001)]
     with caplog.at_level(logging.WARNING):
         pipeline, _ = run(wrong)

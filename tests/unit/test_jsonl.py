@@ -1,0 +1,226 @@
+"""Lines of JSON: keys that other programs build on, and nothing that is not known."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporters.jsonl import summary_to_line, timestamp, to_line
+from tests.unit import samples
+from tests.unit.samples import BACKEND6, CLIENT, CLIENT6, NODE6, flow
+from tracer.judge.verdict import SeenAccept, Summary, judge_connection, judge_drop
+from tracer.model import Hook
+
+TIME = "2026-01-01T00:00:00.123456789Z"
+
+
+def parsed(judged):
+    line = to_line(judged)
+    assert "\n" not in line
+    return json.loads(line)
+
+
+def seen(accept):
+    return SeenAccept(accept=accept, time_ns=samples.CLOCK_OFFSET_NS + samples.KTIME_NS)
+
+
+def test_connection():
+    """A connection has the keys of the contract with the kernel's values."""
+    judged = samples.judged(*samples.REPLACED, mark=0x4000)
+    line = parsed(judged)
+    assert line.pop("evidence") == list(judged.evidence)
+    assert line == {
+        "kind": "connection",
+        "version": 1,
+        "time": TIME,
+        "node": "node2",
+        "netns": 4026532001,
+        "family": "ipv4",
+        "proto": "tcp",
+        "orig": {"src": "198.51.100.10", "sport": 46356, "dst": "10.240.0.5", "dport": 30080},
+        "reply": {"src": "10.244.1.11", "sport": 8080, "dst": "10.240.0.5", "dport": 65241},
+        "client": {"address": "198.51.100.10"},
+        "seen_source": "10.240.0.5",
+        "backend": {"address": "10.244.1.11", "port": 8080},
+        "zone": 0,
+        "status": 0x30,
+        "mark": 0x4000,
+        "verdict": "replaced",
+        "at": {"node": "node2", "hook": "postrouting"},
+    }
+
+
+def test_connection_6():
+    """IPv6 addresses are written in their short form, without brackets."""
+    line = parsed(samples.judged(*samples.REPLACED6))
+    assert line["family"] == "ipv6"
+    assert (line["client"]["address"], line["orig"]["dst"]) == (CLIENT6, NODE6)
+    assert line["backend"] == {"address": BACKEND6, "port": 8080}
+
+
+@pytest.mark.parametrize(("mark", "has_mark"), [(None, False), (0, True), (1, True)])
+def test_mark(mark, has_mark):
+    """A mark that nobody saw is absent; a mark of zero is a fact."""
+    line = parsed(samples.judged(mark=mark))
+    assert ("mark" in line) is has_mark
+    assert line.get("mark") == mark
+
+
+def test_icmp():
+    """ICMP has id, type and code in place of ports, and its backend has no port."""
+    line = parsed(samples.judged(samples.PING, samples.PING.inverted))
+    ends = {"src": CLIENT, "dst": samples.BACKEND, "id": 4660, "code": 0}
+    assert line["proto"] == "icmp"
+    assert line["orig"] == {**ends, "type": 8}
+    assert line["reply"] == {**ends, "src": samples.BACKEND, "dst": CLIENT, "type": 0}
+    assert line["backend"] == {"address": samples.BACKEND}
+
+
+def test_icmp_6():
+    """An unreachable message of ICMPv6 keeps type and code apart."""
+    error = flow(CLIENT6, 0, BACKEND6, 1 << 8 | 4, proto=58)
+    line = parsed(samples.judged(error, error.inverted))
+    assert (line["proto"], line["orig"]["type"], line["orig"]["code"]) == ("icmpv6", 1, 4)
+
+
+def test_drop():
+    """A drop says what was sent, why it was discarded and where."""
+    judged = samples.judged_drop(samples.drop(dst_input=1), dst_input="ip_local_deliver")
+    line = parsed(judged)
+    sent = {"src": "198.51.100.10", "sport": 46356, "dst": "10.240.0.5", "dport": 30080}
+    assert line.pop("evidence") == list(judged.evidence)
+    assert line == {
+        "kind": "drop",
+        "version": 1,
+        "time": TIME,
+        "node": "node2",
+        "netns": 4026532001,
+        "family": "ipv4",
+        "proto": "tcp",
+        "orig": sent,
+        "packet": sent,
+        "direction": "original",
+        "reason": "NETFILTER_DROP",
+        "at": {"node": "node2", "hook": "input", "function": "nf_hook_slow"},
+        "verdict": "dropped",
+    }
+
+
+def test_drop_of_a_reply():
+    """The original tuple is the connection's; the packet's own may be the other direction."""
+    judged = samples.judged_drop(samples.drop(packet=samples.REPLACED[1], is_reply=True))
+    line = parsed(judged)
+    assert line["direction"] == "reply"
+    assert line["orig"]["src"] == "198.51.100.10"
+    assert line["packet"]["src"] == "10.244.1.11"
+
+
+def test_drop_of_what_nobody_could_read():
+    """What is not known of a drop is absent."""
+    judged = samples.judged_drop(
+        samples.drop(packet=None, orig=None, iif=1), reason="reason 77", place=None
+    )
+    line = parsed(judged)
+    assert not line.keys() & {"orig", "packet", "family", "proto"}
+    assert line["at"] == {"node": "node2"}
+    assert line["reason"] == "reason 77"
+
+
+def test_accept():
+    """An accept has the peer as the socket sees it, and the socket's own end."""
+    assert parsed(seen(samples.accept())) == {
+        "kind": "accept",
+        "version": 1,
+        "time": TIME,
+        "family": "ipv4",
+        "proto": "tcp",
+        "netns": 4026532001,
+        "peer": {"address": "10.240.0.5", "port": 65241},
+        "local": {"address": "10.244.1.11", "port": 8080},
+    }
+
+
+def test_summary():
+    """The last line says what was seen, lost and not to be seen."""
+    summary = Summary(connections=12, drops=1, lost={"ring_full": 0}, not_seen=("XDP",))
+    assert json.loads(summary_to_line(summary)) == {
+        "kind": "summary",
+        "version": 1,
+        "connections": 12,
+        "drops": 1,
+        "lost": {"ring_full": 0},
+        "not_seen": ["XDP"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000000000Z"),
+        (1, "1970-01-01T00:00:00.000000001Z"),
+        (999_999_999, "1970-01-01T00:00:00.999999999Z"),
+        (1_767_225_600_000_000_000, "2026-01-01T00:00:00.000000000Z"),
+        (-1, "1969-12-31T23:59:59.999999999Z"),
+    ],
+)
+def test_timestamp(time_ns, text):
+    """Times have nanoseconds, all nine digits."""
+    assert timestamp(time_ns) == text
+
+
+@given(st.integers(-(2**63), 2**64 + 2**63))
+def test_timestamp_of_any_record(time_ns):
+    """Any time that a record can have is written, exact to the nanosecond."""
+    text = timestamp(time_ns)
+    moment = datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    assert int(moment.timestamp()) * 10**9 + int(text[20:29]) == time_ns
+    assert (text[19], text[29:]) == (".", "Z")
+
+
+def has_nothing_empty(value):
+    if isinstance(value, dict):
+        return all(map(has_nothing_empty, value.values()))
+    return value is not None and value not in ("", [])
+
+
+names = st.text(min_size=1)
+
+
+@given(samples.connections, names)
+def test_any_connection(connection, node):
+    """Each line is one line of ASCII that parses, without null or empty values."""
+    text = to_line(judge_connection(connection, time_ns=connection.ktime_ns, node=node))
+    assert text.isascii()
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line["node"] == node
+    assert has_nothing_empty(line)
+
+
+@given(samples.drops, names, names, st.none() | names)
+def test_any_drop(drop, node, reason, place):
+    """Each line is one line of ASCII that parses, without null or empty values."""
+    text = to_line(
+        judge_drop(
+            drop, time_ns=drop.ktime_ns, node=node, reason=reason, place=place, dst_input=None
+        )
+    )
+    assert text.isascii()
+    assert "\n" not in text
+    line = json.loads(text)
+    assert (line["reason"], line["at"].get("function")) == (reason, place)
+    assert has_nothing_empty(line)
+
+
+@given(samples.accepts)
+def test_any_accept(accept):
+    """Each line parses, without null or empty values."""
+    assert has_nothing_empty(parsed(seen(accept)))
+
+
+@pytest.mark.parametrize("hook", Hook)
+def test_hooks(hook):
+    """The hook is named as iptables names its chain, in lower case."""
+    assert parsed(samples.judged(hook=hook))["at"]["hook"] == hook.label
