@@ -206,7 +206,7 @@ def parse(payload: bytes, netns: int, ktime_ns: int) -> Connection | None:
             oif=0,
             is_related=False,
         )
-    except (KeyError, ValueError, struct.error):
+    except (LookupError, ValueError, struct.error):
         return None
 
 
