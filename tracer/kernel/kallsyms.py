@@ -1,10 +1,11 @@
 """Names of kernel functions, looked up on demand."""
 
+from pathlib import Path
 from typing import IO
 
 from tracer.errors import LoadError
 
-_PATH = "/proc/kallsyms"
+KALLSYMS = Path("/proc/kallsyms")
 
 
 class Kallsyms:
@@ -15,12 +16,12 @@ class Kallsyms:
     still privileged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path = KALLSYMS) -> None:
         self._known: dict[int, str | None] = {}
         try:
-            self._stream: IO[bytes] | None = open(_PATH, "rb")  # noqa: SIM115, PTH123 - kept open
+            self._stream: IO[bytes] | None = path.open("rb")
         except OSError as error:
-            raise LoadError(f"cannot read {_PATH}: {error.strerror}") from error
+            raise LoadError(f"cannot read {path}: {error.strerror}") from error
 
     def function(self, address: int) -> str | None:
         """Return the function that an address lies in; None if the kernel does not say."""
