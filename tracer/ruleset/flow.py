@@ -1,0 +1,154 @@
+"""What is known of a packet when it meets a rule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tracer.model import Connection, Drop, Hook, IPAddress
+
+CtState = Literal["new", "established", "related", "invalid", "untracked"]
+
+_NEW: frozenset[CtState] = frozenset({"new"})
+_RELATED: frozenset[CtState] = frozenset({"related"})
+_ONGOING: frozenset[CtState] = frozenset({"new", "established", "related"})
+_ANSWER: frozenset[CtState] = frozenset({"established", "related"})
+_NO_ENTRY: frozenset[CtState] = frozenset({"invalid", "untracked"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """
+    A packet as the rules see it. None stands for "not known", an interface "" for "none".
+
+    Args:
+        src: The source before SNAT.
+        dst: The destination after DNAT.
+        sport: The source port before SNAT.
+        dport: The destination port after DNAT.
+        proto: The protocol's number.
+        orig_dst: The destination before DNAT.
+        orig_dport: Its port.
+        mark: The packet's mark before SNAT.
+        ct_mark: The mark of its conntrack entry.
+        iif: The interface it came in by.
+        oif: The interface it goes out by.
+        states: The conntrack states that it may be in.
+        is_reply: Whether it goes in the direction of the answers.
+        seen_source: The source after SNAT, if that is known already.
+        local_addresses: All addresses of the node. Those of loopback need not be named.
+    """
+
+    src: IPAddress
+    dst: IPAddress
+    sport: int
+    dport: int
+    proto: int
+    orig_dst: IPAddress | None = None
+    orig_dport: int | None = None
+    mark: int | None = None
+    ct_mark: int | None = None
+    iif: str | None = None
+    oif: str | None = None
+    states: frozenset[CtState] = _NEW
+    is_reply: bool = False
+    seen_source: IPAddress | None = None
+    local_addresses: frozenset[IPAddress] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        connection: Connection,
+        *,
+        iif: str | None = None,
+        oif: str | None = None,
+        local_addresses: frozenset[IPAddress] | None = None,
+    ) -> "Flow":
+        """
+        Return the first packet of a connection, as it was when SNAT was decided.
+
+        Args:
+            connection: The connection.
+            iif: The name of its incoming interface, None if it is not known.
+            oif: The name of its outgoing interface.
+            local_addresses: All addresses of the node.
+        """
+        orig, answered = connection.orig, connection.reply.inverted
+        was_seen = connection.hook is not Hook.CONNTRACK
+        return cls(
+            src=orig.src,
+            dst=answered.dst,
+            sport=orig.sport,
+            dport=answered.dport,
+            proto=orig.proto,
+            orig_dst=orig.dst,
+            orig_dport=orig.dport,
+            mark=connection.mark,
+            ct_mark=connection.ct_mark if was_seen else None,
+            iif=_interface(iif, connection.iif, was_seen),
+            oif=_interface(oif, connection.oif, was_seen),
+            states=_RELATED if connection.is_related else _NEW,
+            seen_source=connection.seen_source,
+            local_addresses=local_addresses,
+        )
+
+    @classmethod
+    def of_drop(
+        cls,
+        drop: Drop,
+        *,
+        is_new: bool | None = None,
+        iif: str | None = None,
+        oif: str | None = None,
+        local_addresses: frozenset[IPAddress] | None = None,
+    ) -> "Flow | None":
+        """
+        Return the packet of a drop, None if its addresses are not known.
+
+        Args:
+            drop: The drop.
+            is_new: Whether the packet was the first of its connection, None if that is not known.
+            iif: The name of its incoming interface.
+            oif: The name of its outgoing interface.
+            local_addresses: All addresses of the node.
+        """
+        packet = drop.packet
+        if packet is None:
+            return None
+        # Without a conntrack entry nothing can have been translated.
+        orig = drop.orig or packet
+        is_first_way = not drop.is_reply
+        return cls(
+            src=orig.src if is_first_way else packet.src,
+            dst=packet.dst,
+            sport=orig.sport if is_first_way else packet.sport,
+            dport=packet.dport,
+            proto=packet.proto,
+            orig_dst=orig.dst if is_first_way else None,
+            orig_dport=orig.dport if is_first_way else None,
+            mark=drop.mark,
+            iif=iif,
+            oif=oif,
+            states=_states(drop, is_new),
+            is_reply=drop.is_reply,
+            seen_source=packet.src,
+            local_addresses=local_addresses,
+        )
+
+    @property
+    def family(self) -> str:
+        """``ipv4`` or ``ipv6``."""
+        return f"ipv{self.src.version}"
+
+
+def _interface(name: str | None, index: int, was_seen: bool) -> str | None:
+    return "" if was_seen and index == 0 else name
+
+
+def _states(drop: Drop, is_new: bool | None) -> frozenset[CtState]:
+    if drop.is_reply:
+        return _ANSWER
+    if is_new:
+        return _NEW
+    if drop.orig is None:
+        # At prerouting, before conntrack has looked at it, rules on states cannot match either.
+        return _NO_ENTRY
+    return _ONGOING if is_new is None else _ONGOING - _NEW

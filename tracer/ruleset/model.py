@@ -1,0 +1,184 @@
+"""The snapshot of a node's rules, and the question which of them a connection met."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Literal, TypeVar, cast
+
+from tracer.model import IPNetwork
+from tracer.ruleset.flow import Flow
+from tracer.ruleset.program import BaseChain, KubeProxyFacts, Part
+from tracer.ruleset.rule import Action, HookName, Owner, Range, Rule, Tool
+from tracer.ruleset.walk import Walked, walk
+
+__all__ = [
+    "Action",
+    "Candidates",
+    "Flow",
+    "HookName",
+    "Owner",
+    "ProxyMode",
+    "Range",
+    "Rule",
+    "Ruleset",
+    "Tool",
+]
+
+T = TypeVar("T")
+ProxyMode = Literal["iptables", "nftables", "ipvs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """
+    The rules that may have taken a packet.
+
+    Args:
+        certain: The one that did, if that is beyond doubt; then it is also the only possible one.
+        possible: All that may have, in the order in which the kernel meets them.
+        may_pass: Whether the packet may have met none of them.
+        reason: Why there is no certain one, or why it is certain: one line.
+    """
+
+    certain: Rule | None
+    possible: tuple[Rule, ...]
+    may_pass: bool
+    reason: str
+
+    @property
+    def only(self) -> Rule | None:
+        """
+        The only rule that can have done it, None if there are none or several.
+
+        Not as sure as ``certain``: it rests on the knowledge that some rule did.
+        """
+        return self.possible[0] if len(self.possible) == 1 else None
+
+    @property
+    def owners(self) -> frozenset[Owner]:
+        """Whose rules may have done it."""
+        return frozenset(rule.owner for rule in self.possible)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruleset:
+    """
+    A node's rules at one time.
+
+    Args:
+        rules: Those that translate the source or discard, policies of base chains among them.
+        proxy_mode: kube-proxy's mode as its rules betray it, None if they do not.
+        masquerade_mark: The bit that kube-proxy sets on what it will masquerade.
+        has_masquerade_all: Whether kube-proxy runs with masqueradeAll, None if not to be told.
+        cluster_cidrs: The ranges that kube-proxy takes for the cluster's pods.
+        local_interfaces: The interfaces by which it recognises them, if it does so by interface.
+        owners: Whose rules or chains are there.
+        unread: What could not be read, a line each.
+        base_chains: The chains as the walk needs them.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    proxy_mode: ProxyMode | None = None
+    masquerade_mark: int | None = None
+    has_masquerade_all: bool | None = None
+    cluster_cidrs: tuple[IPNetwork, ...] = ()
+    local_interfaces: tuple[str, ...] = ()
+    owners: frozenset[Owner] = frozenset()
+    unread: tuple[str, ...] = ()
+    base_chains: tuple[BaseChain, ...] = field(default=(), compare=False, repr=False)
+
+    @classmethod
+    def of(cls, parts: Iterable[Part], unread: Iterable[str] = ()) -> "Ruleset":
+        """Put together what several tools show. Tables that two of them show count once."""
+        parts = tuple(parts)
+        facts = [part.kube_proxy for part in parts]
+        return cls(
+            rules=tuple(rule for part in parts for rule in part.rules),
+            proxy_mode=_proxy_mode(facts),
+            masquerade_mark=_agreed([fact.masquerade_mark for fact in facts]),
+            has_masquerade_all=_agreed([fact.has_masquerade_all for fact in facts]),
+            cluster_cidrs=_networks(facts),
+            local_interfaces=tuple(
+                dict.fromkeys(name for fact in facts for name in fact.local_interfaces)
+            ),
+            owners=frozenset(owner for part in parts for owner in part.owners) - {Owner.UNKNOWN},
+            unread=(*unread, *(line for part in parts for line in part.unread)),
+            base_chains=tuple(chain for part in parts for chain in part.base_chains),
+        )
+
+    def snat_candidates(self, flow: Flow, hook: HookName = "postrouting") -> Candidates:
+        """Return the rules that may have replaced the source of a connection's first packet."""
+        chains = [
+            chain
+            for chain in self.base_chains
+            if chain.kind == "nat" and chain.hook == hook and _sees(chain, flow)
+        ]
+        walked = walk(chains, flow, wants_drops=False)
+        return self._candidates(walked, "translates the source", flow)
+
+    def drop_candidates(self, flow: Flow, hook: HookName) -> Candidates:
+        """Return the rules that may have discarded a packet at a hook."""
+        may_be_first = bool(flow.states & {"new", "related"})
+        chains = [
+            chain
+            for chain in self.base_chains
+            if chain.hook == hook and _sees(chain, flow) and (chain.kind != "nat" or may_be_first)
+        ]
+        walked = walk(chains, flow, wants_drops=True)
+        return self._candidates(walked, "discards the packet", None)
+
+    def _candidates(self, walked: Walked, what: str, flow: Flow | None) -> Candidates:
+        possible = walked.rules
+        if flow is not None:
+            possible = tuple(rule for rule in possible if _can_lead_to(rule, flow))
+        doubt = self._doubt(walked, possible, what)
+        return Candidates(
+            certain=possible[0] if not doubt else None,
+            possible=possible,
+            may_pass=walked.may_pass,
+            reason=doubt or f"it surely matches, and no rule before it {what}",
+        )
+
+    def _doubt(self, walked: Walked, possible: tuple[Rule, ...], what: str) -> str:
+        """Say why no rule is certain; empty if one is."""
+        doubts = (
+            (not walked.is_complete, "the rules are too entangled to be followed"),
+            (bool(self.unread), f"not all rules were read: {'; '.join(self.unread)}"),
+            (not walked.rules, f"no rule {what}"),
+            (
+                len(possible) < len(walked.rules),
+                "some rule that may match would lead to another source than the one seen",
+            ),
+            (len(possible) > 1, f"{len(possible)} rules may match"),
+            (
+                any(not rule.is_understood for rule in possible),
+                "the rule has a match or action that is not understood",
+            ),
+            (walked.may_pass, "whether the rule matches cannot be told"),
+        )
+        return next((reason for holds, reason in doubts if holds), "")
+
+
+def _sees(chain: BaseChain, flow: Flow) -> bool:
+    return chain.family in ("both", flow.family)
+
+
+def _can_lead_to(rule: Rule, flow: Flow) -> bool:
+    seen = flow.seen_source
+    if seen is None or not rule.to_addresses:
+        return True
+    return any(seen in addresses for addresses in rule.to_addresses)
+
+
+def _agreed(values: list[T | None]) -> T | None:
+    known = {value for value in values if value is not None}
+    return known.pop() if len(known) == 1 else None
+
+
+def _proxy_mode(facts: list[KubeProxyFacts]) -> ProxyMode | None:
+    return cast("ProxyMode | None", _agreed([fact.mode for fact in facts]))
+
+
+def _networks(facts: list[KubeProxyFacts]) -> tuple[IPNetwork, ...]:
+    texts = dict.fromkeys(text for fact in facts for text in fact.cluster_cidrs)
+    return tuple(ip_network(text) for text in texts)

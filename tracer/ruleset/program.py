@@ -1,0 +1,178 @@
+"""Rules as what they do: steps of operations in chains, as netfilter runs them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+from tracer.ruleset.matches import Elements, Key, Match
+from tracer.ruleset.rule import HookName, Owner, Rule, RuleFamily, Tool
+from tracer.ruleset.truth import ALL_BITS
+
+# Priorities of netfilter_ipv4.h, the same in netfilter_ipv6.h.
+RAW, MANGLE, DSTNAT, FILTER, SECURITY, SRCNAT = -300, -150, -100, 0, 50, 100
+
+
+class Verdict(Enum):
+    """Where a packet goes on, if not in another chain."""
+
+    CONTINUE = auto()
+    RETURN = auto()
+    ACCEPT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Go on in a chain and come back, or with goto to the caller of this one."""
+
+    chain: str
+    is_goto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """``mark = (mark & keep) ^ flip``, and no more is known of the bits in ``unknown``."""
+
+    keep: int
+    flip: int
+    unknown: int = 0
+
+    @property
+    def touched(self) -> int:
+        """The bits that may change."""
+        return (~self.keep | self.flip | self.unknown) & ALL_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class SetConnectionMark:
+    """Change the conntrack entry's mark to what is not followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Translate or discard: the packet meets no further rule of this kind."""
+
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Perhaps:
+    """A statement that is not understood: it may end the walk, accept, or do nothing."""
+
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An element of a verdict map."""
+
+    op: "Jump | Verdict | Finish | Perhaps"
+    comment: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """A verdict by a map. ``is_sure`` is whether the map's elements are all known."""
+
+    keys: tuple[Key, ...]
+    entries: Elements[Entry] = field(compare=False)
+    is_sure: bool = True
+
+
+Op = Match | Jump | SetMark | SetConnectionMark | Finish | Perhaps | Lookup | Verdict
+Step = tuple[Op, ...]
+Chains = Mapping[str, tuple[Step, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseChain:
+    """
+    A chain that hangs from a hook, with the chains of its table.
+
+    Args:
+        family: The packets it sees.
+        table: Its table.
+        name: Its name.
+        kind: ``nat`` runs for the first packet of a connection only; else ``filter``, ``route``.
+        hook: Its hook.
+        priority: Its place at the hook; smaller comes first.
+        policy: The rule that discards what reaches its end, None if that is accepted.
+        tool: The tool that shows it.
+        chains: All chains of the table.
+    """
+
+    family: RuleFamily
+    table: str
+    name: str
+    kind: str
+    hook: HookName
+    priority: int
+    policy: Rule | None
+    tool: Tool
+    chains: Chains = field(compare=False, repr=False)
+
+    def placed(self, rule: Rule) -> Rule:
+        """Return a rule as one to which this chain leads."""
+        return replace(rule, base_chain=self.name, hook=self.hook, priority=self.priority)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeProxyFacts:
+    """
+    What kube-proxy's rules betray of how it runs; None where they do not say.
+
+    ``local_interfaces`` are those by which it recognises pods, if it does so by interface.
+    """
+
+    mode: str | None = None
+    masquerade_mark: int | None = None
+    has_masquerade_all: bool | None = None
+    cluster_cidrs: tuple[str, ...] = ()
+    local_interfaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """
+    What one tool shows of the rules of one or more families.
+
+    ``tables`` are those it covers, as nftables names them: family and name.
+    """
+
+    tool: Tool
+    base_chains: tuple[BaseChain, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    tables: frozenset[tuple[str, str]] = frozenset()
+    owners: frozenset[Owner] = frozenset()
+    kube_proxy: KubeProxyFacts = KubeProxyFacts()
+    unread: tuple[str, ...] = ()
+
+
+def reachable(start: str, targets: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield a chain and all chains that it leads to, given where each leads."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        chain = waiting.pop()
+        yield chain
+        waiting += (found := targets.get(chain, set()) - seen)
+        seen |= found
+
+
+def telling_rules(base_chains: Iterable[BaseChain]) -> tuple[Rule, ...]:
+    """Return the rules that translate or discard, each with the first chain that leads to it."""
+    found: dict[Rule, Rule] = {}
+    for base in base_chains:
+        for steps in base.chains.values():
+            for rule in _finishing(op for step in steps for op in step):
+                found.setdefault(rule, base.placed(rule))
+        if base.policy:
+            found[base.policy] = base.placed(base.policy)
+    return tuple(found.values())
+
+
+def _finishing(ops: Iterable[Op]) -> Iterator[Rule]:
+    for op in ops:
+        if isinstance(op, Finish):
+            yield op.rule
+        elif isinstance(op, Lookup):
+            yield from (entry.op.rule for entry in op.entries if isinstance(entry.op, Finish))

@@ -1,0 +1,135 @@
+"""A rule that replaces the source or discards packets, and whose it is."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal
+
+from tracer.model import IPAddress
+from tracer.ruleset.matches import Match
+
+RuleFamily = Literal["ipv4", "ipv6", "both"]
+Tool = Literal["iptables", "iptables-legacy", "nftables"]
+HookName = Literal["prerouting", "input", "forward", "output", "postrouting"]
+HOOKS: tuple[HookName, ...] = ("prerouting", "input", "forward", "output", "postrouting")
+
+# kube-proxy's comments begin with the name of the Service's port ("default/echo:http has no
+# endpoints"); its nftables chains end in it ("firewall-LZQZAOED-default/echo/tcp/http").
+_COMMENTED_PORT = re.compile(r"([a-z0-9-]+/[a-z0-9.-]+(?::[a-z0-9-]+)?)(?: |$)")
+_CHAIN_PORT = re.compile(r"[a-z]+-[A-Z0-9]{8}-([a-z0-9-]+/[a-z0-9.-]+)/[a-z]+/([a-z0-9-]*)$")
+
+
+class Owner(StrEnum):
+    """Who put a rule there, where its names say so beyond doubt (docs/rule-owners.md)."""
+
+    KUBE_PROXY = "kube-proxy"
+    FLANNEL = "flannel"
+    CALICO = "calico"
+    CILIUM = "cilium"
+    KINDNET = "kindnet"
+    IP_MASQ_AGENT = "ip-masq-agent"
+    PORTMAP = "portmap"
+    CNI_BRIDGE = "cni-ipmasq"
+    DOCKER = "docker"
+    KLIPPER_LB = "klipper-lb"
+    NETAVARK = "netavark"
+    AWS_VPC_CNI = "aws-vpc-cni"
+    ANTREA = "antrea"
+    OVN_KUBERNETES = "ovn-kubernetes"
+    KUBE_ROUTER = "kube-router"
+    WEAVE = "weave"
+    LIBVIRT = "libvirt"
+    UFW = "ufw"
+    FIREWALLD = "firewalld"
+    TAILSCALE = "tailscale"
+    UNKNOWN = "unknown"
+
+
+class Action(StrEnum):
+    """What a rule does to a packet. UNKNOWN: a statement or target that is not understood."""
+
+    MASQUERADE = "masquerade"
+    SNAT = "snat"
+    DROP = "drop"
+    REJECT = "reject"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Addresses from ``first`` to ``last``, both included."""
+
+    first: IPAddress
+    last: IPAddress
+
+    def __contains__(self, address: IPAddress) -> bool:
+        first, last = self.first, self.last
+        if isinstance(address, IPv4Address):
+            return isinstance(first, IPv4Address) and int(first) <= int(address) <= int(last)
+        return isinstance(first, IPv6Address) and int(first) <= int(address) <= int(last)
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """
+    A rule that translates the source or discards.
+
+    Args:
+        family: The packets that it can see.
+        table: Its table, as the tool names it (for nftables without the family).
+        chain: The chain it stands in.
+        base_chain: The chain of the hook that leads to it; None if none does.
+        hook: That hook.
+        priority: That chain's priority at the hook.
+        action: What it does.
+        to_addresses: For SNAT, what the source becomes; empty if that cannot be told.
+        comment: Its own comment; for an element of a verdict map, the element's.
+        text: The rule in one line, as its tool prints it.
+        owner: Who put it there.
+        tool: The tool that shows it.
+        matches: The conditions that are checked.
+        is_understood: Whether all its conditions, and its action, are understood.
+    """
+
+    family: RuleFamily
+    table: str
+    chain: str
+    base_chain: str | None = None
+    hook: HookName | None = None
+    priority: int | None = None
+    action: Action
+    to_addresses: tuple[Range, ...] = ()
+    comment: str | None = None
+    text: str
+    owner: Owner = Owner.UNKNOWN
+    tool: Tool
+    matches: tuple[Match, ...] = ()
+    is_understood: bool = True
+
+    @property
+    def is_snat(self) -> bool:
+        """Whether it replaces the source."""
+        return self.action in (Action.MASQUERADE, Action.SNAT)
+
+    @property
+    def is_drop(self) -> bool:
+        """Whether it discards."""
+        return self.action in (Action.DROP, Action.REJECT)
+
+    @property
+    def service_port(self) -> str | None:
+        """The Service port that kube-proxy made it for, ``NAMESPACE/NAME:PORT``; else None."""
+        if self.owner is not Owner.KUBE_PROXY:
+            return None
+        if found := _COMMENTED_PORT.match(self.comment or ""):
+            return found[1]
+        if found := _CHAIN_PORT.match(self.chain):
+            return f"{found[1]}:{found[2]}" if found[2] else found[1]
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.tool} {self.table} {self.chain}: {self.text}"

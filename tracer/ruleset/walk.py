@@ -1,0 +1,269 @@
+"""
+Which rules a packet may meet, walked as netfilter does, with three-valued matches.
+
+The walk follows every branch that cannot be ruled out, so what it returns contains the rule that
+really matched. Facts about netfilter are from the kernel's nf_tables_core.c (nft_do_chain),
+ip_tables.c (ipt_do_table), nf_nat_core.c (nf_nat_inet_fn) and nf_hook_slow.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from tracer.ruleset.flow import Flow
+from tracer.ruleset.matches import View
+from tracer.ruleset.program import (
+    DSTNAT,
+    SRCNAT,
+    BaseChain,
+    Entry,
+    Finish,
+    Jump,
+    Lookup,
+    Op,
+    Perhaps,
+    SetConnectionMark,
+    SetMark,
+    Step,
+    Verdict,
+)
+from tracer.ruleset.rule import Rule
+from tracer.ruleset.truth import ALL_BITS, Bits, Truth
+
+# Rule sets of 10,000 Services have a few ten thousand rules in the longest chain. More steps than
+# this mean that branches multiply.
+_MAX_STEPS = 200_000
+# The kernel allows 16 jumps (NFT_JUMP_STACK_SIZE); legacy iptables more, but nobody nests so deep.
+_MAX_DEPTH = 64
+
+
+class _TooFarError(Exception):
+    """The walk would take too long, or runs in a circle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walked:
+    """
+    The rules that may have ended the walk, in order.
+
+    ``may_pass`` is whether the packet may have met none of them; ``is_complete`` whether the
+    walk could be finished.
+    """
+
+    rules: tuple[Rule, ...]
+    may_pass: bool
+    is_complete: bool = True
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What a walk gathers."""
+
+    flow: Flow
+    ct_mark: Bits
+    wants_drops: bool
+    rules: dict[Rule, None] = field(default_factory=dict)
+    touched: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """How a packet may come out of a chain, with its mark; None where it cannot."""
+
+    end: Bits | None
+    accepted: Bits | None
+
+
+def walk(base_chains: Iterable[BaseChain], flow: Flow, *, wants_drops: bool) -> Walked:
+    """
+    Walk base chains of one hook.
+
+    Args:
+        base_chains: Those the packet meets, in any order.
+        flow: The packet. Its mark is that at the start of the walk, but if drops are wanted,
+            that with which it was discarded.
+        wants_drops: Whether rules that discard are wanted, not those that translate the source.
+    """
+    chains = sorted(base_chains, key=lambda chain: chain.priority)
+    ct_mark = Bits.of(None if _changes_ct_mark(chains) else flow.ct_mark)
+    unknown = 0
+    while True:
+        state = _Walk(flow=flow, ct_mark=ct_mark, wants_drops=wants_drops)
+        mark: Bits | None = Bits.of(flow.mark).changed(ALL_BITS, 0, unknown)
+        try:
+            for _, group in groupby(chains, key=lambda chain: chain.priority):
+                if mark is not None:
+                    mark = _walk_group(tuple(group), state, mark)
+        except _TooFarError:
+            return Walked(rules=tuple(state.rules), may_pass=True, is_complete=False)
+        if not wants_drops or state.touched | unknown == unknown:
+            return Walked(rules=tuple(state.rules), may_pass=mark is not None)
+        # The mark before a rule changed it is not known.
+        unknown |= state.touched
+
+
+def _walk_group(chains: tuple[BaseChain, ...], state: _Walk, mark: Bits) -> Bits | None:
+    """Walk base chains of the same priority. Which of them comes first is not known."""
+    if len(chains) == 1:
+        return _walk_base(chains[0], state, mark)
+    while True:
+        outer, state.touched = state.touched, 0
+        outs = [_walk_base(chain, state, mark) for chain in chains]
+        touched, state.touched = state.touched, state.touched | outer
+        blurred = mark.changed(ALL_BITS, 0, touched)
+        if blurred == mark:
+            return None if None in outs else mark
+        mark = blurred
+
+
+def _walk_base(chain: BaseChain, state: _Walk, mark: Bits) -> Bits | None:
+    out = _walk_chain(chain, chain.name, state, mark, 0)
+    if out.end is not None and chain.policy:
+        if state.wants_drops:
+            state.rules[chain.placed(chain.policy)] = None
+        return out.accepted
+    return _joined(out.end, out.accepted)
+
+
+def _walk_chain(base: BaseChain, name: str, state: _Walk, mark: Bits, depth: int) -> _Out:
+    if depth > _MAX_DEPTH or name not in base.chains:
+        raise _TooFarError
+    here = mark
+    left: Bits | None = None
+    accepted: Bits | None = None
+    for step in base.chains[name]:
+        state.steps += 1
+        if state.steps > _MAX_STEPS:
+            raise _TooFarError
+        out = _Stepper(base, state, depth).run(step, here)
+        left, accepted = _joined(left, out.left), _joined(accepted, out.accepted)
+        if out.next is None:
+            return _Out(left, accepted)
+        here = out.next
+    return _Out(_joined(here, left), accepted)
+
+
+@dataclass(slots=True)
+class _Stepper:
+    """
+    One rule at work.
+
+    ``next`` is the mark with which the next rule is met, ``left`` that with which the chain is
+    left to its caller, ``accepted`` that with which the base chain is; None where that is ruled
+    out.
+    """
+
+    base: BaseChain
+    state: _Walk
+    depth: int
+    next: Bits | None = None
+    left: Bits | None = None
+    accepted: Bits | None = None
+
+    def run(self, step: Step, mark: Bits) -> "_Stepper":
+        here: Bits | None = mark
+        for op in step:
+            if here is None:
+                break
+            here = self._apply(op, here)
+        self.next = _joined(self.next, here)
+        return self
+
+    def _apply(self, op: Op, mark: Bits) -> Bits | None:
+        """Return the mark with which the rule's next operation is met, None if it is not."""
+        match op:
+            case SetMark():
+                self.state.touched |= op.touched
+                return mark.changed(op.keep, op.flip, op.unknown)
+            case SetConnectionMark():
+                return mark
+            case Lookup():
+                return self._look_up(op, mark)
+            case Finish() | Perhaps() | Jump() | Verdict():
+                return self._go(op, mark)
+        truth = op.truth(self._view(mark))
+        if truth is not Truth.YES:
+            self.next = _joined(self.next, mark)
+        return None if truth is Truth.NO else mark
+
+    def _go(self, op: Finish | Perhaps | Jump | Verdict, mark: Bits) -> Bits | None:
+        match op:
+            case Finish():
+                if op.rule.is_drop == self.state.wants_drops:
+                    self.state.rules[self.base.placed(op.rule)] = None
+                elif not op.rule.is_drop:
+                    # Translated, it goes on at the hook.
+                    self.accepted = _joined(self.accepted, mark)
+                return None
+            case Perhaps():
+                # It may change the mark too.
+                self.state.rules[self.base.placed(op.rule)] = None
+                self.state.touched |= ALL_BITS
+                self.accepted = _joined(self.accepted, Bits.of(None))
+                return Bits.of(None)
+            case Jump():
+                self._jump(op, mark)
+            case Verdict.RETURN:
+                self.left = _joined(self.left, mark)
+            case Verdict.ACCEPT:
+                self.accepted = _joined(self.accepted, mark)
+            case Verdict.CONTINUE:
+                self.next = _joined(self.next, mark)
+        return None
+
+    def _jump(self, op: Jump, mark: Bits) -> None:
+        out = _walk_chain(self.base, op.chain, self.state, mark, self.depth + 1)
+        self.accepted = _joined(self.accepted, out.accepted)
+        if op.is_goto:
+            self.left = _joined(self.left, out.end)
+        else:
+            self.next = _joined(self.next, out.end)
+
+    def _look_up(self, op: Lookup, mark: Bits) -> Bits | None:
+        view = self._view(mark)
+        entries, is_sure = op.entries.find(tuple(view.value(key) for key in op.keys))
+        is_sure = is_sure and op.is_sure
+        for entry in entries if op.is_sure else op.entries:
+            self._enter(entry, mark)
+        # Where nothing is found, the rule goes on after the look-up.
+        return None if entries and is_sure else mark
+
+    def _enter(self, entry: Entry, mark: Bits) -> None:
+        before, self.state.rules = self.state.rules, {}
+        on = self._go(entry.op, mark)
+        self.next = _joined(self.next, on)
+        for rule in self.state.rules:
+            # A helper chain serves many elements; the element says what it is about.
+            named = replace(rule, comment=entry.comment) if not rule.comment else rule
+            before[named] = None
+        self.state.rules = before
+
+    def _view(self, mark: Bits) -> View:
+        base = self.base
+        return View(
+            flow=self.state.flow,
+            mark=mark,
+            ct_mark=self.state.ct_mark,
+            is_before_dnat=base.hook in ("prerouting", "output")
+            and (base.priority <= DSTNAT or base.kind == "nat"),
+            is_after_snat=base.hook in ("input", "postrouting")
+            and base.priority > SRCNAT
+            and base.kind != "nat",
+        )
+
+
+def _joined(one: Bits | None, other: Bits | None) -> Bits | None:
+    if one is None or other is None:
+        return one or other
+    return one.joined(other)
+
+
+def _changes_ct_mark(chains: Iterable[BaseChain]) -> bool:
+    return any(
+        isinstance(op, SetConnectionMark)
+        for base in chains
+        for steps in base.chains.values()
+        for step in steps
+        for op in step
+    )
