@@ -1,21 +1,41 @@
 """The command line: the group of commands, and errors as one line."""
 
 import logging
+import signal
 import sys
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
 
 import click
 
 from exporters.terminal import printable
-from tracer.commands.demo import demo
-from tracer.commands.doctor import doctor
-from tracer.commands.flows import flows
-from tracer.commands.replay import replay
-from tracer.commands.trace import trace
 from tracer.errors import LoadError, TracerError
+
+# In the order in which a newcomer needs them.
+_COMMANDS = ("trace", "flows", "doctor", "replay", "demo")
+
+
+class _LazyGroup(click.Group):
+    """
+    A group that imports a command when it is asked for.
+
+    A tracer on a busy node need not hold the demo's cluster in memory.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"tracer.commands.{cmd_name}"), cmd_name)
+        return command
 
 
 @click.group(
-    context_settings={"auto_envvar_prefix": "SRCIP", "help_option_names": ["-h", "--help"]}
+    cls=_LazyGroup,
+    context_settings={"auto_envvar_prefix": "SRCIP", "help_option_names": ["-h", "--help"]},
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show what went on, and compilers' own words.")
 @click.version_option(package_name="srcip", prog_name="srcip")
@@ -40,12 +60,9 @@ def cli(context: click.Context, verbose: bool) -> None:
     )
 
 
-for command in (trace, flows, doctor, replay, demo):
-    cli.add_command(command)
-
-
 def main() -> None:
     """Run srcip. A TracerError is one line and exit 1; a bug keeps its traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli(prog_name="srcip")
     except TracerError as error:
@@ -56,6 +73,11 @@ def main() -> None:
             else:
                 click.echo("srcip: 'srcip -v' shows what the compiler or kernel said", err=True)
         sys.exit(1)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    """End as for an exception, so that a lab is removed and links are closed."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,9 @@ def mapped(address: IPAddress) -> bytes:
 def _filter(wanted: Filter) -> WireFilter:
     wire = WireFilter(port=wanted.port or 0, proto=wanted.proto or 0)
     # Only one family can match: prefixes of two families match nothing, by their addresses.
-    for network in filter(None, (wanted.client, wanted.backend)):
-        wire.family = _family(network)
+    for network in (wanted.client, wanted.backend):
+        if network is not None:
+            wire.family = _family(network)
     if wanted.client:
         wire.client, wire.client_mask = _prefix_and_mask(wanted.client)
     if wanted.backend:

@@ -28,7 +28,7 @@ _PATIENCE_S = 5.0
 _POLL_S = 0.1
 
 
-@click.command()
+@click.command(short_help="Run the tutorial's scenarios on a cluster in a box.")
 @click.option(
     "--scenario",
     "scenarios",
@@ -118,6 +118,8 @@ def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[J
 
 
 def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:
+    if not sys.stderr.isatty():
+        return probe.run(lab, chosen)
     with click.progressbar(
         length=len(chosen), label=f"{mode:<9}", file=sys.stderr, width=30
     ) as bar:

@@ -10,7 +10,7 @@ from tracer.commands import options
 from tracer.kernel.features import Check, Report, examine
 
 
-@click.command()
+@click.command(short_help="Show what this node can see, and why.")
 @options.where_options
 @options.output_option
 def doctor(netns_specs: tuple[str, ...], node_name: str | None, output: str) -> None:

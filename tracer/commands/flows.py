@@ -16,7 +16,7 @@ from tracer.pipeline import Pipeline, Wanted
 from tracer.recording import Recorder
 
 
-@click.command()
+@click.command(short_help="Show the connections that conntrack holds now.")
 @options.where_options
 @options.filter_options
 @options.output_option

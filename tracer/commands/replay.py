@@ -14,7 +14,7 @@ from tracer.pipeline import Pipeline, Wanted
 from tracer.recording import RecordingSource
 
 
-@click.command()
+@click.command(short_help="Judge a recording again, without root.")
 @click.argument("file", type=click.Path(path_type=Path))
 @options.filter_options
 @options.output_option

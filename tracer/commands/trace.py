@@ -18,7 +18,7 @@ from tracer.pipeline import Pipeline, Wanted
 from tracer.recording import Recorder
 
 
-@click.command()
+@click.command(short_help="Show new connections and drops as they happen.")
 @options.where_options
 @options.filter_options
 @options.output_option

@@ -18,8 +18,8 @@ from tracer.kernel.netns import Netns, inside
 from tracer.kernel.source import RUNG, KernelSource
 
 # enum bpf_prog_type, enum bpf_attach_type: include/uapi/linux/bpf.h
-_SCHED_CLS, _NETFILTER = 3, 32
-_ATTACH_NETFILTER, _ATTACH_TCX_INGRESS = 45, 46
+SCHED_CLS, NETFILTER = 3, 32
+ATTACH_NETFILTER, ATTACH_TCX_INGRESS = 45, 46
 # r0 = 1 (NF_ACCEPT, and harmless elsewhere); exit
 _RETURN_1 = struct.pack("=BBhi BBhi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)
 
@@ -43,9 +43,28 @@ class Report:
     not_seen: Sequence[str]
 
 
+def load_trivial(program_type: int, attach_type: int) -> int:
+    """
+    Load a program that only returns 1, which is NF_ACCEPT.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: If the kernel has no such programs, or we may not load any.
+    """
+    options = struct.pack("=QiI", 16, 0, attach_type)  # struct bpf_prog_load_opts begins so
+    fd = btf.libbpf().bpf_prog_load(
+        program_type, b"srcip_probe", b"GPL", _RETURN_1, ctypes.c_size_t(2), options
+    )
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(fd)
+
+
 def has_netfilter_links() -> bool:
     """Whether the kernel loads netfilter programs; it then also has links for them (6.4)."""
-    return _loads(_NETFILTER, _ATTACH_NETFILTER)
+    return _loads(NETFILTER, ATTACH_NETFILTER)
 
 
 def examine(namespaces: Sequence[Netns]) -> Report:
@@ -55,7 +74,11 @@ def examine(namespaces: Sequence[Netns]) -> Report:
     Args:
         namespaces: What would be traced.
     """
-    checks = [*_kernel_checks(), *_program_checks(), *_conntrack_checks(namespaces)]
+    checks = [*_kernel_checks()]
+    if privileges.missing_for_tracing():
+        # Everything else would only say that it is not allowed to try.
+        return Report(checks=checks, rung=None, not_seen=["anything, without privileges"])
+    checks += [*_program_checks(), *_conntrack_checks(namespaces)]
     attached = _attach_check(namespaces)
     checks += [attached, *_other_tracers()]
     has_conntrack = any(c.is_ok for c in checks if c.name.startswith("conntrack netlink"))
@@ -112,7 +135,7 @@ def _program_checks() -> Iterator[Check]:
         is_ok=has_netfilter_links(),
         detail="connections with their marks" if has_netfilter_links() else "refused",
     )
-    has_tcx = _loads(_SCHED_CLS, _ATTACH_TCX_INGRESS)
+    has_tcx = _loads(SCHED_CLS, ATTACH_TCX_INGRESS)
     yield Check(
         name="TCX programs",
         is_ok=has_tcx,
@@ -182,11 +205,8 @@ def _blind_spots(namespaces: Sequence[Netns]) -> Iterator[str]:
 
 def _loads(program_type: int, attach_type: int) -> bool:
     """Try to load a program that does nothing."""
-    options = struct.pack("=QiI", 16, 0, attach_type)  # struct bpf_prog_load_opts begins so
-    fd = btf.libbpf().bpf_prog_load(
-        program_type, b"srcip_probe", b"GPL", _RETURN_1, ctypes.c_size_t(2), options
-    )
-    if fd < 0:
+    try:
+        os.close(load_trivial(program_type, attach_type))
+    except OSError:
         return False
-    os.close(fd)
     return True

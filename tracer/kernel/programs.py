@@ -172,7 +172,7 @@ def _ask_child(request: dict[str, Any], output: int) -> tuple[dict[str, Any], li
         theirs.close()
         with child:
             # A child that cannot import BCC is gone before it reads.
-            message, fds = b"", []
+            message, fds = b"", list[int]()
             with suppress(ConnectionError):
                 ours.send(json.dumps(request).encode())
                 message, fds, _, _ = socket.recv_fds(ours, _MAX_ANSWER, _MAX_FDS)

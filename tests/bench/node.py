@@ -1,0 +1,72 @@
+"""The node under load: a NodePort-like Service between a client and a server."""
+
+import subprocess
+import threading
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.kernel import box as boxes
+from tests.kernel.box import CLIENT, NODE, SERVER
+
+SERVICE_PORT, BACKEND_PORT = 30080, 8080
+RULES = f"""
+table ip bench {{
+  chain pre {{ type nat hook prerouting priority -100
+    udp dport {SERVICE_PORT} meta mark set 0x4000 dnat to {SERVER[4]}:{BACKEND_PORT} }}
+  chain post {{ type nat hook postrouting priority 100
+    meta mark & 0x4000 == 0x4000 meta mark set 0 masquerade }}
+}}"""
+
+
+class Node:
+    """Sends traffic through the node and says how long it took."""
+
+    def __init__(self, box, program):
+        self.box = box
+        self._program = program
+
+    def established_ns(self, packets):
+        """Nanoseconds for each packet of a flow that was answered."""
+        return self._send("flow", CLIENT[4], packets) / packets
+
+    def new_ns(self, flows):
+        """Nanoseconds for each new flow. Conntrack is emptied first."""
+        self.box.run("node", "conntrack", "-F")
+        took = self._send("new", CLIENT[4].rsplit(".", 1)[0] + ".0", flows)
+        held = int(self.box.run("node", "cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+        assert held >= flows, f"{held} entries of {flows} flows: the table is too small"
+        return took / flows
+
+    def _send(self, kind, source, count):
+        printed = self.box.run(
+            "client", self._program, kind, source, NODE[4], str(SERVICE_PORT), str(count)
+        )
+        return int(printed)
+
+
+@contextmanager
+def built(directory):
+    """Make the node, with a server that answers the first datagram of a flow."""
+    program = Path(directory) / "traffic"
+    source = Path(__file__).with_name("traffic.c")
+    subprocess.run(["cc", "-O2", "-Wall", str(source), "-o", str(program)], check=True)
+    with ExitStack() as stack:
+        box = stack.enter_context(boxes.built())
+        box.rules(RULES)
+        server = stack.enter_context(box.socket("server", 4, 2))
+        server.bind(("", BACKEND_PORT))
+        threading.Thread(target=_answer, args=(server,), daemon=True).start()
+        yield Node(box, str(program))
+
+
+def _answer(server):
+    """Answer questions; leave the rest to the socket's buffer."""
+    while True:
+        try:
+            data, peer = server.recvfrom(1)
+        except TimeoutError:
+            continue
+        except OSError:
+            return
+        if data == b"?":
+            server.sendto(b"!", peer)

@@ -1,0 +1,279 @@
+"""The commands on a whole cluster: what they print is what the backends saw."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab import kube_proxy, probe
+from lab.agreement import Traced
+from lab.scenarios import cases
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+SRCIP = [sys.executable, "-m", "tracer.cli"]
+OBSERVED = (kube_proxy.DATA / "observed.jsonl").read_text()
+NETNS = Path("/run/netns")
+PATIENCE_S = 20
+
+
+def srcip(*arguments, **options):
+    return subprocess.run(
+        [*SRCIP, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
+    )
+
+
+def lines(printed):
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def namespaces():
+    return set(NETNS.iterdir()) if NETNS.exists() else set()
+
+
+def netns_options(lab):
+    return [f"--netns={lab.netns(node)}={node}" for node in ("node1", "node2")]
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+@contextmanager
+def tracing(lab, tmp_path, *arguments):
+    """A 'srcip trace' beside the block; its standard output is in the file that is returned."""
+    ready, output = tmp_path / "ready", tmp_path / "output"
+    ready.unlink(missing_ok=True)
+    with output.open("w") as stdout:
+        process = subprocess.Popen(
+            [*SRCIP, "trace", *netns_options(lab), "--ready-file", str(ready), *arguments],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_until(lambda: ready.exists() or process.poll() is not None)
+            yield process, output
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def public_directory():
+    """A directory that everybody may read."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_demo_agrees_with_every_backend_and_the_record():
+    """
+    'srcip demo' exits with 0; every scenario agrees; and every backend saw what the backends of
+    the real cluster saw.
+    """
+    done = srcip("demo", "-o", "json")
+
+    assert done.returncode == 0, done.stderr
+    found = [line for line in lines(done.stdout) if line["kind"] == "scenario"]
+    assert all(line["agrees"] for line in found)
+    saw = {
+        (line["mode"], line["scenario"], line["family"], line["proto"]): line["client_address"]
+        for line in found
+    }
+    for seen in lines(OBSERVED):
+        key = (seen["mode"], seen["scenario"], seen["family"], seen["proto"])
+        told = seen["client_address"]
+        assert saw.pop(key) == (None if told in ("TIMEOUT", "REFUSED") else told), key
+    # What is left is not in the record: pod egress.
+    assert {key[1] for key in saw} == {"S13"}
+
+
+def test_demo_leaves_nothing():
+    """After a demo, also one that is interrupted, its namespaces are gone."""
+    before = namespaces()
+    assert srcip("demo", "--scenario", "S1", "--mode", "iptables").returncode == 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [*SRCIP, "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until(lambda: namespaces() - before)
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) != 0
+        assert namespaces() <= before
+
+
+def test_trace_follows_each_connection(lab, tmp_path):
+    """Live rows as JSON: the tuples lead from the client's socket to what the backend saw."""
+    kube_proxy.load(lab, "iptables")
+    chosen = cases(modes=["iptables"], scenarios=["S1", "S3", "S4", "S5", "S12"])
+    with tracing(lab, tmp_path, "-o", "json") as (process, output):
+        answers = probe.run(lab, chosen)
+        wait_until(lambda: output.read_text().count('"connection"') >= len(chosen))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+
+    told = lines(output.read_text())
+    by_client = {
+        (line["orig"]["src"], line["orig"]["sport"], line["proto"]): line
+        for line in told
+        if line["kind"] == "connection"
+    }
+    for case, answer in answers.items():
+        line = by_client[str(answer.local[0]), answer.local[1], case.proto]
+        assert line["orig"]["dst"] == str(case.destination)
+        assert line["seen_source"] == str(answer.client_address)
+        assert line["reply"]["dport"] == answer.client_port
+        assert line["verdict"] == case.verdict
+    accepted = {
+        (line["peer"]["address"], line["peer"]["port"]) for line in told if line["kind"] == "accept"
+    }
+    for case, answer in answers.items():
+        if case.proto == "tcp":
+            assert (str(answer.client_address), answer.client_port) in accepted
+    summary = told[-1]
+    assert summary["kind"] == "summary"
+    assert not any(summary["lost"].values())
+
+
+def test_record_and_replay(lab, tmp_path, public_directory):
+    """A recording judged again, by nobody, says line by line what the trace said."""
+    kube_proxy.load(lab, "nftables")
+    chosen = cases(modes=["nftables"], scenarios=["S2", "S3", "S6", "S15b"])
+    recording = public_directory / "recording"
+    with tracing(lab, tmp_path, "-o", "json", "--record", str(recording)) as (process, output):
+        probe.run(lab, chosen)
+        wait_until(lambda: output.read_text().count('"drop"') >= 8)
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+    replayed = srcip("replay", str(recording), "-o", "json", user=65534, group=65534)
+    assert replayed.returncode == 0, replayed.stderr
+    assert replayed.stdout == output.read_text()
+
+
+def test_table(lab, tmp_path):
+    """Rows are aligned under their headings, IPv6 as well, and plain when piped."""
+    kube_proxy.load(lab, "iptables")
+    with tracing(lab, tmp_path, "--count", "8") as (process, output):
+        probe.run(lab, cases(modes=["iptables"], scenarios=["S4", "S5"]))
+        assert process.wait(PATIENCE_S) == 0
+
+    printed = output.read_text()
+    assert "\x1b" not in printed
+    headings = [line for line in printed.splitlines() if line.startswith("TIME")]
+    rows = printed.split(headings[-1])[1].splitlines()[1:]
+    for name in ("VERDICT", "CLIENT", "SENT TO", "BACKEND"):
+        column = headings[-1].index(name)
+        assert all(
+            row[column] != " " and row[column - 1] == " " for row in rows if "accepted" not in row
+        )
+
+
+def test_filters(lab, tmp_path):
+    """Filters hold for what is shown."""
+    kube_proxy.load(lab, "iptables")
+    chosen = cases(modes=["iptables"], scenarios=["S3", "S5"], families=["ipv4"])
+    arguments = ["--filter-port", "30081", "--filter-proto", "tcp", "-o", "json", "--count", "1"]
+    with tracing(lab, tmp_path, *arguments) as (process, output):
+        probe.run(lab, chosen)
+        assert process.wait(PATIENCE_S) == 0
+
+    (line,) = (line for line in lines(output.read_text()) if line["kind"] == "connection")
+    assert line["orig"]["dport"] == 30081
+
+
+@pytest.mark.parametrize(
+    ("expect", "scenario", "code"),
+    [("preserved", "S5", 0), ("preserved", "S4", 3), ("dropped", "S6", 0), ("preserved", None, 4)],
+)
+def test_expect(lab, tmp_path, expect, scenario, code):
+    """--expect makes the exit code a test's answer."""
+    kube_proxy.load(lab, "iptables")
+    arguments = ["--expect", expect, "--filter-client", "198.51.100.10", "--timeout", "3"]
+    with tracing(lab, tmp_path, *arguments, *(["--count", "1"] if scenario else [])) as (
+        process,
+        _,
+    ):
+        if scenario:
+            probe.run(lab, cases(modes=["iptables"], scenarios=[scenario], families=["ipv4"]))
+        assert process.wait(PATIENCE_S) == code
+
+
+def test_privileges_are_dropped(lab, tmp_path):
+    """Once attached, the tracer is nobody, without a capability, and still sees."""
+    kube_proxy.load(lab, "iptables")
+    with tracing(lab, tmp_path, "-o", "json", "--count", "1") as (process, output):
+        status = Path(f"/proc/{process.pid}/status")
+
+        def fields():
+            return dict(line.split(":", 1) for line in status.read_text().splitlines())
+
+        wait_until(lambda: int(fields()["CapPrm"], 16) == 0)
+        assert set(fields()["Uid"].split()) == {"65534"}
+        assert {int(fields()[key], 16) for key in ("CapEff", "CapInh", "CapBnd", "CapAmb")} == {0}
+        assert fields()["NoNewPrivs"].strip() == "1"
+        probe.run(lab, cases(modes=["iptables"], scenarios=["S1"], protos=["udp"]))
+        assert process.wait(PATIENCE_S) == 0
+    assert lines(output.read_text())[-1]["lost"]["ring_full"] == 0
+
+
+def test_flows_are_those_of_conntrack(lab):
+    """'srcip flows' shows each entry that 'conntrack -L' lists, and its verdict."""
+    kube_proxy.load(lab, "iptables")
+    answers = probe.run(lab, cases(modes=["iptables"], scenarios=["S3", "S5"]))
+
+    told = lines(srcip("flows", *netns_options(lab), "-o", "json").stdout)
+    listed = Counter()
+    for node in ("node1", "node2"):
+        for family in ("ipv4", "ipv6"):
+            printed = lab.run(node, "conntrack", "-L", "-f", family)
+            listed[node] += sum("src=" in line for line in printed.splitlines())
+    shown = Counter(line["node"] for line in told if line["kind"] == "connection")
+    assert shown == listed
+    for case, answer in answers.items():
+        assert any(
+            line["verdict"] == case.verdict and line["seen_source"] == str(answer.client_address)
+            for line in told
+            if line["kind"] == "connection"
+            and (line["orig"]["src"], line["orig"]["sport"])
+            == (str(answer.local[0]), answer.local[1])
+        )
+
+
+def test_doctor(lab):
+    """doctor names the way of looking in use, and leaves nothing attached."""
+    done = srcip("doctor", *netns_options(lab), "-o", "json")
+
+    assert done.returncode == 0, done.stdout
+    (report,) = lines(done.stdout)
+    assert report["rung"] == "BPF netfilter links"
+    assert all(check["ok"] for check in report["checks"] if check["needed"])
+    assert report["not_seen"]
+
+
+def test_doctor_counts_other_tracers(lab, tmp_path):
+    """A running tracer is seen by doctor."""
+    with tracing(lab, tmp_path):
+        (report,) = lines(srcip("doctor", *netns_options(lab), "-o", "json").stdout)
+    (others,) = (check for check in report["checks"] if check["name"] == "other tracers")
+    # Three functions, two families, two namespaces.
+    assert others["detail"].startswith("12 netfilter links of running srcip")
+
+
+def test_a_stray_drop_is_no_answer():
+    """The demo's comparison asks for evidence: without records nothing agrees."""
+    (case,) = cases(modes=["iptables"], scenarios=["S6"], families=["ipv4"], protos=["tcp"])
+    answer = probe.Answer(outcome="timeout", local=(case.destination, 1))
+    assert not Traced().find(case, answer).agrees
