@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from tracer.model import SCTP, TCP, UDP, IPAddress
 from tracer.ruleset.flow import CtState, Flow
@@ -121,6 +121,7 @@ class View:
                 return flow.orig_dport
 
 
+@runtime_checkable
 class Match(Protocol):
     """A condition of a rule."""
 

@@ -1,7 +1,7 @@
 """The snapshot of a node's rules, and the question which of them a connection met."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Literal, TypeVar, cast
 
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_NFT = {"ipv4": "ip", "ipv6": "ip6", "both": "inet"}
 ProxyMode = Literal["iptables", "nftables", "ipvs"]
 
 
@@ -90,7 +91,7 @@ class Ruleset:
     @classmethod
     def of(cls, parts: Iterable[Part], unread: Iterable[str] = ()) -> "Ruleset":
         """Put together what several tools show. Tables that two of them show count once."""
-        parts = tuple(parts)
+        parts = _once(parts)
         facts = [part.kube_proxy for part in parts]
         return cls(
             rules=tuple(rule for part in parts for rule in part.rules),
@@ -157,6 +158,19 @@ class Ruleset:
             (walked.may_pass, "whether the rule matches cannot be told"),
         )
         return next((reason for holds, reason in doubts if holds), "")
+
+
+def _once(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Leave out what nft shows of the tables of iptables, if iptables-save shows them."""
+    parts = tuple(parts)
+    shown = {table for part in parts if part.tool == "iptables" for table in part.tables}
+    return tuple(_without(part, shown) if part.tool == "nftables" else part for part in parts)
+
+
+def _without(part: Part, shown: Collection[tuple[str, str]]) -> Part:
+    chains = [one for one in part.base_chains if (_NFT[one.family], one.table) not in shown]
+    rules = [one for one in part.rules if (_NFT[one.family], one.table) not in shown]
+    return replace(part, base_chains=tuple(chains), rules=tuple(rules))
 
 
 def _sees(chain: BaseChain, flow: Flow) -> bool:
