@@ -1,0 +1,405 @@
+"""The command line: what it says and how it ends, run without root."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.unit import samples
+from tests.unit.samples import flow
+from tracer import cli
+from tracer.judge.verdict import Verdict
+from tracer.recording import Recorder
+from tracer.source import FakeSource
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("trace", "flows", "doctor", "replay", "demo")
+
+REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
+PRESERVED = samples.connection_bytes(samples.connection(*samples.PRESERVED))
+DROPPED = samples.drop_bytes(samples.drop(packet=flow("192.0.2.1", 1, "192.0.2.2", 2), orig=None))
+ACCEPTED = samples.accept_bytes(samples.accept(samples.REPLACED[1].inverted))
+
+
+@pytest.fixture
+def srcip(monkeypatch, capsys):
+    """Run the command line in this process; return its exit code and what it printed."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["srcip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    yield run
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """Make a recording of some records."""
+
+    def make(*records, **fake):
+        path = tmp_path / "night.srcip"
+        recorder = Recorder(path, FakeSource([], samples.INFO, **fake))
+        recorder.write(records)
+        recorder.close()
+        return path
+
+    return make
+
+
+def command(*arguments):
+    """Write out a command line for another process."""
+    return [sys.executable, "-m", "tracer.cli", *map(str, arguments)]
+
+
+def options_of(name):
+    context = click.Context(cli.cli)
+    parameters = cli.cli.get_command(context, name).params
+    return [option for each in parameters for option in each.opts if option.startswith("--")]
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], []])
+def test_help(srcip, arguments):
+    """The help names every command; without a command there is help, not silence."""
+    code, out, err = srcip(*arguments)
+    assert code == (0 if arguments else 2)
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\S", out + err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_command(srcip, name):
+    """A command's help begins with what it does and names each of its options."""
+    code, out, err = srcip(name, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: srcip {name}")
+    assert set(options_of(name)) <= set(re.findall(r"--[a-z-]+", out))
+
+
+def test_options_are_the_contract_s():
+    """The options that other programs build on are where they were promised."""
+    filters = {f"--filter-{what}" for what in ("client", "backend", "port", "proto", "verdict")}
+    where = {"--netns", "--node-name"}
+    out = {"--output", "--expect", "--count"}
+    live = {"--record", "--ready-file", "--timeout"}
+    assert filters | where | out | live <= set(options_of("trace"))
+    assert filters | where | out | {"--record"} <= set(options_of("flows"))
+    assert filters | out <= set(options_of("replay"))
+    assert where | {"--output"} <= set(options_of("doctor"))
+    assert {"--scenario", "--mode", "--family", "--proto", "--output"} <= set(options_of("demo"))
+
+
+def test_version(srcip):
+    """The version is that of the distribution."""
+    assert re.fullmatch(r"srcip, version \d+\.\d+\.\d+\S*\n", srcip("--version")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", "--filter-client", "10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
+        (["replay", "x", "--filter-client", "nonsense"], "'nonsense' does not appear to be"),
+        (["flows", "--filter-backend", "10.0.0.0/33"], "10.0.0.0/33"),
+        (["trace", "--filter-port", "0"], "0 is not in the range 1<=x<=65535"),
+        (["trace", "--filter-proto", "gre"], "'gre' is not one of 'tcp'"),
+        (["trace", "--filter-verdict", "lost"], "'lost' is not one of"),
+        (["replay", "x", "--expect", "lost"], "'lost' is not one of"),
+        (["replay", "x", "--count", "0"], "0 is not in the range x>=1"),
+        (["trace", "--timeout", "0"], "0.0 is not in the range x>0"),
+        (["replay", "x", "-o", "xml"], "'xml' is not one of 'table', 'json'"),
+        (["replay"], "Missing argument 'FILE'"),
+        (["demo", "--scenario", "S99"], "'S99' is not one of"),
+        (["replace"], "No such command 'replace'"),
+        (["trace", "--no-such-option"], "No such option"),
+    ],
+)
+def test_wrong_usage(srcip, arguments, message):
+    """Wrong usage is 2, names the value, and prints nothing on standard output."""
+    code, out, err = srcip(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize("name", ["trace", "flows", "doctor"])
+@pytest.mark.parametrize("spec", ["no-such-netns", "999999999", "/no/such/path"])
+def test_unknown_namespace(srcip, name, spec):
+    """A namespace that does not exist is one line with its name, before anything else is tried."""
+    code, out, err = srcip(name, "--netns", spec)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(rf"srcip: no network namespace '{spec}': .*; see 'ip netns list'\n", err)
+
+
+def no_recording(path):
+    path.write_text("#!/bin/sh\n")
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def garbage(path):
+    path.write_bytes(path.read_bytes() + b"\0" * 100)
+    path.write_bytes(path.read_bytes().replace(b'{"ring_full":1}', b'{"ring_full":"}'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, r"cannot read recording \S+: No such file or directory"),
+        (no_recording, r"\S+ is no srcip recording"),
+        (cut_off, r"recording \S+ is cut off after 1 records \(byte \d+\): it has no end mark"),
+        (garbage, r"recording \S+ is damaged after 1 records \(byte \d+\): a frame is not JSON"),
+    ],
+)
+def test_bad_recording(srcip, recording, damage, message):
+    """A recording that cannot be read is one line on standard error and exit 1."""
+    path = recording(REPLACED, lost={"ring_full": 1})
+    damage(path)
+    code, _, err = srcip("replay", path)
+    assert code == 1
+    assert re.fullmatch(f"srcip: {message}\n", err)
+
+
+def test_records_before_the_damage(srcip, recording):
+    """What was recorded before the place of the damage is shown all the same."""
+    path = recording(REPLACED, PRESERVED)
+    cut_off(path)
+    code, out, _ = srcip("replay", path, "-o", "json")
+    assert code == 1
+    assert [json.loads(line)["verdict"] for line in out.splitlines()] == ["replaced"]
+
+
+def test_file_names_are_harmless(srcip, tmp_path):
+    """A file's name in a message cannot move the cursor."""
+    code, _, err = srcip("replay", tmp_path / "evil\x1b[2J\nname")
+    assert code == 1
+    assert err.removesuffix("\n").isprintable()
+
+
+def test_replay_as_table(srcip, recording):
+    """A replay prints a row for each connection and drop, the summary on standard error."""
+    path = recording(REPLACED, ACCEPTED, PRESERVED, DROPPED, lost={"ring_full": 2})
+    code, out, err = srcip("replay", path)
+    assert code == 0
+    heading, *rows = out.splitlines()
+    assert heading.split()[:3] == ["TIME", "NODE", "VERDICT"]
+    verdicts = [re.split("  +", row)[2 if "accepted" not in row else 1] for row in rows]
+    assert verdicts == ["replaced", "accepted", "preserved", "dropped"]
+    assert all(row.startswith("00:00:00.123") for row in rows)
+    assert err == (
+        "2 connections, 1 drop; lost: 2 ring_full\nnot seen: what the test leaves out\n"
+    )  # fmt: skip
+
+
+def test_replay_as_json(srcip, recording):
+    """With JSON standard output is objects alone, the summary last; standard error is silent."""
+    path = recording(REPLACED, ACCEPTED, DROPPED)
+    code, out, err = srcip("replay", path, "-o", "json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["kind"] for line in out.splitlines()] == [
+        "connection", "accept", "drop", "summary",
+    ]  # fmt: skip
+
+
+def test_replay_is_repeatable(srcip, recording):
+    """The same recording gives the same output: no clock and no machine is in it."""
+    path = recording(REPLACED, DROPPED)
+    assert srcip("replay", path, "-o", "json") == srcip("replay", path, "-o", "json")
+
+
+def test_undecodable_records(srcip, recording):
+    """Records that cannot be decoded are told in the summary, and do not end the replay."""
+    path = recording(REPLACED, b"short", PRESERVED)
+    code, out, _ = srcip("replay", path, "-o", "json")
+    summary = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert (summary["connections"], summary["lost"]) == (2, {"undecodable": 1})
+
+
+@pytest.mark.parametrize(
+    ("filters", "verdicts"),
+    [
+        ([], ["replaced", "preserved", "dropped"]),
+        (["--filter-verdict", "replaced"], ["replaced"]),
+        (["--filter-verdict", "replaced", "--filter-verdict", "dropped"], ["replaced", "dropped"]),
+        (["--filter-client", "198.51.100.10"], ["replaced", "preserved"]),
+        (["--filter-client", "192.0.2.0/24"], ["dropped"]),
+        (["--filter-backend", "10.244.0.0/16"], ["replaced", "preserved"]),
+        (["--filter-port", "8080"], ["replaced", "preserved"]),
+        (["--filter-proto", "udp"], []),
+    ],
+)
+def test_filters(srcip, recording, filters, verdicts):
+    """Filters narrow what is shown and counted."""
+    path = recording(REPLACED, PRESERVED, DROPPED)
+    _, out, _ = srcip("replay", path, "-o", "json", *filters)
+    *lines, summary = map(json.loads, out.splitlines())
+    assert [line["verdict"] for line in lines] == verdicts
+    assert summary["connections"] + summary["drops"] == len(verdicts)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_count(srcip, recording, count):
+    """--count ends after so many connections and drops; accepts do not count."""
+    path = recording(ACCEPTED, REPLACED, ACCEPTED, PRESERVED, DROPPED)
+    _, out, _ = srcip("replay", path, "-o", "json", "--count", count)
+    *lines, summary = map(json.loads, out.splitlines())
+    assert len([line for line in lines if line["kind"] != "accept"]) == min(count, 3)
+    assert summary["connections"] + summary["drops"] == min(count, 3)
+
+
+@pytest.mark.parametrize(
+    ("records", "expect", "code", "message"),
+    [
+        ([REPLACED], "replaced", 0, ""),
+        ([REPLACED, ACCEPTED], "replaced", 0, ""),
+        ([REPLACED, PRESERVED], "replaced", 3, "expected replaced: 1 of 2 had another verdict"),
+        ([DROPPED], "preserved", 3, "expected preserved: 1 of 1 had another verdict"),
+        ([DROPPED], "dropped", 0, ""),
+        ([], "preserved", 4, "expected preserved: nothing was seen"),
+        ([ACCEPTED], "preserved", 4, "expected preserved: nothing was seen"),
+    ],
+)
+def test_expect(srcip, recording, records, expect, code, message):
+    """--expect ends with 3 if something had another verdict, with 4 if there was nothing."""
+    got, _, err = srcip("replay", recording(*records), "--expect", expect, "-o", "json")
+    assert got == code
+    assert err == (message and f"{message}\n")
+
+
+def test_expect_with_filter(srcip, recording):
+    """The expectation is about what the filters leave, and about --count of it."""
+    path = recording(REPLACED, PRESERVED)
+    assert srcip("replay", path, "--expect", "preserved", "--filter-verdict", "preserved")[0] == 0
+    assert srcip("replay", path, "--expect", "replaced", "--count", 1)[0] == 0
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_verdicts_are_choices(srcip, recording, verdict):
+    """Every verdict there is can be filtered by and expected."""
+    path = recording()
+    assert srcip("replay", path, "--filter-verdict", verdict, "--expect", verdict)[0] == 4
+
+
+def test_option_by_environment(srcip, recording, monkeypatch):
+    """Every option can be set by an environment variable."""
+    monkeypatch.setenv("SRCIP_REPLAY_OUTPUT", "json")
+    assert json.loads(srcip("replay", recording())[1])["kind"] == "summary"
+
+
+def test_python_m(recording):
+    """The module runs as a program: a process of its own, with its own exit code."""
+    done = subprocess.run(
+        command("replay", recording(REPLACED), "--expect", "preserved"),
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "198.51.100.10:46356" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_closed_pipe(recording, form):
+    """A reader that has seen enough, such as head, ends the replay without a word."""
+    path = recording(*[REPLACED] * 5000)
+    with subprocess.Popen(
+        command("replay", path, "-o", form),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_recording_from_a_pipe(recording):
+    """A recording is read from standard input, such as one that is being unpacked."""
+    done = subprocess.run(
+        command("replay", "/dev/stdin", "-o", "json"),
+        cwd=ROOT, input=recording(REPLACED).read_bytes(), capture_output=True, check=True,
+    )  # fmt: skip
+    assert [json.loads(line)["kind"] for line in done.stdout.splitlines()] == [
+        "connection", "summary",
+    ]  # fmt: skip
+
+
+# How root becomes less: nobody, or where nobody may not read this Python, itself without rights.
+LESS = (
+    ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"],
+    ["setpriv", "--inh-caps=-all", "--bounding-set=-all"],
+)
+
+
+def run_after(prefix, *arguments):
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [*prefix, *command(*arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unprivileged():
+    """Run a command without privileges."""
+    if os.geteuid():
+        return lambda *arguments: run_after([], *arguments)
+    for prefix in LESS if shutil.which("setpriv") else ():
+        if run_after(prefix, "--version").returncode == 0:
+            return lambda *arguments: run_after(prefix, *arguments)
+    pytest.skip("root, and no way to be less: setpriv is missing or may not run this Python")
+
+
+@pytest.mark.parametrize("name", ["trace", "demo"])
+def test_tracing_without_root(unprivileged, name):
+    """Without root tracing ends with one line that says what is missing and what to do."""
+    done = unprivileged(name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "srcip: tracing takes root: CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON missing; try with sudo\n"
+    )  # fmt: skip
+
+
+def test_flows_without_root(unprivileged):
+    """Without root conntrack cannot be read: one line."""
+    done = unprivileged("flows")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"srcip: conntrack of \S+ cannot be read: .*root.*\n", done.stderr)
+
+
+def test_doctor_without_root(unprivileged):
+    """The doctor reports what is missing, and that nothing can be traced."""
+    done = unprivileged("doctor")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(r"^FAIL privileges +missing CAP_NET_ADMIN", done.stdout, re.MULTILINE)
+    assert "in use:   nothing: this node cannot be traced" in done.stdout
+
+
+def test_doctor_without_root_as_json(unprivileged):
+    """As JSON the report is one object; what is not known is absent."""
+    done = unprivileged("doctor", "-o", "json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["kind"], report["version"]) == (1, "doctor", 1)
+    assert "rung" not in report
+    assert {check["name"]: check["ok"] for check in report["checks"]}["privileges"] is False
+
+
+def test_replay_without_root(unprivileged, recording):
+    """A replay needs no root."""
+    path = recording(REPLACED)
+    for each in (path, *list(path.parents)[:3]):
+        each.chmod(0o755)
+    assert unprivileged("replay", path).returncode == 0
