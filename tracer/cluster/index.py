@@ -79,8 +79,13 @@ class Cluster:
     def changed(
         self, *, put: Iterable[Object] = (), remove: Iterable[Owner] = (), updated_ns: int = 0
     ) -> "Cluster":
-        """Return a snapshot with many changes at once; removals come first."""
-        return Cluster(_state=self._state.changed(put, remove), updated_ns=updated_ns)
+        """
+        Return a snapshot with many changes at once; removals come first.
+
+        It is this very snapshot if nothing is different.
+        """
+        state = self._state.changed(put, remove)
+        return self if state is self._state else Cluster(_state=state, updated_ns=updated_ns)
 
     @property
     def counts(self) -> Counts:

@@ -62,6 +62,7 @@ class State:
 
 class _Editor:
     def __init__(self, base: State) -> None:
+        self._base = base
         self._objects = [table.edit() for table in base.objects]
         self._claims = [table.edit() for table in base.claims]
         self._lengths = dict(base.cidr_lengths)
@@ -83,8 +84,11 @@ class _Editor:
                 self._claim(*subject, owner, claim)
 
     def finish(self) -> State:
+        objects = tuple([table.finish() for table in self._objects])
+        if all(after is before for after, before in zip(objects, self._base.objects, strict=True)):
+            return self._base
         return State(
-            objects=tuple([table.finish() for table in self._objects]),
+            objects=objects,
             claims=tuple([table.finish() for table in self._claims]),
             cidr_lengths=dict(sorted(self._lengths.items(), reverse=True)),
         )

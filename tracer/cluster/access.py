@@ -1,0 +1,211 @@
+"""
+How to reach an API server: kubeconfig or service account, by lightkube.
+
+lightkube reads the configuration, keeps the certificates and re-reads a rotated token; what it
+does not do is added here. docs/decisions/0010-kubernetes-client.md says why it was chosen.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+
+import httpx2 as httpx
+import msgspec
+import yaml
+from lightkube.config import kubeconfig as lightkube
+from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.models import User, UserExec
+from lightkube.core.exceptions import ConfigError
+
+from tracer.cluster.errors import ClusterError
+from tracer.cluster.fields import shown
+
+_CONNECT_S = 10
+_EXEC_S = 60
+# What a kubeconfig that is not one makes lightkube raise.
+_MALFORMED = (
+    yaml.YAMLError,
+    msgspec.MsgspecError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+)
+
+
+def find_config(
+    kubeconfig: Path | None = None,
+    context: str | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    service_account: Path = Path(lightkube.SERVICE_ACCOUNT),
+) -> lightkube.SingleConfig:
+    """
+    Return the cluster and account to use.
+
+    Args:
+        kubeconfig: The file to read. Without it: the first that ``KUBECONFIG`` names and that
+            exists, else the pod's service account, else ``~/.kube/config``.
+        context: The context in it; None for its current one.
+        environ: Environment variables.
+        service_account: Where the kubelet puts a pod's token and certificate.
+
+    Raises:
+        ClusterError: There is none, or it cannot be read, or it has no such context.
+    """
+    named = [Path(item) for item in environ.get("KUBECONFIG", "").split(os.pathsep) if item]
+    if kubeconfig is None and named:
+        kubeconfig = next((path for path in named if path.exists()), named[0])
+    in_pod = "KUBERNETES_SERVICE_HOST" in environ and (service_account / "token").exists()
+    if kubeconfig is None and context is None and in_pod:
+        return _from_service_account(service_account)
+    path = kubeconfig or Path(lightkube.DEFAULT_KUBECONFIG).expanduser()
+    if kubeconfig is None and not path.exists():
+        raise ClusterError(
+            f"no cluster to ask: {path} does not exist, KUBECONFIG is not set, and this is no pod"
+            " with a service account; name a file with --kubeconfig, or use --no-cluster"
+        )
+    return _from_file(path, context)
+
+
+def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
+    """
+    Return a client for the cluster, which the caller closes. It connects when first used.
+
+    Raises:
+        ClusterError: Certificates, key or account of the configuration cannot be used.
+    """
+    user = config.user or User()
+    auth = _ExecAuth(user.exec) if user.exec and not (user.token or user.token_file) else None
+    config = config._replace(user=msgspec.structs.replace(user, exec=None))
+    timeout = httpx.Timeout(30, connect=_CONNECT_S)
+    try:
+        client = AsyncClient(config, ConnectionParams(timeout=timeout, trust_env=False))
+    except (ConfigError, OSError, ValueError, TypeError, httpx.InvalidURL) as error:
+        name = shown(config.context_name)
+        raise ClusterError(f"context {name}: certificate or key is unusable: {error}") from None
+    if auth is not None:
+        client.auth = auth
+    return client
+
+
+def _from_service_account(directory: Path) -> lightkube.SingleConfig:
+    try:
+        config = lightkube.KubeConfig.from_service_account(directory).get()
+    except (ConfigError, KeyError, OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"service account in {directory} is unusable: {error}") from None
+    assert config is not None  # noqa: S101 - from_service_account sets the current context
+    return config
+
+
+def _from_file(path: Path, context: str | None) -> lightkube.SingleConfig:
+    try:
+        config = lightkube.KubeConfig.from_file(path)
+    except OSError as error:
+        raise ClusterError(f"kubeconfig {path} cannot be read: {error.strerror}") from None
+    except ConfigError:
+        raise ClusterError(f"kubeconfig {path} does not exist") from None
+    except _MALFORMED as error:
+        raise ClusterError(f"kubeconfig {path} is malformed: {_reason(error)}") from None
+    name = context or config.current_context
+    if name is None:
+        raise ClusterError(f"kubeconfig {path} has no current context; name one with --context")
+    if name not in config.contexts:
+        known = ", ".join(shown(item) for item in sorted(map(str, config.contexts))) or "none"
+        raise ClusterError(f"kubeconfig {path} has no context {shown(name)}; it has {known}")
+    try:
+        found = config.get(name)
+    except _MALFORMED as error:
+        raise ClusterError(
+            f"kubeconfig {path}: context {shown(name)} names {_reason(error)}, which is not there"
+        ) from None
+    assert found is not None  # noqa: S101 - the name was looked up above
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return shown(error.args[0])
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _ExecAuth(httpx.Auth):
+    """
+    Bearer tokens from a credential plugin, asked anew when one is refused.
+
+    lightkube 1.0 knows only the beta versions of client.authentication.k8s.io, while the plugins
+    of today's clouds speak v1.
+    """
+
+    def __init__(self, plugin: UserExec) -> None:
+        self._plugin = plugin
+        self._token: str | None = None
+        self._lock = asyncio.Lock()
+
+    async def async_auth_flow(
+        self, request: httpx.Request
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        used = self._token or await self._fetch(None)
+        request.headers["Authorization"] = f"Bearer {used}"
+        response = yield request
+        if response.status_code == 401:
+            request.headers["Authorization"] = f"Bearer {await self._fetch(used)}"
+            yield request
+
+    async def _fetch(self, refused: str | None) -> str:
+        async with self._lock:
+            # Another watch may have asked while this one waited.
+            if self._token is None or self._token == refused:
+                self._token = await self._ask()
+            return self._token
+
+    async def _ask(self) -> str:
+        plugin = self._plugin
+        info = {
+            "apiVersion": plugin.apiVersion,
+            "kind": "ExecCredential",
+            "spec": {"interactive": False},
+        }
+        added = {item.name: item.value for item in plugin.env or ()}
+        environ = {**os.environ, **added, "KUBERNETES_EXEC_INFO": json.dumps(info)}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                plugin.command,
+                *(plugin.args or ()),
+                env=environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise self._error(str(error.strerror)) from None
+        try:
+            output, complaint = await asyncio.wait_for(process.communicate(), _EXEC_S)
+        except BaseException as error:
+            process.kill()
+            await process.wait()
+            if isinstance(error, TimeoutError):
+                raise self._error(f"no answer within {_EXEC_S} s") from None
+            raise
+        if process.returncode != 0:
+            last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            raise self._error(f"exit code {process.returncode}: {ascii(last)[1:-1]}")
+        return self._token_in(output)
+
+    def _token_in(self, output: bytes) -> str:
+        try:
+            token = json.loads(output)["status"]["token"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            token = None
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise self._error("its answer holds no status.token")
+        return token
+
+    def _error(self, reason: str) -> ClusterError:
+        return ClusterError(f"credential plugin {shown(self._plugin.command)}: {reason}")

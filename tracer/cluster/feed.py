@@ -1,0 +1,199 @@
+"""List and watch of one resource: the Kubernetes API's way to stay up to date."""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import httpx2 as httpx
+
+from tracer.cluster.errors import ClusterError
+from tracer.cluster.refusal import ExpiredError, FinalError, check, translated
+from tracer.cluster.resource import Resource
+
+# An object is at most 1.5 MiB in etcd; this is what a watch event may be.
+_MAX_EVENT = 8 << 20
+# EndpointSlices have up to 40 KiB, Nodes with their images more: a page must not cost much memory.
+_PAGE = "100"
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """
+    How patient a watch is, in seconds.
+
+    A server ends a watch after ``watch_s`` and sends a bookmark about every minute before; a
+    connection silent for ``silence_s`` is given up.
+    """
+
+    watch_s: float = 300
+    silence_s: float = 120
+    answer_s: float = 30
+    backoff_s: float = 0.2
+    max_backoff_s: float = 30
+
+
+class Sink(Protocol):
+    """Who is told. Calls come from the event loop, one at a time."""
+
+    def listed(
+        self, resource: Resource, items: list[Json], *, is_first: bool, is_last: bool
+    ) -> None:
+        """Take a page of all there is; with the last one, all else is gone."""
+
+    def changed(self, resource: Resource, item: Json, *, is_gone: bool) -> None:
+        """Take one object that was added, changed or removed."""
+
+    def heard(self, resource: Resource) -> None:
+        """Learn that the server confirmed the state, with or without a change."""
+
+    def failed(self, resource: Resource, error: ClusterError, *, is_final: bool) -> None:
+        """Learn of a failure; a final one lasts until somebody acts. It is tried again anyway."""
+
+
+async def follow(client: httpx.AsyncClient, resource: Resource, sink: Sink, timing: Timing) -> None:
+    """Keep a sink up to date with a resource until cancelled."""
+    feed = _Feed(client, resource, sink, timing)
+    failures = 0
+    while True:
+        began = time.monotonic()
+        try:
+            with translated(f"watch {resource.plural} at {client.base_url}"):
+                await feed.run_once()
+            failures += 1
+        except ExpiredError:
+            feed.version = None
+            failures += 1
+        except ClusterError as error:
+            sink.failed(resource, error, is_final=isinstance(error, FinalError))
+            failures += 1
+        # One that worked for a while begins anew; one that ends at once, however politely, is
+        # not asked in a tight loop.
+        if feed.has_events or time.monotonic() - began > timing.max_backoff_s:
+            failures = 1
+        await asyncio.sleep(_delay(failures, timing))
+
+
+def _delay(failures: int, timing: Timing) -> float:
+    # Half fixed, half random: agents of all nodes must not come back together.
+    longest = min(timing.max_backoff_s, timing.backoff_s * (1 << min(failures - 1, 16)))
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
+
+
+class _Feed:
+    def __init__(
+        self, client: httpx.AsyncClient, resource: Resource, sink: Sink, timing: Timing
+    ) -> None:
+        self.version: str | None = None
+        self.has_events = False
+        self._client = client
+        self._resource = resource
+        self._sink = sink
+        self._timing = timing
+
+    async def run_once(self) -> None:
+        """List if need be, then watch until the server ends it."""
+        self.has_events = False
+        if self.version is None:
+            self.version = await self._list()
+        await self._watch()
+
+    async def _list(self) -> str | None:
+        token: str | None = None
+        is_first = True
+        while True:
+            body = await self._page(token)
+            metadata, items = body.get("metadata"), body.get("items")
+            if not isinstance(metadata, dict) or not isinstance(items, list | None):
+                raise ClusterError(f"list {self._resource.plural}: the answer is no list")
+            token = _text(metadata.get("continue"))
+            objects = [self._typed(item) for item in items or () if isinstance(item, dict)]
+            self._sink.listed(self._resource, objects, is_first=is_first, is_last=token is None)
+            is_first = False
+            if token is None:
+                return _text(metadata.get("resourceVersion"))
+
+    async def _page(self, token: str | None) -> Json:
+        params = self._params(limit=_PAGE, **({"continue": token} if token else {}))
+        timeout = httpx.Timeout(self._timing.answer_s)
+        response = await self._client.get(self._resource.path, params=params, timeout=timeout)
+        check(response.status_code, response.content, "list", self._resource)
+        return _json(response.content, self._resource)
+
+    async def _watch(self) -> None:
+        params = self._params(
+            watch="true",
+            allowWatchBookmarks="true",
+            resourceVersion=self.version or "",
+            # Spread, so that watches of many nodes do not end together.
+            timeoutSeconds=str(int(self._timing.watch_s * random.uniform(0.75, 1))),  # noqa: S311
+        )
+        timeout = httpx.Timeout(self._timing.answer_s, read=self._timing.silence_s)
+        request = self._client.stream("GET", self._resource.path, params=params, timeout=timeout)
+        # The server keeps to timeoutSeconds; one that does not may not hold the watch for ever.
+        async with asyncio.timeout(self._timing.watch_s + self._timing.silence_s):
+            async with request as response:
+                if response.status_code != 200:
+                    body = await response.aread()
+                    check(response.status_code, body, "watch", self._resource)
+                self._sink.heard(self._resource)
+                async for line in _lines(response, self._resource):
+                    self._event(line)
+
+    def _event(self, line: bytes) -> None:
+        event = _json(line, self._resource)
+        kind, item = event.get("type"), event.get("object")
+        if not isinstance(item, dict):
+            raise ClusterError(f"{self._resource.plural}: a watch event holds no object")
+        if kind == "ERROR":
+            code = item.get("code")
+            code = code if isinstance(code, int) and code >= 400 else 500
+            check(code, line, "watch", self._resource)
+        if kind in ("ADDED", "MODIFIED", "DELETED"):
+            self._sink.changed(self._resource, self._typed(item), is_gone=kind == "DELETED")
+        self._sink.heard(self._resource)
+        self.has_events = True
+        metadata = item.get("metadata")
+        if isinstance(metadata, dict):
+            self.version = _text(metadata.get("resourceVersion")) or self.version
+
+    def _params(self, **params: str) -> dict[str, str]:
+        if self._resource.field_selector is not None:
+            params["fieldSelector"] = self._resource.field_selector
+        return params
+
+    def _typed(self, item: Json) -> Json:
+        # Items of a list do not repeat what they are.
+        item.setdefault("kind", self._resource.kind)
+        item.setdefault("apiVersion", self._resource.api_version)
+        return item
+
+
+async def _lines(response: httpx.Response, resource: Resource) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _MAX_EVENT:
+            raise ClusterError(f"watch {resource.plural}: an event exceeds {_MAX_EVENT >> 20} MiB")
+        for line in lines:
+            if line:
+                yield line
+
+
+def _json(data: bytes, resource: Resource) -> Json:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ClusterError(f"{resource.plural}: the API server answered no JSON object")
+    return value
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

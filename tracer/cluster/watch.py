@@ -1,0 +1,152 @@
+"""
+The cluster, live: one background thread that lists and watches, and hands over snapshots.
+
+Readers take the current snapshot by one attribute access and never wait. While the API server is
+away they keep the last one, and `WatchStatus` says how old it is and why.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2 as httpx
+
+from tracer.cluster.access import connect, find_config
+from tracer.cluster.errors import ClusterError
+from tracer.cluster.feed import Timing, follow
+from tracer.cluster.history import History
+from tracer.cluster.index import Cluster
+from tracer.cluster.resource import resources
+from tracer.cluster.store import Store, WatchStatus
+
+_LOG = logging.getLogger(__name__)
+_CLOSE_S = 10
+
+
+class Watch:
+    """A cluster that is kept up to date. It is started once, and closed after that."""
+
+    def __init__(
+        self,
+        *,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        node: str | None = None,
+        timing: Timing | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """
+        Read the configuration; nothing is connected before `start`.
+
+        Args:
+            kubeconfig: File to read; None to look where kubectl and pods do.
+            context: Context in it; None for its current one.
+            node: The node whose Pods are watched; None for no Pods.
+            timing: Patience; the defaults suit a cluster.
+            clock_ns: The clock of snapshots, history and status.
+
+        Raises:
+            ClusterError: The configuration cannot be used.
+        """
+        self._config = find_config(kubeconfig, context)
+        self._timing = timing or Timing()
+        self._resources = resources(node)
+        self._store = Store(self._resources, clock_ns)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The current snapshot."""
+        return self._store.history.now
+
+    @property
+    def history(self) -> History:
+        """The current snapshot and those of the last minute."""
+        return self._store.history
+
+    @property
+    def status(self) -> WatchStatus:
+        """How good the snapshot is."""
+        return self._store.status()
+
+    def start(self, wait_s: float = 30) -> None:
+        """
+        Begin, and wait until everything was listed once.
+
+        Args:
+            wait_s: How long to wait. 0 for not at all: the watch goes on trying, whatever fails.
+
+        Raises:
+            ClusterError: The server refuses us, or did not list everything in time; or the
+                configuration's certificates cannot be used.
+        """
+        try:
+            client = connect(self._config)
+        except ClusterError:
+            self.close()
+            raise
+        self._thread = threading.Thread(
+            target=self._run, args=(client,), name="cluster-watch", daemon=True
+        )
+        self._thread.start()
+        if wait_s <= 0:
+            return
+        self.wait_for(lambda: self.status.is_synced or self.status.is_refused, wait_s)
+        status = self.status
+        if not status.is_synced:
+            self.close()
+            server = self._config.cluster.server
+            raise ClusterError(status.error or f"{server} listed not everything in {wait_s:g} s")
+
+    def wait_for(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a condition on this watch holds, and tell whether it does."""
+        return self._store.wait_for(is_met, timeout_s)
+
+    def close(self) -> None:
+        """End the watch; its last snapshot stays readable."""
+        if self._thread is None:
+            self._loop.close()
+            return
+        # The loop is closed already if the thread ended by itself.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_CLOSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, client: httpx.AsyncClient) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._main(client))
+        except Exception as error:
+            _LOG.exception("the cluster watch ended")
+            self._store.failed(
+                None, ClusterError(f"the cluster watch ended: {error!r}"), is_final=True
+            )
+
+    async def _main(self, client: httpx.AsyncClient) -> None:
+        async with client, asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(follow(client, resource, self._store, self._timing))
+                for resource in self._resources
+            ]
+            await self._stop.wait()
+            for task in tasks:
+                task.cancel()
