@@ -1,0 +1,222 @@
+"""Reads the rules of a network namespace with the node's own tools, and changes nothing by it."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from tracer.kernel.netns import inside
+from tracer.ruleset.errors import RulesetError
+from tracer.ruleset.iptables import parse_save
+from tracer.ruleset.model import Ruleset
+from tracer.ruleset.nfnetlink import Nftables, has_nf_tables
+from tracer.ruleset.nftables import parse_ruleset
+from tracer.ruleset.program import Part
+from tracer.ruleset.tool import Limits, Output, run
+
+Family = Literal["ipv4", "ipv6"]
+
+LIMITS = Limits()
+LEGACY_INTERVAL_S = 30.0
+
+_PROGRAMS: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
+# Tables of legacy iptables that exist. The tool reads it too; where it is empty or missing,
+# running the tool could load modules and make tables.
+_LEGACY_TABLES: dict[Family, str] = {"ipv4": "ip_tables_names", "ipv6": "ip6_tables_names"}
+_OWN_NET = Path("/proc/thread-self/net")
+
+
+def read(netns_path: Path | None = None, *, limits: Limits = LIMITS) -> Ruleset:
+    """
+    Read the rules of a network namespace, None for that of the calling thread.
+
+    What cannot be read (no tool, no permission, too much, too slow) stands in ``unread``.
+
+    Raises:
+        NetnsError: If the namespace is gone or may not be entered.
+    """
+    with _within(netns_path):
+        reading = _Reading(limits)
+        reading.legacy()
+        if has_nf_tables():
+            reading.iptables()
+            reading.nftables()
+    return Ruleset.of(reading.parts, reading.unread)
+
+
+class Watcher:
+    """
+    Keeps the rules of a namespace, and reads them again when they have changed.
+
+    The kernel counts the changes of nf_tables, and of iptables on it; asking for the count costs
+    microseconds. Legacy iptables tells nothing: where it has tables, they are read at intervals.
+    """
+
+    def __init__(
+        self,
+        netns_path: Path | None = None,
+        *,
+        legacy_interval_s: float = LEGACY_INTERVAL_S,
+        limits: Limits = LIMITS,
+    ) -> None:
+        """
+        Enter the namespace once and keep a socket in it.
+
+        Raises:
+            NetnsError: If the namespace is gone or may not be entered.
+        """
+        self._path = netns_path
+        self._limits = limits
+        self._interval_s = legacy_interval_s
+        self._netlink: Nftables | None = None
+        self._generation: int | None = None
+        self._ruleset: Ruleset | None = None
+        self._looked_at_s = 0.0
+        self._has_legacy = False
+        self._is_open = True
+        self._connect()
+
+    def ruleset(self) -> Ruleset:
+        """
+        Return the rules as they are now, read again only if they have changed.
+
+        Raises:
+            NetnsError: If the namespace is gone or may not be entered.
+        """
+        if self._ruleset is None or self.has_changed():
+            # Asked for before, so that a change while we read is not missed.
+            self._generation = self._ask()
+            self._ruleset = read(self._path, limits=self._limits)
+            self._looked_at_s = time.monotonic()
+            self._has_legacy = self._look_for_legacy()
+        return self._ruleset
+
+    def has_changed(self) -> bool:
+        """Whether the rules may be others than those that ``ruleset`` returned last."""
+        if self._ruleset is None:
+            return True
+        generation = self._ask()
+        if generation != self._generation:
+            return True
+        if time.monotonic() - self._looked_at_s < self._interval_s:
+            return False
+        # Without a count (legacy tables, no permission) only time tells.
+        self._looked_at_s = time.monotonic()
+        is_blind = generation is None and self._netlink is not None
+        return is_blind or self._has_legacy or self._look_for_legacy()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._is_open = False
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _look_for_legacy(self) -> bool:
+        with _within(self._path):
+            return bool(_legacy_tables("ipv4") or _legacy_tables("ipv6"))
+
+    def _connect(self) -> None:
+        if self._is_open and self._netlink is None and has_nf_tables():
+            with _within(self._path), suppress(OSError):
+                self._netlink = Nftables()
+
+    def _ask(self) -> int | None:
+        self._connect()
+        if self._netlink is None:
+            return None
+        try:
+            return self._netlink.generation()
+        except OSError:
+            return None
+
+
+class _Reading:
+    """One reading, inside the namespace: what was found, and what could not be."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.parts: list[Part] = []
+        self.unread: list[str] = []
+        self._limits = limits
+
+    def legacy(self) -> None:
+        for family, program in _PROGRAMS.items():
+            tables = _legacy_tables(family)
+            if not tables:
+                continue
+            name = f"{program}-legacy-save"
+            output = run((name,), self._limits)
+            if output.is_missing and not _is_nft_variant(f"{program}-save", self._limits):
+                output = run((f"{program}-save",), self._limits)
+            where = f"legacy tables {', '.join(tables)} ({family})"
+            self._add(output, where, partial(parse_save, family=family, tool="iptables-legacy"))
+
+    def iptables(self) -> None:
+        for family, program in _PROGRAMS.items():
+            output = run((f"{program}-nft-save",), self._limits)
+            if output.is_missing and _is_nft_variant(f"{program}-save", self._limits):
+                output = run((f"{program}-save",), self._limits)
+            # Without it, nft shows these tables, though not all of their matches.
+            if not output.is_missing:
+                where = f"tables of {program}"
+                self._add(output, where, partial(parse_save, family=family))
+
+    def nftables(self) -> None:
+        output = run(("nft", "-j", "list", "ruleset"), self._limits)
+        if not output.is_missing:
+            self._add(output, "nftables", parse_ruleset)
+            return
+        left = self._tables_left()
+        if left is None:
+            self.unread.append(f"nftables: {output.problem}")
+        elif left:
+            self.unread.append(f"{', '.join(f'table {one}' for one in left)}: {output.problem}")
+
+    def _tables_left(self) -> list[str] | None:
+        """Return the tables that iptables-save has not shown, None if that cannot be told."""
+        shown = {table for part in self.parts if part.tool == "iptables" for table in part.tables}
+        try:
+            with Nftables() as netlink:
+                there = netlink.tables()
+        except OSError:
+            return None
+        return sorted(f"{family} {name}" for family, name in there - shown)
+
+    def _add(self, output: Output, where: str, parse: Callable[[str], Part]) -> None:
+        if output.problem is not None:
+            self.unread.append(f"{where}: {output.problem}")
+            return
+        try:
+            self.parts.append(parse(output.text))
+        except RulesetError as error:
+            self.unread.append(f"{where}: {error}")
+
+
+def _within(netns_path: Path | None) -> AbstractContextManager[None]:
+    return nullcontext() if netns_path is None else inside(netns_path)
+
+
+def _legacy_tables(family: Family) -> list[str]:
+    try:
+        return (_OWN_NET / _LEGACY_TABLES[family]).read_text().split()
+    except OSError:
+        return []
+
+
+def _is_nft_variant(program: str, limits: Limits) -> bool:
+    # "iptables-save v1.8.9 (nf_tables)"; programs before 1.8 know neither -V nor nf_tables.
+    return "nf_tables" in run((program, "-V"), limits).text
