@@ -160,7 +160,7 @@ class Elements(Generic[T]):
             if known in self._exact:
                 return [self._exact[known]], True
             hits = [data for intervals, data in self._ranges if _fits(values, intervals)]
-            return hits, len(hits) < 2
+            return hits, True
         hits = [
             data
             for exact, data in self._exact.items()

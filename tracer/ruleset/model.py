@@ -114,7 +114,7 @@ class Ruleset:
             for chain in self.base_chains
             if chain.kind == "nat" and chain.hook == hook and _sees(chain, flow)
         ]
-        walked = walk(chains, flow, wants_drops=False)
+        walked = _walk(chains, flow, wants_drops=False)
         return self._candidates(walked, "translates the source", flow)
 
     def drop_candidates(self, flow: Flow, hook: HookName) -> Candidates:
@@ -125,14 +125,15 @@ class Ruleset:
             for chain in self.base_chains
             if chain.hook == hook and _sees(chain, flow) and (chain.kind != "nat" or may_be_first)
         ]
-        walked = walk(chains, flow, wants_drops=True)
+        walked = _walk(chains, flow, wants_drops=True)
         return self._candidates(walked, "discards the packet", None)
 
     def _candidates(self, walked: Walked, what: str, flow: Flow | None) -> Candidates:
         possible = walked.rules
         if flow is not None:
             possible = tuple(rule for rule in possible if _can_lead_to(rule, flow))
-        doubt = self._doubt(walked, possible, what)
+        is_related = flow is not None and "related" in flow.states
+        doubt = self._doubt(walked, possible, what, is_related=is_related)
         return Candidates(
             certain=possible[0] if not doubt else None,
             possible=possible,
@@ -140,7 +141,9 @@ class Ruleset:
             reason=doubt or f"it surely matches, and no rule before it {what}",
         )
 
-    def _doubt(self, walked: Walked, possible: tuple[Rule, ...], what: str) -> str:
+    def _doubt(
+        self, walked: Walked, possible: tuple[Rule, ...], what: str, *, is_related: bool
+    ) -> str:
         """Say why no rule is certain; empty if one is."""
         doubts = (
             (not walked.is_complete, "the rules are too entangled to be followed"),
@@ -156,6 +159,9 @@ class Ruleset:
                 "the rule has a match or action that is not understood",
             ),
             (walked.may_pass, "whether the rule matches cannot be told"),
+            # nf_nat's helpers translate what they expect before a rule is met
+            # (nf_nat_follow_master).
+            (is_related, "a related connection may be translated as the one it belongs to"),
         )
         return next((reason for holds, reason in doubts if holds), "")
 
@@ -171,6 +177,21 @@ def _without(part: Part, shown: Collection[tuple[str, str]]) -> Part:
     chains = [one for one in part.base_chains if (_NFT[one.family], one.table) not in shown]
     rules = [one for one in part.rules if (_NFT[one.family], one.table) not in shown]
     return replace(part, base_chains=tuple(chains), rules=tuple(rules))
+
+
+def _walk(chains: list[BaseChain], flow: Flow, *, wants_drops: bool) -> Walked:
+    """Walk for each state that the packet may be in: it is in one of them at all rules."""
+    walks = [
+        walk(chains, replace(flow, states=frozenset({state})), wants_drops=wants_drops)
+        for state in sorted(flow.states)
+    ]
+    if len(walks) == 1:
+        return walks[0]
+    return Walked(
+        rules=tuple(dict.fromkeys(rule for one in walks for rule in one.rules)),
+        may_pass=any(one.may_pass for one in walks),
+        is_complete=all(one.is_complete for one in walks),
+    )
 
 
 def _sees(chain: BaseChain, flow: Flow) -> bool:

@@ -104,9 +104,11 @@ class Watcher:
         if time.monotonic() - self._looked_at_s < self._interval_s:
             return False
         # Without a count (legacy tables, no permission) only time tells.
-        self._looked_at_s = time.monotonic()
         is_blind = generation is None and self._netlink is not None
-        return is_blind or self._has_legacy or self._look_for_legacy()
+        if is_blind or self._has_legacy or self._look_for_legacy():
+            return True
+        self._looked_at_s = time.monotonic()
+        return False
 
     def close(self) -> None:
         """Close the socket."""
