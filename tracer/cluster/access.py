@@ -21,7 +21,10 @@ from lightkube.core.exceptions import ConfigError
 
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.fields import shown
+from tracer.cluster.refusal import FinalError
 
+# Where the kubelet puts a pod's token and certificate.
+SERVICE_ACCOUNT = Path(lightkube.SERVICE_ACCOUNT)
 _CONNECT_S = 10
 _EXEC_S = 60
 # What a kubeconfig that is not one makes lightkube raise.
@@ -41,7 +44,6 @@ def find_config(
     context: str | None = None,
     *,
     environ: Mapping[str, str] = os.environ,
-    service_account: Path = Path(lightkube.SERVICE_ACCOUNT),
 ) -> lightkube.SingleConfig:
     """
     Return the cluster and account to use.
@@ -51,7 +53,6 @@ def find_config(
             exists, else the pod's service account, else ``~/.kube/config``.
         context: The context in it; None for its current one.
         environ: Environment variables.
-        service_account: Where the kubelet puts a pod's token and certificate.
 
     Raises:
         ClusterError: There is none, or it cannot be read, or it has no such context.
@@ -59,9 +60,9 @@ def find_config(
     named = [Path(item) for item in environ.get("KUBECONFIG", "").split(os.pathsep) if item]
     if kubeconfig is None and named:
         kubeconfig = next((path for path in named if path.exists()), named[0])
-    in_pod = "KUBERNETES_SERVICE_HOST" in environ and (service_account / "token").exists()
+    in_pod = "KUBERNETES_SERVICE_HOST" in environ and (SERVICE_ACCOUNT / "token").exists()
     if kubeconfig is None and context is None and in_pod:
-        return _from_service_account(service_account)
+        return _from_service_account(SERVICE_ACCOUNT)
     path = kubeconfig or Path(lightkube.DEFAULT_KUBECONFIG).expanduser()
     if kubeconfig is None and not path.exists():
         raise ClusterError(
@@ -207,5 +208,5 @@ class _ExecAuth(httpx.Auth):
             raise self._error("its answer holds no status.token")
         return token
 
-    def _error(self, reason: str) -> ClusterError:
-        return ClusterError(f"credential plugin {shown(self._plugin.command)}: {reason}")
+    def _error(self, reason: str) -> FinalError:
+        return FinalError(f"credential plugin {shown(self._plugin.command)}: {reason}")

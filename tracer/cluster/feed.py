@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,8 +143,11 @@ class _Feed:
                     body = await response.aread()
                     check(response.status_code, body, "watch", self._resource)
                 self._sink.heard(self._resource)
-                async for line in _lines(response, self._resource):
-                    self._event(line)
+                # A watch that is cut off, as load balancers do, is resumed like one that ends.
+                # If the server is away, connecting again will say so.
+                with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+                    async for line in _lines(response, self._resource):
+                        self._event(line)
 
     def _event(self, line: bytes) -> None:
         event = _json(line, self._resource)

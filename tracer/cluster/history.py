@@ -14,18 +14,20 @@ from tracer.cluster.match import HostPortMatch, ServiceMatch
 from tracer.model import IPAddress
 
 KEEP_NS = 60 * 10**9
-# Changes that follow each other faster are kept as one; the newest is always exact.
-RESOLUTION_NS = 10**9 // 4
-# Bounds memory where the clock or the caller's times misbehave.
-MAX_SNAPSHOTS = 256
+# Records are read within a second or two of what they tell; for so long every state is exact.
+EXACT_NS = 5 * 10**9
+# Before that, one state a second is enough to find what is gone.
+SPACING_NS = 10**9
+# Bounds memory when very much changes.
+MAX_EXACT = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """An answer, and whether it comes from a snapshot that is no longer the current one."""
+    """An answer, and whether the newest snapshot gives the same."""
 
     match: ServiceMatch | HostPortMatch
-    is_gone: bool
+    is_current: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,11 @@ class History:
         """Return a history that goes on with a snapshot from a time on, and forgets old ones."""
         entries = self._entries
         at_ns = max(at_ns, entries[-1][0])
-        # The newest entry gives way if the one before it is as young as that.
-        if len(entries) > 1 and at_ns - entries[-2][0] < RESOLUTION_NS:
-            entries = entries[:-1]
-        # The oldest that is kept began before the time kept, and held within it.
+        # The oldest that is kept began before the time to keep, and held within it.
         first = max(0, bisect_right(entries, at_ns - KEEP_NS, key=_start) - 1)
-        first = max(first, len(entries) + 1 - MAX_SNAPSHOTS)
-        return History((*entries[first:], (at_ns, cluster)))
+        exact = max(first, bisect_right(entries, at_ns - EXACT_NS, key=_start))
+        spaced = {entry[0] // SPACING_NS: entry for entry in entries[first:exact]}
+        return History((*spaced.values(), *entries[exact:][-MAX_EXACT:], (at_ns, cluster)))
 
     def at(self, at_ns: int) -> Cluster:
         """Return the snapshot that held at a time; the oldest for times before it."""
@@ -82,7 +82,7 @@ class History:
                 known = self.now.service_at(
                     address, port, proto, node_addresses=node_addresses, node=node
                 )
-                return Past(match=match, is_gone=known != match)
+                return Past(match=match, is_current=known == match)
         return None
 
     def _outward(self, at_ns: int) -> Iterator[Cluster]:

@@ -66,7 +66,8 @@ class Store:
     def status(self) -> WatchStatus:
         """Return how good the snapshot is."""
         # Copies, since the writer goes on meanwhile.
-        heard, errors = dict(self._heard_ns), list(self._errors.copy().values())
+        heard, errors = self._heard_ns.copy(), list(self._errors.copy().values())
+        errors.sort(key=lambda error: not error[1])  # first what somebody must act on
         is_synced = len(heard) == len(self._resources)
         return WatchStatus(
             is_synced=is_synced,
