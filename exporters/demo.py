@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import IO, Any
 
-from exporters.jsonl import tuple_object
+from exporters.jsonl import rule_object, tuple_object
 from exporters.terminal import has_colour, paint
 from exporters.text import VERDICT_COLOURS, ends
 from lab.agreement import Finding
@@ -60,12 +60,18 @@ def scenario_to_line(finding: Finding) -> str:
         line["orig"] = tuple_object(finding.hops[0].connection.orig)
         line["reply"] = tuple_object(finding.hops[-1].connection.reply)
         line["nodes"] = [hop.node for hop in finding.hops]
-    line |= {"verdict": str(finding.verdict), "agrees": finding.agrees}
+    line["verdict"] = str(finding.verdict)
+    if finding.cause is not None:
+        line["cause"] = str(finding.cause)
+    if finding.opinion is not None and finding.opinion.rule is not None:
+        line["rule"] = rule_object(finding.opinion.rule)
+    line["agrees"] = finding.agrees
     return json.dumps(line)
 
 
 _HEADINGS = (
-    "", "", "VERDICT", "BEFORE NAT", "", "AFTER NAT", "", "THROUGH", "BACKEND SAW", "SRCIP SAYS", ""
+    "", "", "VERDICT", "BEFORE NAT", "", "AFTER NAT", "", "THROUGH", "BACKEND SAW", "SRCIP SAYS",
+    "CAUSE", ""
 )  # fmt: skip
 _VERDICT = 2
 
@@ -82,6 +88,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
         _through(finding),
         saw,
         says,
+        str(finding.cause or "-"),
         "agrees" if finding.agrees else "DISAGREES",
     )
 
@@ -104,7 +111,7 @@ def _through(finding: Finding) -> str:
     nodes = [hop.node for hop in finding.hops]
     if finding.drop:
         hook = f" {finding.drop.hook.label}" if finding.drop.hook else ""
-        nodes.append(f"X {finding.drop.node}{hook} {finding.drop.reason}")
+        nodes.append(f"X {finding.drop.node}{hook}")
     return " ".join(nodes) or "?"
 
 

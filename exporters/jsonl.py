@@ -4,8 +4,17 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, SeenAccept, Summary
-from tracer.model import FiveTuple, protocol_name
+from tracer.judge.verdict import (
+    Judged,
+    JudgedConnection,
+    JudgedDrop,
+    Opinion,
+    SeenAccept,
+    ServiceRef,
+    Summary,
+)
+from tracer.model import FiveTuple, IPAddress, protocol_name
+from tracer.ruleset.rule import Rule
 
 VERSION = 1
 
@@ -38,11 +47,8 @@ def summary_to_line(summary: Summary) -> str:
 def connection_object(judged: JudgedConnection) -> dict[str, Any]:
     """Return a judged connection as the object that its line holds."""
     connection = judged.connection
-    reply = connection.reply
     # What nobody knows is left out, never an empty value.
-    known: dict[str, Any] = {}
-    if connection.mark is not None:
-        known["mark"] = connection.mark
+    mark = {} if connection.mark is None else {"mark": connection.mark}
     return {
         "kind": "connection",
         "version": VERSION,
@@ -52,16 +58,16 @@ def connection_object(judged: JudgedConnection) -> dict[str, Any]:
         "family": connection.orig.family,
         "proto": protocol_name(connection.orig.proto),
         "orig": tuple_object(connection.orig),
-        "reply": tuple_object(reply),
-        "client": {"address": str(connection.orig.src)},
+        "reply": tuple_object(connection.reply),
+        "client": _client(connection.orig.src, judged.opinion),
         "seen_source": str(judged.seen_source),
-        "backend": _end(reply),
+        "backend": _backend(judged),
+        **_service(judged.opinion),
         "zone": connection.zone,
         "status": int(connection.status),
-        **known,
-        "verdict": str(judged.verdict),
+        **mark,
         "at": {"node": judged.node, "hook": connection.hook.label},
-        "evidence": list(judged.evidence),
+        **_opinion(judged.opinion),
     }
 
 
@@ -98,6 +104,7 @@ def _drop(judged: JudgedDrop) -> dict[str, Any]:
     known: dict[str, Any] = {}
     if judged.flow is not None:
         known = {
+            "client": _client(judged.flow.src, judged.opinion),
             "family": judged.flow.family,
             "proto": protocol_name(judged.flow.proto),
             "orig": tuple_object(judged.flow),
@@ -114,8 +121,8 @@ def _drop(judged: JudgedDrop) -> dict[str, Any]:
         "direction": "reply" if judged.drop.is_reply else "original",
         "reason": judged.reason,
         "at": at,
-        "verdict": str(judged.verdict),
-        "evidence": list(judged.evidence),
+        **_service(judged.opinion),
+        **_opinion(judged.opinion),
     }
 
 
@@ -133,10 +140,56 @@ def _accept(judged: SeenAccept) -> dict[str, Any]:
     }
 
 
-def _end(reply: FiveTuple) -> dict[str, Any]:
-    if reply.is_icmp:
-        return {"address": str(reply.src)}
-    return {"address": str(reply.src), "port": reply.sport}
+def _client(address: IPAddress, opinion: Opinion) -> dict[str, Any]:
+    client = {"address": str(address)}
+    if opinion.client_class is not None:
+        client["class"] = opinion.client_class.name.lower()
+    return client
+
+
+def _backend(judged: JudgedConnection) -> dict[str, Any]:
+    reply = judged.connection.reply
+    backend: dict[str, Any] = {"address": str(reply.src)}
+    if not reply.is_icmp:
+        backend["port"] = reply.sport
+    if judged.backend_pod is not None:
+        backend["pod"] = f"{judged.backend_pod.namespace}/{judged.backend_pod.name}"
+        if judged.backend_pod.node:
+            backend["node"] = judged.backend_pod.node
+    return backend
+
+
+def _service(opinion: Opinion) -> dict[str, Any]:
+    return {"service": service_object(opinion.service)} if opinion.service else {}
+
+
+def service_object(service: ServiceRef) -> dict[str, Any]:
+    """Return a Service as an object; an unnamed port and a policy that plays no part are absent."""
+    found = {"namespace": service.namespace, "name": service.name, "via": str(service.via)}
+    if service.port is not None:
+        found["port"] = service.port
+    if service.policy is not None:
+        found["policy"] = str(service.policy)
+    return found
+
+
+def rule_object(rule: Rule) -> dict[str, Any]:
+    """Return a rule and its owner as an object."""
+    return {
+        "owner": str(rule.owner),
+        "table": rule.table,
+        "chain": rule.chain,
+        "text": rule.text,
+    }
+
+
+def _opinion(opinion: Opinion) -> dict[str, Any]:
+    found: dict[str, Any] = {"verdict": str(opinion.verdict)}
+    if opinion.cause is not None:
+        found["cause"] = str(opinion.cause)
+    if opinion.rule is not None:
+        found["rule"] = rule_object(opinion.rule)
+    return found | {"evidence": list(opinion.evidence), "advice": list(opinion.advice)}
 
 
 def _line(value: dict[str, Any]) -> str:

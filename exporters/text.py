@@ -1,11 +1,19 @@
-"""What was judged as a table for people, one row for each connection, drop and accept."""
+"""What was judged as a table for people: a row for each connection, drop and accept."""
 
 from datetime import UTC, datetime
 from typing import IO
 
 from exporters.table import StreamingTable
 from exporters.terminal import printable
-from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, SeenAccept, Summary
+from tracer.judge.cause import Cause
+from tracer.judge.verdict import (
+    Judged,
+    JudgedConnection,
+    JudgedDrop,
+    Opinion,
+    SeenAccept,
+    Summary,
+)
 from tracer.model import FiveTuple, IPAddress, protocol_name
 
 # Most addresses are IPv4: "255.255.255.255:65535".
@@ -17,13 +25,16 @@ _COLUMNS = {
     "PROTO": 5,
     "CLIENT": _ENDPOINT,
     "SENT TO": _ENDPOINT,
-    "BACKEND": _ENDPOINT,
     "BACKEND SEES": _ENDPOINT,
-    "NOTE": 4,
+    "BACKEND": _ENDPOINT,
+    "SERVICE": 24,
+    "CAUSE": 5,
 }
 VERDICT_COLOURS = {
     "preserved": "green",
     "replaced": "yellow",
+    "replaced-upstream": "yellow",
+    "proxied": "yellow",
     "dropped": "red",
     "unknown": "cyan",
     "accepted": "dim",
@@ -31,9 +42,15 @@ VERDICT_COLOURS = {
 
 
 class TextWriter:
-    """Prints judged things as rows. Times are UTC, as in the JSON."""
+    """
+    Prints judged things as rows. Times are UTC, as in the JSON.
 
-    def __init__(self, stream: IO[str]) -> None:
+    ``is_explaining`` adds under each row what the verdict rests on, and what would keep the source.
+    """
+
+    def __init__(self, stream: IO[str], *, is_explaining: bool = False) -> None:
+        self._stream = stream
+        self._is_explaining = is_explaining
         self._table = StreamingTable(stream, _COLUMNS, VERDICT_COLOURS)
 
     def write(self, judged: Judged) -> None:
@@ -45,6 +62,16 @@ class TextWriter:
                 self._table.row(_drop_cells(judged))
             case SeenAccept():
                 self._table.row(_accept_cells(judged))
+        if self._is_explaining and not isinstance(judged, SeenAccept):
+            for line in explanation(judged.opinion):
+                print(f"    {line}", file=self._stream, flush=True)
+
+
+def explanation(opinion: Opinion) -> list[str]:
+    """Return evidence and advice as lines that a terminal may show."""
+    lines = [f"because  {line}" for line in opinion.evidence]
+    lines += [f"to keep  {line}" for line in opinion.advice]
+    return [printable(line) for line in lines]
 
 
 def summary_text(summary: Summary) -> list[str]:
@@ -55,7 +82,7 @@ def summary_text(summary: Summary) -> list[str]:
         f"lost: {lost or 'nothing'}"
     ]
     lines += [f"not seen: {line}" for line in summary.not_seen]
-    # A recording brings its own names for what was lost and not seen.
+    # A recording names what it lost, and could name anything.
     return [printable(line) for line in lines]
 
 
@@ -73,10 +100,30 @@ def ends(flow: FiveTuple) -> tuple[str, str]:
     return endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport)
 
 
+def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
+    """Return a cause with what narrows it down: a rule's owner, a drop's hook."""
+    opinion = judged.opinion
+    words = [str(opinion.cause)] if opinion.cause is not None else []
+    if opinion.cause in (Cause.POD_EGRESS, Cause.OTHER_RULE, Cause.NETFILTER_DROP):
+        owner = f"by {opinion.rule.owner}" if opinion.rule is not None else "by a rule not told"
+        words.append(f"({owner})")
+    if isinstance(judged, JudgedDrop):
+        if opinion.cause is None or opinion.cause is Cause.NETFILTER_DROP:
+            words.append(judged.reason)
+        if judged.hook is not None:
+            words.append(f"at {judged.hook.label}")
+        if judged.drop.is_reply:
+            words.append("(an answer)")
+    return " ".join(words) or "-"
+
+
 def _connection_cells(judged: JudgedConnection) -> list[str]:
     orig, reply = judged.connection.orig, judged.connection.reply
     client, sent_to = ends(orig)
     backend, seen = ends(reply)
+    if judged.backend_pod is not None:
+        name = f"{judged.backend_pod.namespace}/{judged.backend_pod.name}"
+        backend = name if reply.is_icmp else f"{name}:{reply.sport}"
     return [
         _clock(judged.time_ns),
         judged.node,
@@ -84,37 +131,15 @@ def _connection_cells(judged: JudgedConnection) -> list[str]:
         protocol_name(orig.proto),
         client,
         sent_to,
-        backend,
         seen,
-        _connection_note(judged),
+        backend,
+        _service(judged.opinion),
+        cause_text(judged),
     ]
-
-
-def _connection_note(judged: JudgedConnection) -> str:
-    connection = judged.connection
-    notes = [
-        name
-        for name, is_so in (
-            ("DNAT", connection.is_dnat),
-            ("SNAT", connection.is_snat),
-            ("related", connection.is_related),
-        )
-        if is_so
-    ]
-    if connection.orig.is_icmp:
-        notes.append(f"type {connection.orig.dport >> 8}")
-    if connection.mark:
-        notes.append(f"mark {connection.mark:#x}")
-    if connection.zone:
-        notes.append(f"zone {connection.zone}")
-    return " ".join(notes)
 
 
 def _drop_cells(judged: JudgedDrop) -> list[str]:
     client, sent_to = ends(judged.flow) if judged.flow else ("?", "?")
-    where = f" at {judged.hook.label}" if judged.hook is not None else ""
-    place = f" ({judged.place})" if judged.place else ""
-    direction = " (a reply)" if judged.drop.is_reply else ""
     return [
         _clock(judged.time_ns),
         judged.node,
@@ -124,14 +149,21 @@ def _drop_cells(judged: JudgedDrop) -> list[str]:
         sent_to,
         "-",
         "-",
-        f"{judged.reason}{where}{place}{direction}",
+        _service(judged.opinion),
+        cause_text(judged),
     ]
 
 
 def _accept_cells(judged: SeenAccept) -> list[str]:
     seen, backend = ends(judged.accept.peer)
     cells = [_clock(judged.time_ns), "", "accepted", protocol_name(judged.accept.peer.proto)]
-    return [*cells, "", "", backend, seen, "by the backend's socket"]
+    return [*cells, "", "", seen, backend, "", "the backend's socket says so"]
+
+
+def _service(opinion: Opinion) -> str:
+    if opinion.service is None:
+        return "-"
+    return f"{opinion.service} ({opinion.service.via})"
 
 
 def _clock(time_ns: int) -> str:

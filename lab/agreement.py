@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from lab.probe import Answer
 from lab.scenarios import Case
-from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Verdict
+from tracer.judge.cause import Cause
+from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Opinion, Verdict
 from tracer.model import PROTOCOLS, FiveTuple, IPAddress
 
 
@@ -37,18 +38,45 @@ class Finding:
             return Verdict.DROPPED
         if not self.hops:
             return Verdict.UNKNOWN
-        verdicts = {hop.verdict for hop in self.hops}
-        for verdict in (Verdict.UNKNOWN, Verdict.REPLACED):
-            if verdict in verdicts:
-                return verdict
-        return Verdict.PRESERVED
+        return self._deciding.verdict
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why, according to the node that replaced the source or dropped the packet."""
+        if self.drop is not None:
+            return self.drop.opinion.cause
+        return self._deciding.opinion.cause if self.hops else None
+
+    @property
+    def opinion(self) -> Opinion | None:
+        """What the judge said of the node that decided; None if nothing was traced."""
+        if self.drop is not None:
+            return self.drop.opinion
+        return self._deciding.opinion if self.hops else None
+
+    @property
+    def _deciding(self) -> JudgedConnection:
+        """The hop whose word counts for the whole path: one that replaced the source, else any."""
+        for verdict in (Verdict.REPLACED, Verdict.PROXIED, Verdict.UNKNOWN):
+            for hop in self.hops:
+                if hop.verdict is verdict:
+                    return hop
+        # A node that saw nothing but another node's address knows less than the one before it.
+        return self.hops[0]
 
     @property
     def agrees(self) -> bool:
-        """Whether the tracer says what the backend saw: the same address, or that none arrived."""
+        """
+        Whether the tracer says what the backend saw, and why.
+
+        The same address, or that none arrived; and the verdict and cause that the table of
+        scenarios has for it.
+        """
         if self.answer.client_address is None:
-            return self.drop is not None
-        return self.seen_source == self.answer.client_address
+            is_right = self.drop is not None
+        else:
+            is_right = self.seen_source == self.answer.client_address
+        return is_right and (str(self.verdict), self.cause) == (self.case.verdict, self.case.cause)
 
 
 class Traced:

@@ -33,6 +33,8 @@ from tracer.wire import (
 )
 
 AF_INET, AF_INET6 = 2, 10
+# NF_CT_ZONE_DIR_ORIG, include/net/netfilter/nf_conntrack_zones.h
+_ZONE_DIR_ORIG = 1
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -108,7 +110,8 @@ def _connection(wire: WireConnection) -> Connection:
         orig=_five_tuple(wire.orig),
         reply=_five_tuple(wire.reply),
         status=Status(wire.status),
-        zone=wire.zone,
+        # A zone can be set for one direction alone: the original one is the connection's.
+        zone=wire.zone if wire.zone_dir & _ZONE_DIR_ORIG else 0,
         mark=wire.mark if wire.flags & ConnectionFlag.HAS_MARK else None,
         ct_mark=wire.ct_mark,
         iif=wire.iif,

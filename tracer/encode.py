@@ -17,6 +17,8 @@ from tracer.wire import (
 )
 
 AF_INET, AF_INET6 = 2, 10
+_BOTH_DIRECTIONS = 3
+_NO_FAMILY = 255
 _REASON_BITS = 256
 
 
@@ -84,6 +86,7 @@ def encode_connection(connection: Connection) -> bytes:
             iif=connection.iif,
             oif=connection.oif,
             zone=connection.zone,
+            zone_dir=_BOTH_DIRECTIONS,
             hook=connection.hook,
             flags=flags,
         )
@@ -111,10 +114,10 @@ def mapped(address: IPAddress) -> bytes:
 
 def _filter(wanted: Filter) -> WireFilter:
     wire = WireFilter(port=wanted.port or 0, proto=wanted.proto or 0)
-    # Only one family can match: prefixes of two families match nothing, by their addresses.
-    for network in (wanted.client, wanted.backend):
-        if network is not None:
-            wire.family = _family(network)
+    families = {_family(each) for each in (wanted.client, wanted.backend) if each is not None}
+    if families:
+        # A client of one family never has a backend of the other: then nothing is wanted.
+        wire.family = families.pop() if len(families) == 1 else _NO_FAMILY
     if wanted.client:
         wire.client, wire.client_mask = _prefix_and_mask(wanted.client)
     if wanted.backend:

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 
 from tracer.decode import decode
 from tracer.errors import DecodeError
+from tracer.judge.cause import Cause
+from tracer.judge.connection import judge_connection
+from tracer.judge.drop import judge_drop
 from tracer.judge.verdict import (
     Judged,
     JudgedConnection,
     JudgedDrop,
     SeenAccept,
+    ServiceRef,
     Summary,
     Verdict,
-    judge_connection,
-    judge_drop,
 )
+from tracer.judge.view import View
 from tracer.model import Accept, Connection, Drop, Filter, FiveTuple, Record
 from tracer.source import Source
+from tracer.views import FixedViews, Views
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,8 @@ _REASONS = 32
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """
-    What a run shows. ``flows`` is also what the kernel filters by; no ``verdicts`` means all.
+    What a run shows. ``flows`` is also what the kernel filters by; what is empty means all.
+    ``services`` are pairs of namespace and name.
 
     ``are_stray_accepts`` keeps accepts that belong to no connection that was shown: those of other
     namespaces and of connections that the filter left out.
@@ -39,14 +44,32 @@ class Wanted:
 
     flows: Filter = field(default_factory=Filter)
     verdicts: frozenset[Verdict] = frozenset()
+    causes: frozenset[Cause] = frozenset()
+    services: frozenset[tuple[str, str]] = frozenset()
     are_stray_accepts: bool = False
+
+    def has(self, judged: JudgedConnection | JudgedDrop) -> bool:
+        """Whether what the judge said is wanted."""
+        opinion = judged.opinion
+        return (
+            (not self.verdicts or opinion.verdict in self.verdicts)
+            and (not self.causes or opinion.cause in self.causes)
+            and (not self.services or _key(opinion.service) in self.services)
+        )
+
+
+def _key(service: ServiceRef | None) -> tuple[str, str] | None:
+    return (service.namespace, service.name) if service else None
 
 
 class Pipeline:
     """Judges what one source delivers."""
 
-    def __init__(self, source: Source, wanted: Wanted | None = None) -> None:
+    def __init__(
+        self, source: Source, wanted: Wanted | None = None, views: Views | None = None
+    ) -> None:
         self._source = source
+        self._views = views or FixedViews()
         self._wanted = wanted or Wanted()
         self._undecodable: Counter[str] = Counter()
         self._counts: Counter[type[Judged]] = Counter()
@@ -54,6 +77,7 @@ class Pipeline:
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
         """Yield what is wanted of some records. What cannot be decoded is counted."""
+        self._views.refresh()
         for raw in records:
             try:
                 record = decode(raw)
@@ -85,14 +109,18 @@ class Pipeline:
         info = self._source.info
         time_ns = record.ktime_ns + info.clock_offset_ns
         node = info.nodes.get(record.netns, f"netns {record.netns}")
+
+        def view() -> View:
+            return self._views.at(record.netns, node, time_ns)
+
         match record:
             case Connection():
-                return judge_connection(record, time_ns=time_ns, node=node)
+                return judge_connection(record, view(), time_ns=time_ns)
             case Drop():
                 return judge_drop(
                     record,
+                    view(),
                     time_ns=time_ns,
-                    node=node,
                     reason=info.drop_reasons.get(record.reason, f"reason {record.reason}"),
                     place=self._symbol(record.location),
                     dst_input=self._symbol(record.dst_input),
@@ -104,16 +132,15 @@ class Pipeline:
         return self._source.symbol(address) if address else None
 
     def _is_wanted(self, judged: Judged) -> bool:
-        flows, verdicts = self._wanted.flows, self._wanted.verdicts
+        flows = self._wanted.flows
         match judged:
             case JudgedConnection():
-                is_wanted = flows.matches(judged.connection)
-                is_wanted = is_wanted and (not verdicts or judged.verdict in verdicts)
+                is_wanted = flows.matches(judged.connection) and self._wanted.has(judged)
                 if is_wanted:
                     self._remember(judged.connection.reply.inverted)
                 return is_wanted
             case JudgedDrop():
-                if verdicts and judged.verdict not in verdicts:
+                if not self._wanted.has(judged):
                     return False
                 tuples = (judged.drop.packet, judged.drop.orig)
                 return flows.is_empty or any(flow and flows.matches_packet(flow) for flow in tuples)

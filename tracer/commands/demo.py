@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import click
 
@@ -15,9 +15,10 @@ from lab.hosts import FAMILIES, NODES
 from lab.kube_proxy import Mode
 from lab.probe import Answer
 from lab.scenarios import SCENARIOS, Case, cases
-from lab.services import PROTOS
+from lab.services import OBJECTS, PROTOS
 from lab.topology import Lab
 from tracer.commands import options
+from tracer.commands.cluster import ClusterChoice, live_views
 from tracer.judge.verdict import Judged
 from tracer.kernel import netns, privileges
 from tracer.kernel.source import KernelSource
@@ -26,6 +27,9 @@ from tracer.pipeline import Pipeline, Wanted
 # A record is read within a poll; the rest is for a machine that is busy with other things.
 _PATIENCE_S = 5.0
 _POLL_S = 0.1
+_OBJECTS = ClusterChoice(
+    file=OBJECTS, kubeconfig=None, context=None, is_off=False, mode=None, mark=None
+)
 
 
 @click.command(short_help="Run the tutorial's scenarios on a cluster in a box.")
@@ -112,9 +116,11 @@ def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[J
     with topology.build() as lab:
         kube_proxy.load(lab, mode)
         namespaces = [netns.find(f"{lab.netns(node)}={node}", node) for node in NODES]
-        with closing(KernelSource(namespaces)) as source:
+        with ExitStack() as stack:
+            views = stack.enter_context(live_views(_OBJECTS, namespaces))
+            source = stack.enter_context(closing(KernelSource(namespaces)))
             answers = _probe(lab, mode, chosen)
-            return _collect(source, chosen, answers)
+            return _collect(Pipeline(source, Wanted(), views), source, chosen, answers)
 
 
 def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:
@@ -127,10 +133,9 @@ def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:
 
 
 def _collect(
-    source: KernelSource, chosen: Sequence[Case], answers: dict[Case, Answer]
+    pipeline: Pipeline, source: KernelSource, chosen: Sequence[Case], answers: dict[Case, Answer]
 ) -> tuple[list[Finding], list[Judged]]:
     """Read until every connection is explained, or patience ends: then the rest disagrees."""
-    pipeline = Pipeline(source, Wanted())
     traced, everything = Traced(), []
     deadline = time.monotonic() + _PATIENCE_S
     while True:

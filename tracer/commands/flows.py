@@ -1,40 +1,40 @@
 """srcip flows: the connections that conntrack already holds, judged."""
 
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tracer.commands import options
+from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
-from tracer.judge.verdict import Verdict
 from tracer.kernel.conntrack import DumpSource
 from tracer.kernel.source import clock_offset_ns
-from tracer.model import IPNetwork
-from tracer.pipeline import Pipeline, Wanted
+from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
 
 
 @click.command(short_help="Show the connections that conntrack holds now.")
 @options.where_options
+@cluster_options
 @options.filter_options
 @options.output_option
+@options.explain_option
 @options.record_option
 @options.count_option
 @options.expect_option
 def flows(
     netns_specs: tuple[str, ...],
     node_name: str | None,
-    filter_client: IPNetwork | None,
-    filter_backend: IPNetwork | None,
-    filter_port: int | None,
-    filter_proto: str | None,
-    filter_verdict: tuple[str, ...],
     output: str,
+    is_explaining: bool,
     record: Path | None,
     count: int | None,
     expect: str | None,
+    **parameters: Any,
 ) -> None:
     """
     Show the connections that conntrack holds now, and end.
@@ -47,21 +47,17 @@ def flows(
       srcip flows --filter-port 443
       srcip flows --filter-verdict replaced -o json | jq -r .client.address | sort | uniq -c
     """
-    wanted = Wanted(
-        flows=options.flow_filter(filter_client, filter_backend, filter_port, filter_proto),
-        verdicts=frozenset(map(Verdict, filter_verdict)),
-    )
-    expectation = Expectation(Verdict(expect) if expect else None)
-    source = DumpSource(options.namespaces(netns_specs, node_name), clock_offset_ns())
-    out = writer(output)
-    pipeline = Pipeline(source, wanted)
-    recorder = Recorder(record, source) if record else None
-    try:
+    wanted = options.wanted(parameters, has_strays=False)
+    choice = ClusterChoice.of(parameters)
+    expectation = Expectation.of(expect)
+    namespaces = options.namespaces(netns_specs, node_name)
+    with ExitStack() as stack:
+        views = stack.enter_context(live_views(choice, namespaces))
+        source = stack.enter_context(closing(DumpSource(namespaces, clock_offset_ns())))
+        recorder = stack.enter_context(closing(Recorder(record, source))) if record else None
+        pipeline = Pipeline(source, wanted, views)
+        out = writer(output, is_explaining=is_explaining)
         with stop_on_signals() as stop:
             run(source, pipeline, out, expectation, recorder=recorder, count=count, stop=stop)
         out.end(pipeline.summary())
-    finally:
-        if recorder:
-            recorder.close()
-        source.close()
     sys.exit(expectation.exit_code())

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
 from tracer.kernel import netns
 from tracer.kernel.netns import Netns
 from tracer.model import PROTOCOLS, Filter, IPNetwork
+from tracer.pipeline import Wanted
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -29,6 +31,21 @@ class Cidr(click.ParamType[IPNetwork]):
             return ip_network(value)
         except ValueError as error:
             self.fail(f"{error}", param, ctx)
+
+
+class ServiceName(click.ParamType[tuple[str, str]]):
+    """A Service as NAMESPACE/NAME."""
+
+    name = "service"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Split at the slash."""
+        namespace, slash, name = str(value).partition("/")
+        if not (namespace and slash and name) or "/" in name:
+            self.fail(f"{value!r} is no NAMESPACE/NAME", param, ctx)
+        return namespace, name
 
 
 def together(*options: Decorator) -> Decorator:
@@ -89,6 +106,20 @@ filter_options = together(
         multiple=True,
         help="Only this verdict. May be given several times.",
     ),
+    click.option(
+        "--filter-cause",
+        type=click.Choice([cause.value for cause in Cause]),
+        metavar="CAUSE",
+        multiple=True,
+        help="Only this cause ('srcip explain --causes'). May be given several times.",
+    ),
+    click.option(
+        "--filter-service",
+        type=ServiceName(),
+        metavar="NAMESPACE/NAME",
+        multiple=True,
+        help="Only this Service. May be given several times.",
+    ),
 )
 
 output_option = click.option(
@@ -98,6 +129,13 @@ output_option = click.option(
     default="table",
     show_default=True,
     help="table: aligned rows for people; json: one object a line, and nothing else on stdout.",
+)
+
+explain_option = click.option(
+    "--explain",
+    "is_explaining",
+    is_flag=True,
+    help="Under each row of the table: what the verdict rests on, and what would keep the source.",
 )
 
 expect_option = click.option(
@@ -136,9 +174,29 @@ def namespaces(specs: tuple[str, ...], node_name: str | None) -> list[Netns]:
     return list({each.inode: each for each in found}.values())
 
 
-def flow_filter(
-    client: IPNetwork | None, backend: IPNetwork | None, port: int | None, proto: str | None
-) -> Filter:
-    """Turn the ``--filter-*`` options that the kernel can apply into a filter."""
-    number = PROTOCOLS[proto] if proto else None
-    return Filter(client=client, backend=backend, port=port, proto=number)
+def wanted(parameters: dict[str, Any], *, has_strays: bool) -> Wanted:
+    """
+    Take the ``--filter-*`` options out of a command's parameters.
+
+    Args:
+        parameters: What click passed; the filters are removed from it.
+        has_strays: Whether accepts without a shown connection are wanted where nothing is filtered.
+    """
+    proto = parameters.pop("filter_proto")
+    flows = Filter(
+        client=parameters.pop("filter_client"),
+        backend=parameters.pop("filter_backend"),
+        port=parameters.pop("filter_port"),
+        proto=PROTOCOLS[proto] if proto else None,
+    )
+    verdicts = frozenset(map(Verdict, parameters.pop("filter_verdict")))
+    causes = frozenset(map(Cause, parameters.pop("filter_cause")))
+    services = frozenset(parameters.pop("filter_service"))
+    is_filtered = bool(verdicts or causes or services) or not flows.is_empty
+    return Wanted(
+        flows=flows,
+        verdicts=verdicts,
+        causes=causes,
+        services=services,
+        are_stray_accepts=has_strays and not is_filtered,
+    )

@@ -26,8 +26,8 @@ class Writer(Protocol):
 class _Table:
     """Rows on standard output, the summary on standard error."""
 
-    def __init__(self) -> None:
-        self._text = TextWriter(sys.stdout)
+    def __init__(self, *, is_explaining: bool) -> None:
+        self._text = TextWriter(sys.stdout, is_explaining=is_explaining)
 
     def write(self, judged: Judged) -> None:
         self._text.write(judged)
@@ -47,9 +47,9 @@ class _JsonLines:
         print(jsonl.summary_to_line(summary), flush=True)
 
 
-def writer(form: str) -> Writer:
-    """Return the writer for ``--output``."""
-    return _JsonLines() if form == "json" else _Table()
+def writer(form: str, *, is_explaining: bool) -> Writer:
+    """Return the writer for ``--output`` and ``--explain``; JSON always explains."""
+    return _JsonLines() if form == "json" else _Table(is_explaining=is_explaining)
 
 
 @dataclass(slots=True)
@@ -59,6 +59,11 @@ class Expectation:
     verdict: Verdict | None
     seen: int = 0
     unexpected: int = 0
+
+    @classmethod
+    def of(cls, text: str | None) -> "Expectation":
+        """Take the value of ``--expect``."""
+        return cls(Verdict(text) if text else None)
 
     def look_at(self, judged: Judged) -> None:
         """Take one judged thing into account; accepts have no verdict."""

@@ -2,26 +2,29 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from exporters.terminal import printable
 from tracer.commands import options
+from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
 from tracer.errors import TracerError
-from tracer.judge.verdict import Verdict
 from tracer.kernel import privileges, sources
-from tracer.model import IPNetwork
-from tracer.pipeline import Pipeline, Wanted
+from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
 
 
 @click.command(short_help="Show new connections and drops as they happen.")
 @options.where_options
+@cluster_options
 @options.filter_options
 @options.output_option
+@options.explain_option
 @options.record_option
 @click.option(
     "--ready-file",
@@ -40,17 +43,14 @@ from tracer.recording import Recorder
 def trace(
     netns_specs: tuple[str, ...],
     node_name: str | None,
-    filter_client: IPNetwork | None,
-    filter_backend: IPNetwork | None,
-    filter_port: int | None,
-    filter_proto: str | None,
-    filter_verdict: tuple[str, ...],
     output: str,
+    is_explaining: bool,
     record: Path | None,
     ready_file: Path | None,
     count: int | None,
     timeout: float | None,
     expect: str | None,
+    **parameters: Any,
 ) -> None:
     """
     Show every new connection and every dropped packet of this node, until Ctrl-C.
@@ -61,24 +61,23 @@ def trace(
     \b
     Examples:
       srcip trace                                   everything on this node
-      srcip trace --filter-port 30080               one NodePort
+      srcip trace --filter-service default/web      one Service
+      srcip trace --count 1 --explain               one connection, with all reasons
       srcip trace --netns 4711                      the namespace of process 4711
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
       srcip trace -o json | jq -r .seen_source      for programs
     """
-    flows = options.flow_filter(filter_client, filter_backend, filter_port, filter_proto)
-    wanted = Wanted(
-        flows=flows,
-        verdicts=frozenset(map(Verdict, filter_verdict)),
-        are_stray_accepts=output == "json" and flows.is_empty and not filter_verdict,
-    )
-    expectation = Expectation(Verdict(expect) if expect else None)
-    source = sources.live(options.namespaces(netns_specs, node_name), flows)
-    recorder: Recorder | None = None
-    try:
-        recorder = Recorder(record, source) if record else None
-        out = writer(output)
-        pipeline = Pipeline(source, wanted)
+    wanted = options.wanted(parameters, has_strays=output == "json")
+    choice = ClusterChoice.of(parameters)
+    expectation = Expectation.of(expect)
+    namespaces = options.namespaces(netns_specs, node_name)
+    privileges.require_for_tracing()
+    with ExitStack() as stack:
+        views = stack.enter_context(live_views(choice, namespaces))
+        source = stack.enter_context(closing(sources.live(namespaces, wanted.flows)))
+        recorder = stack.enter_context(closing(Recorder(record, source))) if record else None
+        pipeline = Pipeline(source, wanted, views)
+        out = writer(output, is_explaining=is_explaining)
         with stop_on_signals() as stop:
             if ready_file:
                 _make(ready_file)
@@ -95,10 +94,6 @@ def trace(
                 stop=stop,
             )
             out.end(pipeline.summary())
-    finally:
-        if recorder:
-            recorder.close()
-        source.close()
     sys.exit(expectation.exit_code())
 
 

@@ -1,25 +1,62 @@
-"""
-The verdict on the source of a connection, as far as its tuples alone can tell.
-
-What a Service, its policy and the rules add to that is not judged yet; every judgement says so in
-its evidence.
-"""
+"""What the judge says: verdicts on connections and drops, with what they rest on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tracer.judge.place import drop_hook
-from tracer.model import Accept, Connection, Drop, FiveTuple, Hook, IPAddress, Status
+from tracer.cluster.match import PodRef, Via
+from tracer.cluster.objects import Policy
+from tracer.judge.cause import Cause
+from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, IPAddress
+from tracer.ruleset.rule import Rule
 
 
 class Verdict(StrEnum):
-    """What became of the client's address."""
+    """What became of the client's address, as the backend sees it."""
 
     PRESERVED = "preserved"
     REPLACED = "replaced"
+    REPLACED_UPSTREAM = "replaced-upstream"
+    PROXIED = "proxied"
     DROPPED = "dropped"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRef:
+    """
+    The Service that a connection belongs to.
+
+    ``policy`` is the traffic policy that holds for this way in: the external one for what comes
+    from outside, the internal one for a ClusterIP.
+    """
+
+    namespace: str
+    name: str
+    port: str | None
+    via: Via
+    policy: Policy | None
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" + (f":{self.port}" if self.port else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """
+    The judge's answer.
+
+    ``evidence`` are the facts it rests on, ``advice`` what would keep the source, with its price.
+    ``rule`` is the rule that did it, where that is certain.
+    """
+
+    verdict: Verdict
+    cause: Cause | None = None
+    service: ServiceRef | None = None
+    client_class: ClientClass | None = None
+    rule: Rule | None = None
+    evidence: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +66,13 @@ class JudgedConnection:
     connection: Connection
     time_ns: int
     node: str
-    verdict: Verdict
-    evidence: tuple[str, ...]
+    opinion: Opinion
+    backend_pod: PodRef | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the source."""
+        return self.opinion.verdict
 
     @property
     def seen_source(self) -> IPAddress:
@@ -53,8 +95,12 @@ class JudgedDrop:
     reason: str
     place: str | None
     hook: Hook | None
-    evidence: tuple[str, ...]
-    verdict: Verdict = Verdict.DROPPED
+    opinion: Opinion
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the source: nothing arrives."""
+        return self.opinion.verdict
 
     @property
     def flow(self) -> FiveTuple | None:
@@ -76,8 +122,8 @@ class Summary:
 
     connections: int
     drops: int
-    lost: Mapping[str, int]
-    not_seen: tuple[str, ...]
+    lost: Mapping[str, int] = field(default_factory=dict)
+    not_seen: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -86,89 +132,3 @@ class Summary:
 
 
 Judged = JudgedConnection | JudgedDrop | SeenAccept
-
-_TUPLES_ALONE = "judged from this node's tuples alone: Services and other nodes are not considered"
-
-
-def judge_connection(connection: Connection, *, time_ns: int, node: str) -> JudgedConnection:
-    """
-    Judge one conntrack entry by comparing its two tuples.
-
-    Args:
-        connection: The entry.
-        time_ns: When it was made, in Unix time.
-        node: The node whose conntrack holds it.
-    """
-    verdict = Verdict.REPLACED if connection.is_snat else Verdict.PRESERVED
-    if _contradicts_status(connection):
-        verdict = Verdict.UNKNOWN
-    return JudgedConnection(
-        connection=connection,
-        time_ns=time_ns,
-        node=node,
-        verdict=verdict,
-        evidence=_evidence(connection),
-    )
-
-
-def judge_drop(
-    drop: Drop,
-    *,
-    time_ns: int,
-    node: str,
-    reason: str,
-    place: str | None,
-    dst_input: str | None,
-) -> JudgedDrop:
-    """
-    Judge one discarded packet.
-
-    Args:
-        drop: The packet.
-        time_ns: When it was discarded, in Unix time.
-        node: The node that discarded it.
-        reason: The kernel's name for ``drop.reason``, without ``SKB_DROP_REASON_``.
-        place: The function at ``drop.location``.
-        dst_input: The function at ``drop.dst_input``.
-    """
-    hook = drop_hook(drop, dst_input) if reason == "NETFILTER_DROP" else None
-    evidence = [f"the kernel discarded the packet: {reason}" + (f" in {place}" if place else "")]
-    if hook is not None:
-        evidence.append(f"its route and interface say it was at netfilter's {hook.label} hook")
-    if drop.orig is None:
-        evidence.append("the packet had no conntrack entry")
-    return JudgedDrop(
-        drop=drop,
-        time_ns=time_ns,
-        node=node,
-        reason=reason,
-        place=place,
-        hook=hook,
-        evidence=(*evidence, _TUPLES_ALONE),
-    )
-
-
-def _contradicts_status(connection: Connection) -> bool:
-    """Whether conntrack says that it did SNAT, or did none, against its own tuples."""
-    # SRC_NAT is also set where only the source port was changed, so its presence proves nothing.
-    return connection.is_snat and not connection.status & Status.SRC_NAT
-
-
-def _evidence(connection: Connection) -> tuple[str, ...]:
-    orig, reply = connection.orig, connection.reply
-    lines = []
-    if connection.is_snat:
-        lines.append(f"the backend answers to {reply.dst}, not to the client {orig.src}: SNAT")
-    else:
-        lines.append(f"the backend answers to the client's own address {orig.src}: no SNAT")
-    if connection.is_dnat:
-        lines.append(f"addressed to {orig.dst}, answered by {reply.src}: DNAT")
-    if _contradicts_status(connection):
-        lines.append(f"conntrack's status {connection.status:#x} says it did no SNAT")
-    if connection.mark:
-        lines.append(f"the packet carried mark {connection.mark:#x} before SNAT")
-    if connection.hook is Hook.CONNTRACK:
-        lines.append("read from conntrack: nobody saw the packet, so its mark is not known")
-    elif connection.mark is None:
-        lines.append("the packet's mark before SNAT was not caught")
-    return (*lines, _TUPLES_ALONE)

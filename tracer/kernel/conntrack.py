@@ -17,17 +17,16 @@ from itertools import chain, islice
 
 from tracer.encode import encode_connection
 from tracer.errors import ConntrackError
+from tracer.kernel import netlink
+from tracer.kernel.netlink import Attributes, attributes, messages
 from tracer.kernel.netns import Netns, inside
 from tracer.model import ICMP, ICMPV6, Connection, FiveTuple, Hook, IPAddress, Status
 from tracer.source import SourceInfo
 
 # include/uapi/linux/netlink.h, netfilter/nfnetlink.h, netfilter/nfnetlink_conntrack.h
 _NETLINK_NETFILTER = 12
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
 _CT_NEW, _CT_GET = 0x100, 0x101  # NFNL_SUBSYS_CTNETLINK << 8
 _GROUP_NEW = 1
-_NLA_TYPE_MASK = 0x3FFF
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_MARK, _CTA_ZONE = 1, 2, 3, 8, 18
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_TUPLE_ZONE = 1, 2, 3
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST, _CTA_IP_V6_SRC, _CTA_IP_V6_DST = 1, 2, 3, 4
@@ -35,12 +34,8 @@ _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
 _CTA_PROTO_ICMP_ID, _CTA_PROTO_ICMP_TYPE, _CTA_PROTO_ICMP_CODE = 4, 5, 6
 _CTA_PROTO_ICMPV6_ID, _CTA_PROTO_ICMPV6_TYPE, _CTA_PROTO_ICMPV6_CODE = 7, 8, 9
 
-_HEADER = struct.Struct("=IHHII")
 _NFGENMSG_SIZE = 4
-_RECEIVE = 1 << 16
 _EVENT_BUFFER = 4 << 20
-
-_Attributes = dict[int, bytes]
 
 
 def dump(netns: Netns) -> Iterator[Connection]:
@@ -56,19 +51,13 @@ def dump(netns: Netns) -> Iterator[Connection]:
     """
     with _open(netns) as channel:
         request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-        header = _HEADER.pack(
-            _HEADER.size + len(request), _CT_GET, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
-        )
-        channel.send(header + request)
-        while True:
-            for kind, payload in _messages(channel.recv(_RECEIVE)):
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    raise _refused(struct.unpack_from("=i", payload)[0], netns)
+        try:
+            for _, payload in netlink.dump(channel, _CT_GET, request):
                 connection = parse(payload, netns.inode, time.monotonic_ns())
                 if connection is not None:
                     yield connection
+        except OSError as error:
+            raise _refused(error.errno or 0, netns) from error
 
 
 class DumpSource:
@@ -162,7 +151,7 @@ class ConntrackSource:
 
     def _drain(self, netns: Netns, channel: socket.socket) -> list[bytes]:
         try:
-            data = channel.recv(_RECEIVE)
+            data = channel.recv(netlink.RECEIVE)
         except (TimeoutError, BlockingIOError):
             return []
         except OSError as error:
@@ -171,7 +160,7 @@ class ConntrackSource:
             self._lost["conntrack_overrun"] += 1
             return []
         records = []
-        for kind, payload in _messages(data):
+        for kind, payload in messages(data):
             if kind != _CT_NEW:
                 continue
             connection = parse(payload, netns.inode, time.monotonic_ns())
@@ -189,19 +178,19 @@ def parse(payload: bytes, netns: int, ktime_ns: int) -> Connection | None:
     Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
     """
     try:
-        attributes = _attributes(payload[_NFGENMSG_SIZE:])
-        orig_attributes = _attributes(attributes[_CTA_TUPLE_ORIG])
-        zone = attributes.get(_CTA_ZONE) or orig_attributes.get(_CTA_TUPLE_ZONE) or b"\0\0"
+        told = attributes(payload[_NFGENMSG_SIZE:])
+        orig = attributes(told[_CTA_TUPLE_ORIG])
+        zone = told.get(_CTA_ZONE) or orig.get(_CTA_TUPLE_ZONE) or b"\0\0"
         return Connection(
             ktime_ns=ktime_ns,
             netns=netns,
             hook=Hook.CONNTRACK,
-            orig=_tuple(orig_attributes),
-            reply=_tuple(_attributes(attributes[_CTA_TUPLE_REPLY])),
-            status=Status(int.from_bytes(attributes.get(_CTA_STATUS, b""), "big")),
+            orig=_tuple(orig),
+            reply=_tuple(attributes(told[_CTA_TUPLE_REPLY])),
+            status=Status(int.from_bytes(told.get(_CTA_STATUS, b""), "big")),
             zone=int.from_bytes(zone, "big"),
             mark=None,
-            ct_mark=int.from_bytes(attributes.get(_CTA_MARK, b""), "big"),
+            ct_mark=int.from_bytes(told.get(_CTA_MARK, b""), "big"),
             iif=0,
             oif=0,
             is_related=False,
@@ -223,9 +212,9 @@ _ICMP_KEYS = {
 }
 
 
-def _tuple(attributes: _Attributes) -> FiveTuple:
-    addresses = _attributes(attributes[_CTA_TUPLE_IP])
-    ports = _attributes(attributes[_CTA_TUPLE_PROTO])
+def _tuple(told: Attributes) -> FiveTuple:
+    addresses = attributes(told[_CTA_TUPLE_IP])
+    ports = attributes(told[_CTA_TUPLE_PROTO])
     proto = ports[_CTA_PROTO_NUM][0]
     icmp = _ICMP_KEYS.get(proto)
     if icmp:
@@ -239,33 +228,10 @@ def _tuple(attributes: _Attributes) -> FiveTuple:
     return FiveTuple(src=src, dst=dst, sport=sport, dport=dport, proto=proto)
 
 
-def _addresses(attributes: _Attributes) -> tuple[IPAddress, IPAddress]:
+def _addresses(attributes: Attributes) -> tuple[IPAddress, IPAddress]:
     if _CTA_IP_V4_SRC in attributes:
         return IPv4Address(attributes[_CTA_IP_V4_SRC]), IPv4Address(attributes[_CTA_IP_V4_DST])
     return IPv6Address(attributes[_CTA_IP_V6_SRC]), IPv6Address(attributes[_CTA_IP_V6_DST])
-
-
-def _attributes(data: bytes) -> _Attributes:
-    """Split netlink attributes, each aligned to 4 bytes; a cut-off one ends it."""
-    found: _Attributes = {}
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4 or at + length > len(data):
-            break
-        found[kind & _NLA_TYPE_MASK] = data[at + 4 : at + length]
-        at += (length + 3) & ~3
-    return found
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size or at + length > len(data):
-            return
-        yield kind, data[at + _HEADER.size : at + length]
-        at += (length + 3) & ~3
 
 
 def _open(netns: Netns, groups: int = 0) -> socket.socket:
@@ -280,12 +246,10 @@ def _open(netns: Netns, groups: int = 0) -> socket.socket:
         channel.bind((0, groups))
     except OSError as error:
         channel.close()
-        raise _refused(-(error.errno or 0), netns) from error
+        raise _refused(error.errno or 0, netns) from error
     return channel
 
 
-def _refused(negative_errno: int, netns: Netns) -> ConntrackError:
-    hint = "; it takes root (CAP_NET_ADMIN)" if negative_errno == -errno.EPERM else ""
-    return ConntrackError(
-        f"conntrack of {netns.node} cannot be read: {os.strerror(-negative_errno)}{hint}"
-    )
+def _refused(number: int, netns: Netns) -> ConntrackError:
+    hint = "; it takes root (CAP_NET_ADMIN)" if number == errno.EPERM else ""
+    return ConntrackError(f"conntrack of {netns.node} cannot be read: {os.strerror(number)}{hint}")

@@ -1,0 +1,199 @@
+"""The options that say where the cluster's objects come from, and opening them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tracer.cluster import snapshot
+from tracer.cluster.errors import ClusterError
+from tracer.cluster.history import History
+from tracer.cluster.index import Cluster
+from tracer.commands.options import together
+from tracer.judge.view import DEFAULT_MARK
+from tracer.kernel import proxy_mode
+from tracer.kernel.netns import Netns
+from tracer.ruleset.model import ProxyMode
+from tracer.surroundings import LiveViews
+from tracer.views import FixedViews
+
+
+class HexInt(click.ParamType[int]):
+    """A number, also as 0x4000."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse decimal or hexadecimal, 1 to 0xffffffff."""
+        try:
+            number = int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is no number such as 0x4000", param, ctx)
+        if not 0 < number <= 0xFFFFFFFF:
+            self.fail(f"{value!r} is no mark of 32 bits", param, ctx)
+        return number
+
+
+cluster_options = together(
+    click.option(
+        "--cluster",
+        "cluster_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Read the cluster's objects from FILE: what 'kubectl get"
+        " nodes,pods,services,endpointslices -A -o json' (or yaml) printed.",
+    ),
+    click.option(
+        "--kubeconfig",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Watch the cluster that FILE leads to. Default: $KUBECONFIG, in a pod its service"
+        " account, or ~/.kube/config.",
+    ),
+    click.option("--context", metavar="NAME", help="Context in the kubeconfig."),
+    click.option(
+        "--no-cluster", is_flag=True, help="Ask no cluster: judge by tuples and rules alone."
+    ),
+    click.option(
+        "--proxy-mode",
+        type=click.Choice(["auto", "iptables", "nftables", "ipvs"]),
+        default="auto",
+        show_default=True,
+        help="kube-proxy's mode; auto asks it on localhost:10249, then looks at the rules.",
+    ),
+    click.option(
+        "--masquerade-mark",
+        type=HexInt(),
+        metavar="MARK",
+        help="The bit by which kube-proxy marks what it masquerades. Default: as its rules say,"
+        f" else {DEFAULT_MARK:#x}.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterChoice:
+    """What the cluster options said."""
+
+    file: Path | None
+    kubeconfig: Path | None
+    context: str | None
+    is_off: bool
+    mode: ProxyMode | None
+    mark: int | None
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "ClusterChoice":
+        """
+        Take the cluster options out of a command's parameters.
+
+        Raises:
+            click.UsageError: If they contradict each other.
+        """
+        mode = options.pop("proxy_mode")
+        choice = cls(
+            file=options.pop("cluster_file"),
+            kubeconfig=options.pop("kubeconfig"),
+            context=options.pop("context"),
+            is_off=options.pop("no_cluster"),
+            mode=None if mode == "auto" else mode,
+            mark=options.pop("masquerade_mark"),
+        )
+        named = [choice.file, choice.kubeconfig or choice.context, choice.is_off or None]
+        if sum(each is not None for each in named) > 1:
+            raise click.UsageError(
+                "--cluster, --kubeconfig (or --context) and --no-cluster exclude each other"
+            )
+        return choice
+
+
+@contextmanager
+def live_views(choice: ClusterChoice, namespaces: Sequence[Netns]) -> Iterator[LiveViews]:
+    """
+    Open what surrounds live connections. Enter it before privileges are dropped.
+
+    Raises:
+        ClusterError: If the cluster that was named cannot be read.
+        NetnsError: If a namespace cannot be entered.
+    """
+    with ExitStack() as stack:
+        modes = [choice.mode or proxy_mode.ask(netns) for netns in namespaces]
+        # It forks, and must do so before the watch starts a thread.
+        views = LiveViews(namespaces, proxy_modes=modes, masquerade_mark=choice.mark)
+        stack.callback(views.close)
+        node = namespaces[0].node if len(namespaces) == 1 else None
+        views.history = stack.enter_context(_history(choice, node))
+        yield views
+
+
+def fixed_views(choice: ClusterChoice) -> FixedViews:
+    """
+    Return the views of a recording: the cluster's objects if a file or kubeconfig was named.
+
+    Raises:
+        ClusterError: If they cannot be read.
+    """
+    with _history(choice, None, is_quiet=True) as history:
+        known = history()
+    return FixedViews(
+        cluster=known.now if known else None,
+        proxy_mode=choice.mode,
+        masquerade_mark=choice.mark or DEFAULT_MARK,
+    )
+
+
+def load_cluster(choice: ClusterChoice) -> Cluster:
+    """
+    Return the cluster's objects as they are now.
+
+    Raises:
+        ClusterError: If there are none to be read.
+    """
+    if choice.is_off:
+        raise ClusterError("this needs the cluster's objects: --no-cluster leaves nothing to say")
+    if choice.file is None:
+        return _watched_once(choice)
+    return snapshot.load(choice.file)
+
+
+@contextmanager
+def _history(
+    choice: ClusterChoice, node: str | None, *, is_quiet: bool = False
+) -> Iterator[Callable[[], History | None]]:
+    if choice.is_off:
+        yield lambda: None
+    elif choice.file is not None:
+        history = History().add(snapshot.load(choice.file), 0)
+        yield lambda: history
+    elif is_quiet and choice.kubeconfig is None and choice.context is None:
+        yield lambda: None
+    else:
+        yield from _watched(choice, node)
+
+
+def _watched(choice: ClusterChoice, node: str | None) -> Iterator[Callable[[], History | None]]:
+    # Its client weighs as much as the tracer: only who watches shall carry it.
+    from tracer.cluster.watch import Watch  # noqa: PLC0415
+
+    try:
+        watch = Watch(kubeconfig=choice.kubeconfig, context=choice.context, node=node)
+    except ClusterError as error:
+        if choice.kubeconfig is not None or choice.context is not None:
+            raise
+        click.echo(f"srcip: {error}; judging by tuples and rules alone", err=True)
+        yield lambda: None
+        return
+    with watch:
+        watch.start()
+        yield lambda: watch.history
+
+
+def _watched_once(choice: ClusterChoice) -> Cluster:
+    from tracer.cluster.watch import Watch  # noqa: PLC0415
+
+    with Watch(kubeconfig=choice.kubeconfig, context=choice.context) as watch:
+        watch.start()
+        return watch.cluster

@@ -1,0 +1,149 @@
+"""What keeps the client's address, what that costs, and what to type."""
+
+import json
+import shlex
+from ipaddress import ip_address
+
+from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
+from tracer.cluster.objects import Service
+from tracer.judge.cause import Cause
+from tracer.model import Connection
+from tracer.ruleset.model import Owner, Rule
+
+Match = ServiceMatch | HostPortMatch | None
+
+# What each owner of a rule calls the setting that decides about its masquerading.
+_SETTINGS = {
+    Owner.FLANNEL: "flanneld's --ip-masq",
+    Owner.CALICO: "natOutgoing of its IPPool",
+    Owner.CILIUM: "enable-ipv4-masquerade, or the ranges of its ip-masq-agent",
+    Owner.KINDNET: "the range it takes for the cluster's pods (POD_SUBNET)",
+    Owner.IP_MASQ_AGENT: "nonMasqueradeCIDRs in its ConfigMap",
+    Owner.CNI_BRIDGE: "ipMasq in the CNI configuration",
+    Owner.AWS_VPC_CNI: "AWS_VPC_K8S_CNI_EXTERNALSNAT or AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
+    Owner.DOCKER: "com.docker.network.bridge.enable_ip_masquerade of the network",
+    Owner.KLIPPER_LB: "another load balancer: klipper-lb always masquerades",
+    Owner.PORTMAP: "snat in the portmap plugin's configuration",
+}
+
+
+def for_connection(
+    cause: Cause | None, match: Match, connection: Connection, rule: Rule | None
+) -> tuple[str, ...]:
+    """Return advice for a connection whose source was replaced, a line each."""
+    service = match.service if isinstance(match, ServiceMatch) else None
+    port = connection.reply.sport
+    match cause:
+        case Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER | Cause.IPVS_MASQUERADE:
+            return _policy_local(service)
+        case Cause.OFF_CLUSTER_SOURCE:
+            return (
+                "reach the Service from inside the cluster, or route to the pods' own addresses",
+            )
+        case Cause.MASQUERADE_ALL:
+            return (
+                "turn masqueradeAll off in kube-proxy's configuration (iptables.masqueradeAll)",
+            )
+        case Cause.HAIRPIN:
+            return (
+                "unavoidable through a Service: connect to the pod itself, at "
+                f"{connection.reply.src} port {port}, or to localhost",
+            )
+        case Cause.NODE_LOCAL_SOURCE:
+            return (f"from a node use the ClusterIP{_cluster_ip(service, connection)}",)
+        case Cause.LOCALHOST_NODEPORT:
+            return ("use an address of the node instead of loopback",)
+        case Cause.POD_EGRESS | Cause.OTHER_RULE:
+            return _owners_setting(rule, connection)
+        case Cause.LOAD_BALANCER_PROXY:
+            return (
+                "read the client's address from the PROXY protocol or X-Forwarded-For header that "
+                "the load balancer adds, or use one that forwards packets",
+            )
+        case _:
+            return ()
+
+
+def for_drop(cause: Cause | None, match: Match, node: str) -> tuple[str, ...]:
+    """Return advice for a packet that did not arrive, a line each."""
+    service = match.service if isinstance(match, ServiceMatch) else None
+    match cause:
+        case Cause.NO_LOCAL_ENDPOINT:
+            return _no_local_endpoint(match, node)
+        case Cause.NO_ENDPOINTS:
+            return (
+                "see why no endpoint is ready"
+                + (f": {_kubectl(service, 'get', 'endpointslices')}" if service else ""),
+            )
+        case Cause.SOURCE_RANGES:
+            ranges = ", ".join(map(str, service.source_ranges)) if service else ""
+            return (f"add the client to loadBalancerSourceRanges (now {ranges})",)
+        case Cause.NO_LISTENER:
+            return ("start the server, or check the port; a NodePort answers on node addresses",)
+        case Cause.RP_FILTER:
+            return (
+                "make routing symmetric, or loosen the filter: sysctl net.ipv4.conf.all.rp_filter",
+            )
+        case Cause.CONNTRACK_INVALID:
+            return (
+                "look for asymmetric routes, or packets beyond the TCP window: "
+                "sysctl net.netfilter.nf_conntrack_tcp_be_liberal",
+            )
+        case _:
+            return ()
+
+
+def _policy_local(service: Service | None) -> tuple[str, ...]:
+    price = (
+        "price: nodes without a ready endpoint drop, load is uneven across pods, and the load "
+        "balancer must probe healthCheckNodePort"
+    )
+    if service is None:
+        return ("set externalTrafficPolicy: Local on the Service", price)
+    patch = json.dumps({"spec": {"externalTrafficPolicy": "Local"}}, separators=(",", ":"))
+    return (f"{_kubectl(service, 'patch', 'service', service.name, '-p', patch)}", price)
+
+
+def _no_local_endpoint(match: Match, node: str) -> tuple[str, ...]:
+    if not isinstance(match, ServiceMatch):
+        return ()
+    service = match.service
+    if match.via is Via.CLUSTER_IP:
+        return (
+            f"run an endpoint of {service.key} on {node} (a DaemonSet), or set "
+            "internalTrafficPolicy: Cluster",
+        )
+    health = service.health_check_node_port
+    lines = [f"run an endpoint of {service.key} on {node}"]
+    if health is not None:
+        lines.append(
+            f"or let the load balancer take {node} out: http://{node}:{health}/healthz says 503"
+        )
+    else:
+        lines.append(f"or send clients to nodes that have one, not to {node}")
+    return tuple(lines)
+
+
+def _owners_setting(rule: Rule | None, connection: Connection) -> tuple[str, ...]:
+    if rule is None:
+        return ("find the rule among the candidates, and its owner's setting",)
+    setting = _SETTINGS.get(rule.owner)
+    if setting:
+        return (f"{rule.owner}: {setting}; the far side must then know the way back to pods",)
+    return (
+        f"the rule has no owner that is known: exempt {connection.reply.src} where it was made "
+        f"(table {rule.table}, chain {rule.chain})",
+    )
+
+
+def _cluster_ip(service: Service | None, connection: Connection) -> str:
+    if service is None:
+        return ""
+    version = connection.orig.dst.version
+    addresses = [ip for ip in service.cluster_ips if ip_address(ip).version == version]
+    return f" {addresses[0]}" if addresses else ""
+
+
+def _kubectl(service: Service, *words: str) -> str:
+    # Names come from the cluster: whoever pastes the line must not run more than it.
+    return shlex.join(["kubectl", "--namespace", service.namespace, *words])

@@ -1,0 +1,331 @@
+"""The verdict on the source of a connection, its cause and its evidence."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
+from tracer.cluster.objects import Policy, Service
+from tracer.judge import advice
+from tracer.judge.cause import Cause
+from tracer.judge.verdict import JudgedConnection, Opinion, ServiceRef, Verdict
+from tracer.judge.view import EXTERNAL_WAYS, View, policy_of, reference
+from tracer.model import ClientClass, Connection, Hook, Status
+from tracer.ruleset.model import Candidates, Flow, HookName, Owner, Rule
+
+
+def judge_connection(connection: Connection, view: View, *, time_ns: int) -> JudgedConnection:
+    """
+    Judge one conntrack entry.
+
+    Args:
+        connection: The entry.
+        view: The node that holds it, and the cluster at its time.
+        time_ns: When it was made, in Unix time.
+    """
+    return JudgedConnection(
+        connection=connection,
+        time_ns=time_ns,
+        node=view.node,
+        opinion=_Case(connection, view).opinion(),
+        backend_pod=view.pod_at(connection.reply.src),
+    )
+
+
+class _Case:
+    """One connection and all that is asked about it, each question answered once."""
+
+    def __init__(self, connection: Connection, view: View) -> None:
+        self.connection = connection
+        self.view = view
+        self.evidence: list[str] = []
+
+    def opinion(self) -> Opinion:
+        self._note_tuples()
+        verdict, found = self._verdict()
+        if self.view.cluster is None:
+            self.evidence.append("no cluster objects were read: judged by tuples and rules alone")
+        return Opinion(
+            verdict=verdict,
+            cause=found.cause,
+            service=found.service or reference(self.match),
+            client_class=self.view.classify(self.connection.orig.src),
+            rule=found.rule,
+            evidence=tuple(self.evidence),
+            advice=advice.for_connection(found.cause, self.match, self.connection, found.rule),
+        )
+
+    # What is asked
+
+    @cached_property
+    def match(self) -> ServiceMatch | HostPortMatch | None:
+        return self.view.match(self.connection.orig)
+
+    @cached_property
+    def is_marked(self) -> bool | None:
+        """Whether kube-proxy had marked the packet to be masqueraded; None if nobody knows."""
+        mark = self.connection.mark
+        return None if mark is None else bool(mark & self.view.masquerade_mark)
+
+    @cached_property
+    def is_client_here(self) -> bool:
+        return self.view.is_here(self.connection.orig.src)
+
+    @cached_property
+    def candidates(self) -> Candidates | None:
+        """The rules that may have replaced the source; None if the rules were not read."""
+        rules, view = self.view.rules, self.view
+        if rules is None:
+            return None
+        flow = Flow.of(
+            self.connection,
+            iif=view.interfaces.get(self.connection.iif),
+            oif=view.interfaces.get(self.connection.oif),
+            local_addresses=view.addresses or None,
+        )
+        hook: HookName = "input" if self.connection.hook is Hook.NF_INPUT else "postrouting"
+        return rules.snat_candidates(flow, hook)
+
+    @cached_property
+    def is_masqueraded_in_place(self) -> bool:
+        """
+        Whether masquerading picked the address that the packet had already.
+
+        A node's process that reaches a backend on another node has the node's address before and
+        after: the address is right by chance, and would be another for any other client.
+        """
+        connection = self.connection
+        if connection.is_snat or not self.is_client_here or self.match is None:
+            return False
+        if self.is_marked is None:
+            return bool(connection.status & Status.SRC_NAT)
+        return self.is_marked and connection.hook is Hook.NF_POSTROUTING
+
+    # What is answered
+
+    def _verdict(self) -> "tuple[Verdict, _Found]":
+        connection = self.connection
+        if connection.is_snat and not connection.status & Status.SRC_NAT:
+            self.evidence.append(
+                f"conntrack's status {int(connection.status):#x} says it did no SNAT, against its "
+                "own tuples"
+            )
+            return Verdict.UNKNOWN, _Found()
+        if connection.is_snat or self.is_masqueraded_in_place:
+            return Verdict.REPLACED, self._why_replaced()
+        if self._is_proxied():
+            return Verdict.PROXIED, _Found(Cause.LOAD_BALANCER_PROXY)
+        upstream = self._upstream()
+        if upstream is not None:
+            return Verdict.REPLACED_UPSTREAM, upstream
+        self._note_preserved()
+        return Verdict.PRESERVED, _Found()
+
+    def _why_replaced(self) -> "_Found":
+        rule = self._note_rule()
+        cause = self._cause(rule)
+        if cause is not None and self.view.mode == "ipvs" and cause in _KUBE_PROXY_CAUSES:
+            self.evidence.append(f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
+            cause = Cause.IPVS_MASQUERADE
+        if cause is None:
+            self.evidence.append("the cause is not known: what was read does not decide it")
+        return _Found(cause, rule)
+
+    def _cause(self, rule: Rule | None) -> Cause | None:
+        connection, match = self.connection, self.match
+        self._note_mark()
+        if match is not None and connection.reply.src == connection.orig.src:
+            self.evidence.append(f"client and backend are both {connection.orig.src}")
+            return Cause.HAIRPIN
+        is_foreign = rule is not None and rule.owner is not Owner.KUBE_PROXY
+        if is_foreign or self.is_marked is False:
+            return self._foreign_cause()
+        if isinstance(match, ServiceMatch):
+            return self._kube_proxy_cause(match)
+        if self.is_marked:
+            self.evidence.append(
+                f"kube-proxy marked it, but no Service is known at {connection.orig.dst} port "
+                f"{connection.orig.dport}"
+            )
+            return None
+        return self._foreign_cause()
+
+    def _kube_proxy_cause(self, match: ServiceMatch) -> Cause | None:
+        source = self.connection.orig.src
+        if source.is_loopback:
+            self.evidence.append(f"the client's address is {source}, on loopback")
+            return Cause.LOCALHOST_NODEPORT
+        if match.via in EXTERNAL_WAYS:
+            return self._external_cause(match)
+        if self.view.rules is not None and self.view.rules.has_masquerade_all:
+            self.evidence.append("kube-proxy's rules mark everything: masqueradeAll")
+            return Cause.MASQUERADE_ALL
+        is_cluster_source = self.view.is_cluster_source(source)
+        if is_cluster_source is False:
+            self.evidence.append(f"{source} is outside the range that kube-proxy takes for pods")
+            return Cause.OFF_CLUSTER_SOURCE
+        return None
+
+    def _external_cause(self, match: ServiceMatch) -> Cause | None:
+        self._note_policy(match)
+        if self.is_client_here:
+            self.evidence.append(f"{self.connection.orig.src} is an address of {self.view.node}")
+            return Cause.NODE_LOCAL_SOURCE
+        if policy_of(match) is Policy.CLUSTER:
+            return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
+        if self.view.rules is not None and self.view.rules.has_masquerade_all:
+            self.evidence.append("kube-proxy's rules mark everything: masqueradeAll")
+            return Cause.MASQUERADE_ALL
+        return None
+
+    def _foreign_cause(self) -> Cause | None:
+        """Tell a pod's way out of the cluster from other rules."""
+        view, connection = self.view, self.connection
+        source, target = view.classify(connection.orig.src), view.classify(connection.reply.src)
+        is_egress = source is ClientClass.POD and target is ClientClass.EXTERNAL
+        if self.match is None and is_egress:
+            self.evidence.append(
+                f"{connection.orig.src} is a pod's address, {connection.reply.src} is outside the "
+                "cluster"
+            )
+            return Cause.POD_EGRESS
+        if self.candidates is not None and self.candidates.possible:
+            return Cause.OTHER_RULE
+        return None
+
+    def _is_proxied(self) -> bool:
+        source = self.connection.orig.src
+        if self.view.classify(source) is not ClientClass.LOADBALANCER:
+            return False
+        self.evidence.append(f"the peer {source} is a load balancer's address")
+        return True
+
+    def _upstream(self) -> "_Found | None":
+        """Explain another node's address as client, where this node replaced nothing."""
+        connection, view = self.connection, self.view
+        source, reply = connection.orig.src, connection.reply
+        if (
+            view.cluster is None
+            or connection.is_dnat
+            or self.is_client_here
+            or view.classify(source) is not ClientClass.NODE
+        ):
+            return None
+        services = [
+            service
+            for service in view.behind(reply.src, reply.sport, reply.proto)
+            if service.external_policy is Policy.CLUSTER
+        ]
+        node = view.cluster.node_of(source) or "another node"
+        if not services:
+            return None
+        self._note_upstream(node, services)
+        (only, *others) = services
+        reference = None if others else _upstream_reference(only)
+        return _Found(Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, service=reference)
+
+    # What is noted
+
+    def _note_tuples(self) -> None:
+        connection = self.connection
+        orig, reply = connection.orig, connection.reply
+        if connection.is_snat:
+            self.evidence.append(
+                f"the backend answers to {reply.dst}, not to the client {orig.src}: SNAT"
+            )
+        else:
+            self.evidence.append(f"the backend answers to the client's own address {orig.src}")
+        if connection.is_dnat:
+            self.evidence.append(f"addressed to {orig.dst}, answered by {reply.src}: DNAT")
+
+    def _note_mark(self) -> None:
+        if self.is_marked:
+            self.evidence.append(
+                f"the packet carried kube-proxy's mark {self.view.masquerade_mark:#x} before SNAT"
+            )
+        elif self.is_marked is False:
+            self.evidence.append("the packet did not carry kube-proxy's mark")
+        else:
+            self.evidence.append("the packet's mark is not known: nobody saw it before SNAT")
+        if self.is_masqueraded_in_place:
+            self.evidence.append("masquerading picked the address that it had already")
+
+    def _note_rule(self) -> Rule | None:
+        if self.candidates is None:
+            self.evidence.append("the node's rules were not read")
+            return None
+        if self.candidates.certain is not None:
+            rule = self.candidates.certain
+            self.evidence.append(f"rule of {_owner(rule)}: {rule}")
+            return rule
+        for rule in self.candidates.possible[:_SHOWN]:
+            self.evidence.append(f"perhaps the rule of {_owner(rule)}: {rule}")
+        self.evidence.append(f"no rule is certain: {self.candidates.reason}")
+        return None
+
+    def _note_policy(self, match: ServiceMatch) -> None:
+        service = match.service
+        self.evidence.append(
+            f"Service {service.key} was reached by its {_WAYS[match.via]}; its "
+            f"externalTrafficPolicy is {service.external_policy}"
+        )
+
+    def _note_preserved(self) -> None:
+        if isinstance(self.match, ServiceMatch):
+            if self.match.via in EXTERNAL_WAYS:
+                self._note_policy(self.match)
+            elif self.match.via is Via.CLUSTER_IP:
+                self.evidence.append(
+                    f"Service {self.match.service.key} was reached by its ClusterIP from inside"
+                )
+        if self.is_marked and self.connection.hook is Hook.NF_POSTROUTING:
+            self.evidence.append(
+                "the packet carried kube-proxy's mark, but nothing replaced its source"
+            )
+
+    def _note_upstream(self, node: str, services: list[Service]) -> None:
+        source = self.connection.orig.src
+        names = ", ".join(str(service.key) for service in services[:_SHOWN])
+        more = len(services) - _SHOWN
+        self.evidence += [
+            f"the client {source} is the node {node}, and this node replaced nothing",
+            f"the backend is an endpoint of {names}{f' and {more} more' if more > 0 else ''}, with "
+            f"externalTrafficPolicy Cluster: {node} may have masqueraded for it",
+            f"proof: 'srcip trace' on {node}, with the connection {self.connection.orig.src} port "
+            f"{self.connection.orig.sport}; a process of {node} itself would look the same here",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was found out."""
+
+    cause: Cause | None = None
+    rule: Rule | None = None
+    service: ServiceRef | None = None
+
+
+_SHOWN = 3
+_WAYS = {
+    Via.NODE_PORT: "NodePort",
+    Via.LOAD_BALANCER: "load-balancer address",
+    Via.EXTERNAL_IP: "external IP",
+}
+_KUBE_PROXY_CAUSES = {
+    Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER,
+    Cause.OFF_CLUSTER_SOURCE,
+    Cause.NODE_LOCAL_SOURCE,
+}
+
+
+def _owner(rule: Rule) -> str:
+    return "an unknown owner" if rule.owner is Owner.UNKNOWN else str(rule.owner)
+
+
+def _upstream_reference(service: Service) -> ServiceRef:
+    return ServiceRef(
+        namespace=service.namespace,
+        name=service.name,
+        port=None,
+        via=Via.NONE,
+        policy=service.external_policy,
+    )

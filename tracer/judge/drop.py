@@ -1,0 +1,198 @@
+"""The verdict on a discarded packet: why, by which Service's state or which rule."""
+
+from functools import cached_property
+
+from tracer.cluster.match import EndpointAddress, HostPortMatch, ServiceMatch, Via
+from tracer.cluster.objects import Policy
+from tracer.judge import advice
+from tracer.judge.cause import Cause
+from tracer.judge.place import drop_hook
+from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
+from tracer.judge.view import View, policy_of, reference
+from tracer.model import Drop, FiveTuple, Hook
+from tracer.ruleset.model import Candidates, Flow, HookName, Owner, Rule
+
+NETFILTER_DROP = "NETFILTER_DROP"
+# Drop reasons of the kernel (include/net/dropreason-core.h) that are a cause by themselves.
+_CAUSES = {
+    "NO_SOCKET": Cause.NO_LISTENER,
+    "IP_RPFILTER": Cause.RP_FILTER,
+}
+_HOOKS: dict[Hook, HookName] = {
+    Hook.NF_PREROUTING: "prerouting",
+    Hook.NF_INPUT: "input",
+    Hook.NF_FORWARD: "forward",
+    Hook.NF_OUTPUT: "output",
+    Hook.NF_POSTROUTING: "postrouting",
+}
+
+
+def judge_drop(
+    drop: Drop,
+    view: View,
+    *,
+    time_ns: int,
+    reason: str,
+    place: str | None,
+    dst_input: str | None,
+) -> JudgedDrop:
+    """
+    Judge one discarded packet.
+
+    Args:
+        drop: The packet.
+        view: The node that discarded it, and the cluster at that time.
+        time_ns: When, in Unix time.
+        reason: The kernel's name for ``drop.reason``, without ``SKB_DROP_REASON_``.
+        place: The function at ``drop.location``.
+        dst_input: The function at ``drop.dst_input``.
+    """
+    hook = drop_hook(drop, dst_input) if reason == NETFILTER_DROP else None
+    return JudgedDrop(
+        drop=drop,
+        time_ns=time_ns,
+        node=view.node,
+        reason=reason,
+        place=place,
+        hook=hook,
+        opinion=_Case(drop, view, reason, place, hook).opinion(),
+    )
+
+
+class _Case:
+    """One discarded packet and all that is asked about it."""
+
+    def __init__(
+        self, drop: Drop, view: View, reason: str, place: str | None, hook: Hook | None
+    ) -> None:
+        self.drop = drop
+        self.view = view
+        self.reason = reason
+        self.hook = hook
+        where = f" in {place}" if place else ""
+        self.evidence = [f"the kernel discarded the packet: {reason}{where}"]
+
+    def opinion(self) -> Opinion:
+        if self.hook is not None:
+            self.evidence.append(
+                f"its route and interface say it was at netfilter's {self.hook.label} hook"
+            )
+        if self.drop.orig is None:
+            self.evidence.append("the packet had no conntrack entry")
+        cause = self._cause()
+        if self.view.cluster is None:
+            self.evidence.append("no cluster objects were read: judged by packet and rules alone")
+        flow = self.flow
+        return Opinion(
+            verdict=Verdict.DROPPED,
+            cause=cause,
+            service=reference(self.match),
+            client_class=self.view.classify(flow.src) if flow else None,
+            rule=self.rule,
+            evidence=tuple(self.evidence),
+            advice=advice.for_drop(cause, self.match, self.view.node),
+        )
+
+    @cached_property
+    def flow(self) -> FiveTuple | None:
+        return self.drop.orig or self.drop.packet
+
+    @cached_property
+    def match(self) -> ServiceMatch | HostPortMatch | None:
+        return self.view.match(self.flow) if self.flow else None
+
+    @cached_property
+    def candidates(self) -> Candidates | None:
+        """The rules that may have discarded it; None where neither rules nor hook are known."""
+        view = self.view
+        if view.rules is None or self.hook is None:
+            return None
+        flow = Flow.of_drop(
+            self.drop,
+            iif=view.interfaces.get(self.drop.iif),
+            oif=view.interfaces.get(self.drop.dst_ifindex),
+            local_addresses=view.addresses or None,
+        )
+        return view.rules.drop_candidates(flow, _HOOKS[self.hook]) if flow else None
+
+    @cached_property
+    def rule(self) -> Rule | None:
+        return self.candidates.certain if self.candidates else None
+
+    def _cause(self) -> Cause | None:
+        if self.reason != NETFILTER_DROP:
+            return _CAUSES.get(self.reason)
+        self._note_rules()
+        if self.rule is not None and self.rule.owner is not Owner.KUBE_PROXY:
+            return self._rule_cause(self.rule)
+        if isinstance(self.match, ServiceMatch) and not self.drop.is_reply:
+            cause = self._service_cause(self.match)
+            if cause is not None:
+                return cause
+        if self.rule is not None:
+            return self._rule_cause(self.rule)
+        return Cause.NETFILTER_DROP
+
+    def _service_cause(self, match: ServiceMatch) -> Cause | None:
+        """Say which state of a Service makes kube-proxy discard; None if none does."""
+        if not self._usable(match):
+            self.evidence.append(f"Service {match.service.key} has no ready endpoint")
+            return Cause.NO_ENDPOINTS
+        if self._is_excluded(match):
+            return Cause.SOURCE_RANGES
+        if policy_of(match) is Policy.LOCAL and not self._usable(match, self.view.node):
+            which = "internal" if match.via is Via.CLUSTER_IP else "external"
+            self.evidence.append(
+                f"Service {match.service.key} has {which}TrafficPolicy Local and no ready endpoint "
+                f"on {self.view.node}"
+            )
+            return Cause.NO_LOCAL_ENDPOINT
+        return None
+
+    def _usable(self, match: ServiceMatch, node: str | None = None) -> list[EndpointAddress]:
+        """
+        Return the endpoints that kube-proxy would use, on one node if it is named.
+
+        Ready ones; where there is none, those that end but still serve (KEP-1669).
+        """
+        if self.view.cluster is None or self.flow is None:
+            return []
+        known = [
+            endpoint
+            for endpoint in self.view.cluster.endpoints(
+                match.service.key, match.port.name, "ipv4" if self.flow.src.version == 4 else "ipv6"
+            )
+            if node is None or endpoint.node == node
+        ]
+        ready = [endpoint for endpoint in known if endpoint.is_ready]
+        return ready or [e for e in known if e.is_serving and e.is_terminating]
+
+    def _is_excluded(self, match: ServiceMatch) -> bool:
+        ranges = match.service.source_ranges
+        if match.via is not Via.LOAD_BALANCER or not ranges or self.flow is None:
+            return False
+        source = self.flow.src
+        if any(source in one for one in ranges):
+            return False
+        self.evidence.append(
+            f"{source} is not in loadBalancerSourceRanges of {match.service.key}: "
+            f"{', '.join(map(str, ranges))}"
+        )
+        return True
+
+    def _rule_cause(self, rule: Rule) -> Cause:
+        # A rule on the state INVALID alone; "! --ctstate" and longer lists mean something else.
+        text = rule.text
+        if "--ctstate INVALID " in f"{text} " or "ct state invalid" in text:
+            return Cause.CONNTRACK_INVALID
+        return Cause.NETFILTER_DROP
+
+    def _note_rules(self) -> None:
+        if self.candidates is None:
+            return
+        if self.rule is not None:
+            self.evidence.append(f"rule of {self.rule.owner}: {self.rule}")
+            return
+        for rule in self.candidates.possible[:3]:
+            self.evidence.append(f"perhaps the rule of {rule.owner}: {rule}")
+        self.evidence.append(f"no rule is certain: {self.candidates.reason}")

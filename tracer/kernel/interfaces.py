@@ -1,0 +1,99 @@
+"""The interfaces of a namespace: their names by index, and all their addresses."""
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from tracer.errors import NetnsError
+from tracer.kernel import netlink
+from tracer.kernel.netns import Netns, inside
+from tracer.model import IPAddress
+
+# include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
+_NETLINK_ROUTE = 0
+_RTM_GETLINK, _RTM_GETADDR = 18, 22
+_GROUPS = 0x1 | 0x10 | 0x100  # links, IPv4 addresses, IPv6 addresses
+_IFINFOMSG, _IFADDRMSG = struct.Struct("=BBHiII"), struct.Struct("=BBBBI")
+_IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL = 3, 1, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interfaces:
+    """A snapshot: names by index, and every address of every interface."""
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    addresses: frozenset[IPAddress] = frozenset()
+
+
+class InterfaceWatcher:
+    """
+    Keeps a snapshot of one namespace's interfaces up to date.
+
+    Its sockets stay in the namespace, so it works on after root was given up.
+
+    Raises:
+        NetnsError: If the namespace cannot be entered or asked.
+    """
+
+    def __init__(self, netns: Netns) -> None:
+        self._netns = netns
+        with inside(netns.path):
+            self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+            self._channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+        self._events.bind((0, _GROUPS))
+        self._events.setblocking(False)
+        self._channel.settimeout(5)
+        self._snapshot = self._read()
+
+    def snapshot(self) -> Interfaces:
+        """Return the interfaces as they are now; read anew only if the kernel told of a change."""
+        if self._has_changed():
+            self._snapshot = self._read()
+        return self._snapshot
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._events.close()
+        self._channel.close()
+
+    def _has_changed(self) -> bool:
+        has_changed = False
+        try:
+            while self._events.recv(netlink.RECEIVE):
+                has_changed = True
+        except BlockingIOError:
+            return has_changed
+        except OSError:
+            # ENOBUFS: so much has changed that the kernel lost count.
+            return True
+        return has_changed
+
+    def _read(self) -> Interfaces:
+        try:
+            return Interfaces(names=self._names(), addresses=frozenset(self._addresses()))
+        except OSError as error:
+            raise NetnsError(
+                f"cannot read the interfaces of {self._netns.node}: {error.strerror}"
+            ) from error
+
+    def _names(self) -> dict[int, str]:
+        names = {}
+        request = _IFINFOMSG.pack(0, 0, 0, 0, 0, 0)
+        for _, payload in netlink.dump(self._channel, _RTM_GETLINK, request):
+            index = _IFINFOMSG.unpack_from(payload)[3]
+            name = netlink.attributes(payload[_IFINFOMSG.size :]).get(_IFLA_IFNAME, b"")
+            names[index] = name.rstrip(b"\0").decode("utf-8", "replace")
+        return names
+
+    def _addresses(self) -> set[IPAddress]:
+        addresses = set()
+        request = _IFADDRMSG.pack(0, 0, 0, 0, 0)
+        for _, payload in netlink.dump(self._channel, _RTM_GETADDR, request):
+            told = netlink.attributes(payload[_IFADDRMSG.size :])
+            # Of a point-to-point link ADDRESS is the far end's; LOCAL is ours.
+            raw = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS)
+            if raw and len(raw) in (4, 16):
+                addresses.add(ip_address(raw))
+        return addresses

@@ -1,0 +1,57 @@
+"""Netlink messages and attributes, and dumps: what conntrack and interfaces have in common."""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+# include/uapi/linux/netlink.h
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLA_TYPE_MASK = 0x3FFF
+_HEADER = struct.Struct("=IHHII")
+RECEIVE = 1 << 16
+
+Attributes = dict[int, bytes]
+
+
+def dump(channel: socket.socket, kind: int, payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """
+    Ask for a table and yield its messages as type and payload.
+
+    Raises:
+        OSError: As the kernel answers.
+    """
+    flags = _NLM_F_REQUEST | _NLM_F_DUMP
+    channel.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags, 1, 0) + payload)
+    while True:
+        for found, answer in messages(channel.recv(RECEIVE)):
+            if found == NLMSG_DONE:
+                return
+            if found == NLMSG_ERROR:
+                number = -struct.unpack_from("=i", answer)[0]
+                raise OSError(number, "netlink")
+            yield found, answer
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split what one receive returned into messages, as type and payload."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > len(data):
+            return
+        yield kind, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def attributes(data: bytes) -> Attributes:
+    """Split attributes, each aligned to 4 bytes; a cut-off one ends it."""
+    found: Attributes = {}
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4 or at + length > len(data):
+            break
+        found[kind & _NLA_TYPE_MASK] = data[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found

@@ -1,0 +1,81 @@
+"""What surrounds the traced connections, kept up to date: views for the judge."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tracer.cluster.history import History
+from tracer.cluster.index import Cluster
+from tracer.judge.view import DEFAULT_MARK, View
+from tracer.kernel.interfaces import InterfaceWatcher
+from tracer.kernel.netns import Netns
+from tracer.ruleset.keeper import RulesetKeeper
+from tracer.ruleset.model import ProxyMode
+
+
+class LiveViews:
+    """
+    Views of namespaces that are being traced.
+
+    Make it before privileges are dropped, and before any thread; it works on afterwards.
+    ``history`` returns the cluster's recent past, None while there is no cluster.
+
+    Raises:
+        NetnsError: If a namespace cannot be entered.
+    """
+
+    def __init__(
+        self,
+        namespaces: Sequence[Netns],
+        *,
+        proxy_modes: Sequence[ProxyMode | None],
+        masquerade_mark: int | None = None,
+    ) -> None:
+        """
+        Args:
+            namespaces: The traced namespaces.
+            proxy_modes: What each node's kube-proxy says of its mode, None where it says nothing.
+            masquerade_mark: kube-proxy's bit; None to believe its rules.
+        """
+        self.history: Callable[[], History | None] = lambda: None
+        self._mark = masquerade_mark
+        self._places = {netns.inode: i for i, netns in enumerate(namespaces)}
+        self._modes = list(proxy_modes)
+        self._keeper = RulesetKeeper([Path(netns.path) for netns in namespaces])
+        self._watchers = [InterfaceWatcher(netns) for netns in namespaces]
+        self._views: dict[int, View] = {}
+
+    def refresh(self) -> None:
+        """Take note of changed rules and interfaces."""
+        self._views.clear()
+
+    def at(self, netns: int, node: str, time_ns: int) -> View:
+        """Return the view of a traced namespace at a time."""
+        history = self.history()
+        cluster = history.at(time_ns) if history else None
+        view = self._views.get(netns)
+        # The same parts make the same view: most connections find it made.
+        if view is None or view.cluster is not cluster:
+            view = self._views[netns] = self._view(netns, node, cluster)
+        return view
+
+    def close(self) -> None:
+        """End the child that reads rules, and close sockets."""
+        self._keeper.close()
+        for watcher in self._watchers:
+            watcher.close()
+
+    def _view(self, netns: int, node: str, cluster: Cluster | None) -> View:
+        place = self._places.get(netns)
+        if place is None:
+            return View(node=node, cluster=cluster)
+        rules = self._keeper.ruleset(place)
+        interfaces = self._watchers[place].snapshot()
+        return View(
+            node=node,
+            cluster=cluster,
+            rules=rules,
+            addresses=interfaces.addresses,
+            interfaces=interfaces.names,
+            proxy_mode=self._modes[place],
+            masquerade_mark=self._mark or rules.masquerade_mark or DEFAULT_MARK,
+        )
