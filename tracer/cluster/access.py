@@ -86,11 +86,13 @@ def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
     try:
         client = AsyncClient(config, ConnectionParams(timeout=timeout, trust_env=False))
     except (ConfigError, OSError, ValueError, TypeError, httpx.InvalidURL) as error:
-        name = shown(config.context_name)
-        raise ClusterError(f"context {name}: certificate or key is unusable: {error}") from None
-    if auth is not None:
-        client.auth = auth
-    return client
+        reason = _reason(error)
+    else:
+        if auth is not None:
+            client.auth = auth
+        return client
+    # Not within the except clause: its traceback would keep lightkube's temporary key files.
+    raise ClusterError(f"context {shown(config.context_name)}: it cannot be used: {reason}")
 
 
 def _from_service_account(directory: Path) -> lightkube.SingleConfig:
@@ -104,11 +106,12 @@ def _from_service_account(directory: Path) -> lightkube.SingleConfig:
 
 def _from_file(path: Path, context: str | None) -> lightkube.SingleConfig:
     try:
-        config = lightkube.KubeConfig.from_file(path)
+        content = yaml.safe_load(path.read_bytes())
+        if not isinstance(content, dict) or not {"contexts", "clusters"} <= content.keys():
+            raise ValueError("it holds no contexts and clusters")
+        config = lightkube.KubeConfig.from_dict(content, fname=path)
     except OSError as error:
         raise ClusterError(f"kubeconfig {path} cannot be read: {error.strerror}") from None
-    except ConfigError:
-        raise ClusterError(f"kubeconfig {path} does not exist") from None
     except _MALFORMED as error:
         raise ClusterError(f"kubeconfig {path} is malformed: {_reason(error)}") from None
     name = context or config.current_context

@@ -40,6 +40,9 @@ class History:
 
     _entries: tuple[tuple[int, Cluster], ...] = ((0, Cluster()),)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     @property
     def now(self) -> Cluster:
         """The newest snapshot."""

@@ -244,8 +244,10 @@ class Cluster:
         """
         yield from ((network, ClientClass.LOOPBACK) for network in _LOOPBACKS)
         for length, bits, _ in self._state.cidrs():
-            # A range inside loopback would hide it: its prefix is longer.
-            if not is_loopback(bits << (128 - length)) or length < 104:
+            # One inside loopback or equal to a node's address would win over it.
+            is_inside = length >= 104 and is_loopback(bits << (128 - length))
+            is_node = length == 128 and self._state.at(Topic.NODE, bits)
+            if not is_inside and not is_node:
                 yield network_of(length, bits), ClientClass.POD
         seen: set[int] = set()
         for topic in (Topic.NODE, Topic.POD, Topic.ENDPOINT, Topic.LOAD_BALANCER):
