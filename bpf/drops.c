@@ -244,6 +244,8 @@ SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct, 
 	record->flags |= SRCIP_DROP_HAS_ORIG;
 	if ((nfct & NFCT_INFOMASK) >= IP_CT_IS_REPLY)
 		record->flags |= SRCIP_DROP_IS_REPLY;
+	if ((nfct & NFCT_INFOMASK) == IP_CT_NEW)
+		record->flags |= SRCIP_DROP_IS_NEW;
 }
 
 /* Where in the stack the packet was: user space tells the hook from these. */

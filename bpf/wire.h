@@ -57,6 +57,7 @@ enum srcip_drop_flag {
 	SRCIP_DROP_HAS_ORIG = 2,  /* the packet had a conntrack entry */
 	SRCIP_DROP_HAS_DST = 4,	  /* the packet was routed already */
 	SRCIP_DROP_IS_REPLY = 8,  /* it went in the entry's reply direction */
+	SRCIP_DROP_IS_NEW = 16,	  /* conntrack took it for the first packet of its flow */
 };
 
 enum srcip_path_flag {

@@ -127,6 +127,7 @@ def _drop(wire: WireDrop) -> Drop:
         packet=_five_tuple(wire.packet) if wire.flags & DropFlag.HAS_TUPLE else None,
         orig=_five_tuple(wire.orig) if wire.flags & DropFlag.HAS_ORIG else None,
         is_reply=bool(wire.flags & DropFlag.IS_REPLY),
+        is_new=bool(wire.flags & DropFlag.IS_NEW),
         reason=wire.reason,
         location=wire.location,
         dst_input=wire.dst_input if wire.flags & DropFlag.HAS_DST else None,

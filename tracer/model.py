@@ -157,7 +157,8 @@ class Drop:
     A packet that the kernel discarded.
 
     ``packet`` is its tuple as it was then, ``orig`` the original tuple of its conntrack entry;
-    either is None where the kernel had none. ``reason``, ``location`` and ``dst_input`` are the
+    either is None where the kernel had none. ``is_new`` says that conntrack had seen no answer yet.
+    ``reason``, ``location`` and ``dst_input`` are the
     running kernel's numbers and addresses; a source knows their names.
     """
 
@@ -166,6 +167,7 @@ class Drop:
     packet: FiveTuple | None
     orig: FiveTuple | None
     is_reply: bool
+    is_new: bool
     reason: int
     location: int
     dst_input: int | None

@@ -40,6 +40,7 @@ class DropFlag(IntFlag):
     HAS_ORIG = 2
     HAS_DST = 4
     IS_REPLY = 8
+    IS_NEW = 16
 
 
 class PathFlag(IntFlag):

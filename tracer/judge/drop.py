@@ -6,7 +6,7 @@ from tracer.cluster.match import EndpointAddress, HostPortMatch, ServiceMatch, V
 from tracer.cluster.objects import Policy
 from tracer.judge import advice
 from tracer.judge.cause import Cause
-from tracer.judge.place import drop_hook
+from tracer.judge.place import possible_hooks
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
 from tracer.judge.view import View, policy_of, reference
 from tracer.model import Drop, FiveTuple, Hook
@@ -47,15 +47,16 @@ def judge_drop(
         place: The function at ``drop.location``.
         dst_input: The function at ``drop.dst_input``.
     """
-    hook = drop_hook(drop, dst_input) if reason == NETFILTER_DROP else None
+    hooks = possible_hooks(drop, dst_input) if reason == NETFILTER_DROP else ()
+    case = _Case(drop, view, reason, place, hooks)
     return JudgedDrop(
         drop=drop,
         time_ns=time_ns,
         node=view.node,
         reason=reason,
         place=place,
-        hook=hook,
-        opinion=_Case(drop, view, reason, place, hook).opinion(),
+        hook=case.hook,
+        opinion=case.opinion(),
     )
 
 
@@ -63,20 +64,19 @@ class _Case:
     """One discarded packet and all that is asked about it."""
 
     def __init__(
-        self, drop: Drop, view: View, reason: str, place: str | None, hook: Hook | None
+        self, drop: Drop, view: View, reason: str, place: str | None, hooks: tuple[Hook, ...]
     ) -> None:
         self.drop = drop
         self.view = view
         self.reason = reason
-        self.hook = hook
+        self.hooks = hooks
         where = f" in {place}" if place else ""
         self.evidence = [f"the kernel discarded the packet: {reason}{where}"]
 
     def opinion(self) -> Opinion:
         if self.hook is not None:
-            self.evidence.append(
-                f"its route and interface say it was at netfilter's {self.hook.label} hook"
-            )
+            by = "its route and interface say" if len(self.hooks) == 1 else "the rules say"
+            self.evidence.append(f"{by} it was at netfilter's {self.hook.label} hook")
         if self.drop.orig is None:
             self.evidence.append("the packet had no conntrack entry")
         cause = self._cause()
@@ -102,18 +102,32 @@ class _Case:
         return self.view.match(self.flow) if self.flow else None
 
     @cached_property
+    def hook(self) -> Hook | None:
+        """Where it was: the only hook it can be at, or the only one whose rules can discard it."""
+        able = [hook for hook in self.hooks if len(self.hooks) == 1 or self._rules_at(hook)]
+        return able[0] if len(able) == 1 else None
+
+    @cached_property
     def candidates(self) -> Candidates | None:
         """The rules that may have discarded it; None where neither rules nor hook are known."""
+        return self._candidates_at(self.hook) if self.hook is not None else None
+
+    def _rules_at(self, hook: Hook) -> bool:
+        candidates = self._candidates_at(hook)
+        return candidates is not None and bool(candidates.possible)
+
+    def _candidates_at(self, hook: Hook) -> Candidates | None:
         view = self.view
-        if view.rules is None or self.hook is None:
+        if view.rules is None:
             return None
         flow = Flow.of_drop(
             self.drop,
+            is_new=self.drop.is_new,
             iif=view.interfaces.get(self.drop.iif),
             oif=view.interfaces.get(self.drop.dst_ifindex),
             local_addresses=view.addresses or None,
         )
-        return view.rules.drop_candidates(flow, _HOOKS[self.hook]) if flow else None
+        return view.rules.drop_candidates(flow, _HOOKS[hook]) if flow else None
 
     @cached_property
     def rule(self) -> Rule | None:

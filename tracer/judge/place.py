@@ -8,9 +8,9 @@ _DELIVER = {"ip_local_deliver", "ip6_input"}
 _FORWARD = {"ip_forward", "ip6_forward"}
 
 
-def drop_hook(drop: Drop, dst_input: str | None) -> Hook | None:
+def possible_hooks(drop: Drop, dst_input: str | None) -> tuple[Hook, ...]:
     """
-    Tell the hook from the packet's state; None where that does not decide.
+    Tell the hooks that a packet in this state can be at; none if that is not known.
 
     A packet gets a route after PRE_ROUTING (``ip_rcv_finish``). The route's input function is
     where it goes next. Its device turns from the incoming to the outgoing one before POST_ROUTING
@@ -21,14 +21,22 @@ def drop_hook(drop: Drop, dst_input: str | None) -> Hook | None:
         dst_input: The function that ``drop.dst_input`` points to.
     """
     if drop.iif == 0:
-        return Hook.NF_OUTPUT if drop.ifindex == 0 else Hook.NF_POSTROUTING
+        return (Hook.NF_OUTPUT if drop.ifindex == 0 else Hook.NF_POSTROUTING,)
     if drop.iif == _LOOPBACK_IFINDEX:
         # It kept the route that it left with, so having one proves nothing.
-        return None
+        return (Hook.NF_PREROUTING, Hook.NF_INPUT)
     if drop.dst_input is None:
-        return Hook.NF_PREROUTING
+        return (Hook.NF_PREROUTING,)
     if dst_input in _DELIVER:
-        return Hook.NF_INPUT
-    if dst_input in _FORWARD and drop.iif != drop.dst_ifindex:
-        return Hook.NF_FORWARD if drop.ifindex == drop.iif else Hook.NF_POSTROUTING
-    return None
+        return (Hook.NF_INPUT,)
+    if dst_input not in _FORWARD:
+        return ()
+    if drop.iif == drop.dst_ifindex:
+        return (Hook.NF_FORWARD, Hook.NF_POSTROUTING)
+    return (Hook.NF_FORWARD if drop.ifindex == drop.iif else Hook.NF_POSTROUTING,)
+
+
+def drop_hook(drop: Drop, dst_input: str | None) -> Hook | None:
+    """Tell the hook from the packet's state; None where that does not decide."""
+    hooks = possible_hooks(drop, dst_input)
+    return hooks[0] if len(hooks) == 1 else None

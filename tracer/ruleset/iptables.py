@@ -17,6 +17,7 @@ from tracer.ruleset.program import (
     SRCNAT,
     BaseChain,
     Chains,
+    Effects,
     KubeProxyFacts,
     Part,
     Step,
@@ -151,6 +152,7 @@ class _Reader:
             policy=policy,
             tool=self.tool,
             chains=chains,
+            effects=Effects.of(chains),
         )
 
     def _steps(self, name: str) -> tuple[Step, ...]:

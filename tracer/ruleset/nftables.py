@@ -12,6 +12,7 @@ from tracer.ruleset.nft_rule import Place, parse_rule
 from tracer.ruleset.program import (
     BaseChain,
     Chains,
+    Effects,
     Jump,
     KubeProxyFacts,
     Lookup,
@@ -157,6 +158,7 @@ class _Reader:
             policy=policy,
             tool="nftables",
             chains=chains,
+            effects=Effects.of(chains),
         )
 
     def _policy(self, body: Mapping[str, Json]) -> Rule | None:

@@ -85,6 +85,27 @@ Chains = Mapping[str, tuple[Step, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """What chains may change on a packet: bits of its mark, the mark of its conntrack entry."""
+
+    mark_bits: int = 0
+    has_connection_mark: bool = False
+
+    @classmethod
+    def of(cls, chains: Chains) -> "Effects":
+        """Return what these chains may change."""
+        bits, has_connection_mark = 0, False
+        for op in (op for steps in chains.values() for step in steps for op in step):
+            if isinstance(op, SetMark):
+                bits |= op.touched
+            elif isinstance(op, Perhaps):
+                bits |= ALL_BITS
+            elif isinstance(op, SetConnectionMark):
+                has_connection_mark = True
+        return cls(mark_bits=bits, has_connection_mark=has_connection_mark)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaseChain:
     """
     A chain that hangs from a hook, with the chains of its table.
@@ -98,7 +119,8 @@ class BaseChain:
         priority: Its place at the hook; smaller comes first.
         policy: The rule that discards what reaches its end, None if that is accepted.
         tool: The tool that shows it.
-        chains: All chains of the table.
+        chains: It, and the chains that it leads to.
+        effects: What they may change.
     """
 
     family: RuleFamily
@@ -110,6 +132,7 @@ class BaseChain:
     policy: Rule | None
     tool: Tool
     chains: Chains = field(compare=False, repr=False)
+    effects: Effects
 
     def placed(self, rule: Rule) -> Rule:
         """Return a rule as one to which this chain leads."""

@@ -63,7 +63,6 @@ class _Walk:
     ct_mark: Bits
     wants_drops: bool
     rules: dict[Rule, None] = field(default_factory=dict)
-    touched: int = 0
     steps: int = 0
 
 
@@ -86,21 +85,23 @@ def walk(base_chains: Iterable[BaseChain], flow: Flow, *, wants_drops: bool) -> 
         wants_drops: Whether rules that discard are wanted, not those that translate the source.
     """
     chains = sorted(base_chains, key=lambda chain: chain.priority)
-    ct_mark = Bits.of(None if _changes_ct_mark(chains) else flow.ct_mark)
-    unknown = 0
-    while True:
-        state = _Walk(flow=flow, ct_mark=ct_mark, wants_drops=wants_drops)
-        mark: Bits | None = Bits.of(flow.mark).changed(ALL_BITS, 0, unknown)
-        try:
-            for _, group in groupby(chains, key=lambda chain: chain.priority):
-                if mark is not None:
-                    mark = _walk_group(tuple(group), state, mark)
-        except _TooFarError:
-            return Walked(rules=tuple(state.rules), may_pass=True, is_complete=False)
-        if not wants_drops or state.touched | unknown == unknown:
-            return Walked(rules=tuple(state.rules), may_pass=mark is not None)
-        # The mark before a rule changed it is not known.
-        unknown |= state.touched
+    has_ct_mark = not any(chain.effects.has_connection_mark for chain in chains)
+    state = _Walk(
+        flow=flow,
+        ct_mark=Bits.of(flow.ct_mark if has_ct_mark else None),
+        wants_drops=wants_drops,
+    )
+    mark: Bits | None = Bits.of(flow.mark)
+    if wants_drops:
+        # What the mark was before these chains changed it is not known.
+        mark = _without(Bits.of(flow.mark), chains)
+    try:
+        for _, group in groupby(chains, key=lambda chain: chain.priority):
+            if mark is not None:
+                mark = _walk_group(tuple(group), state, mark)
+    except _TooFarError:
+        return Walked(rules=tuple(state.rules), may_pass=True, is_complete=False)
+    return Walked(rules=tuple(state.rules), may_pass=mark is not None)
 
 
 def _walk_group(chains: tuple[BaseChain, ...], state: _Walk, mark: Bits) -> Bits | None:
@@ -108,10 +109,11 @@ def _walk_group(chains: tuple[BaseChain, ...], state: _Walk, mark: Bits) -> Bits
     if len(chains) == 1:
         return _walk_base(chains[0], state, mark)
     while True:
-        outer, state.touched = state.touched, 0
         outs = [_walk_base(chain, state, mark) for chain in chains]
-        touched, state.touched = state.touched, state.touched | outer
-        blurred = mark.changed(ALL_BITS, 0, touched)
+        # Each may come after any other: it may meet the mark as that one left it.
+        blurred = mark
+        for out in outs:
+            blurred = _joined(blurred, out) or blurred
         if blurred == mark:
             return None if None in outs else mark
         mark = blurred
@@ -174,7 +176,6 @@ class _Stepper:
         """Return the mark with which the rule's next operation is met, None if it is not."""
         match op:
             case SetMark():
-                self.state.touched |= op.touched
                 return mark.changed(op.keep, op.flip, op.unknown)
             case SetConnectionMark():
                 return mark
@@ -199,7 +200,6 @@ class _Stepper:
             case Perhaps():
                 # It may change the mark too.
                 self.state.rules[self.base.placed(op.rule)] = None
-                self.state.touched |= ALL_BITS
                 self.accepted = _joined(self.accepted, Bits.of(None))
                 return Bits.of(None)
             case Jump():
@@ -259,11 +259,8 @@ def _joined(one: Bits | None, other: Bits | None) -> Bits | None:
     return one.joined(other)
 
 
-def _changes_ct_mark(chains: Iterable[BaseChain]) -> bool:
-    return any(
-        isinstance(op, SetConnectionMark)
-        for base in chains
-        for steps in base.chains.values()
-        for step in steps
-        for op in step
-    )
+def _without(mark: Bits, chains: Iterable[BaseChain]) -> Bits:
+    """Return what is known of a mark that these chains may have changed already, or not."""
+    for chain in chains:
+        mark = mark.changed(ALL_BITS, 0, chain.effects.mark_bits)
+    return mark
