@@ -268,3 +268,22 @@ def test_two_modes_at_once_are_none():
     )
     assert both.proxy_mode is None
     assert both.masquerade_mark == MARK
+
+
+@pytest.mark.parametrize(
+    ("mode", "file"), [("nftables", "flannel.json"), ("iptables", "flannel.json")]
+)
+def test_flannel_at_the_priority_of_kube_proxy(mode, file):
+    """Which of the two comes first does not matter: flannel leaves alone what is marked."""
+    parts = [parse_ruleset((FILES / file).read_text())]
+    if mode == "nftables":
+        parts.append(parse_ruleset((FILES / "kube-proxy-node2.json").read_text()))
+    else:
+        parts.append(parse_save((DATA / "iptables" / "node2.iptables").read_text(), "ipv4"))
+    rules = Ruleset.of(parts)
+    (case,) = cases(modes=[mode], families=["ipv4"], protos=["tcp"], scenarios=["S3"])
+    marked = postrouting(case)
+    assert rules.snat_candidates(marked).certain.owner is Owner.KUBE_PROXY
+    egress = replace(marked, src=BACKEND.address.ipv4, dst=hosts.CLIENT.ipv4, mark=0)
+    assert rules.snat_candidates(replace(egress, seen_source=None)).certain.owner is Owner.FLANNEL
+    assert rules.owners == {Owner.KUBE_PROXY, Owner.FLANNEL}

@@ -118,14 +118,14 @@ class _Reader:
             name = body["name"]
             policy = self._policy(body)
             if self.steps[name] or policy:
-                used = {one: self.steps[one] for one in reachable(name, targets)}
+                used = {one: self.steps[one] for one in reachable(name, targets) if one in targets}
                 yield self._base_chain(body, policy, used)
 
     def _read(self, names: list[str]) -> None:
         """Read the chains of these names and all that they lead to."""
         while names:
             name = names.pop()
-            if name not in self.steps:
+            if name not in self.steps and name in self.table.chains:
                 place = self._place(name)
                 self.steps[name] = tuple(
                     parse_rule(body, place) for body in self.table.rules.get(name, ())

@@ -26,6 +26,7 @@ from tracer.ruleset.program import (
     SetMark,
     Step,
     Verdict,
+    telling_rules,
 )
 from tracer.ruleset.rule import Rule
 from tracer.ruleset.truth import ALL_BITS, Bits, Truth
@@ -100,7 +101,10 @@ def walk(base_chains: Iterable[BaseChain], flow: Flow, *, wants_drops: bool) -> 
             if mark is not None:
                 mark = _walk_group(tuple(group), state, mark)
     except _TooFarError:
-        return Walked(rules=tuple(state.rules), may_pass=True, is_complete=False)
+        # Any of them may be the one.
+        rules = (rule for rule in telling_rules(chains) if rule.is_drop == wants_drops)
+        found = dict.fromkeys((*state.rules, *rules))
+        return Walked(rules=tuple(found), may_pass=True, is_complete=False)
     return Walked(rules=tuple(state.rules), may_pass=mark is not None)
 
 
