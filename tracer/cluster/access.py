@@ -82,6 +82,7 @@ def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
     user = config.user or User()
     auth = _ExecAuth(user.exec) if user.exec and not (user.token or user.token_file) else None
     config = config._replace(user=msgspec.structs.replace(user, exec=None))
+    _check_files(config, user)
     timeout = httpx.Timeout(30, connect=_CONNECT_S)
     try:
         client = AsyncClient(config, ConnectionParams(timeout=timeout, trust_env=False))
@@ -93,6 +94,28 @@ def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
         return client
     # Not within the except clause: its traceback would keep lightkube's temporary key files.
     raise ClusterError(f"context {shown(config.context_name)}: it cannot be used: {reason}")
+
+
+def _check_files(config: lightkube.SingleConfig, user: User) -> None:
+    # What OpenSSL says about a missing file does not name it.
+    files = (config.cluster.certificate_auth, user.client_cert, user.client_key)
+    for file in files:
+        if file is not None and not Path(config.abs_file(file)).is_file():
+            raise ClusterError(
+                f"context {shown(config.context_name)}: it cannot be used: {file} does not exist"
+            )
+    has_cert, has_key = (
+        any(item is not None for item in items)
+        for items in (
+            (user.client_cert, user.client_cert_data),
+            (user.client_key, user.client_key_data),
+        )
+    )
+    if has_cert != has_key:
+        missing = "client-key" if has_cert else "client-certificate"
+        raise ClusterError(
+            f"context {shown(config.context_name)}: it cannot be used: it has no {missing}"
+        )
 
 
 def _from_service_account(directory: Path) -> lightkube.SingleConfig:

@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,9 @@ from tracer.cluster.resource import Resource
 _MAX_EVENT = 8 << 20
 # EndpointSlices have up to 40 KiB, Nodes with their images more: a page must not cost much memory.
 _PAGE = "100"
+# How many times the limit for one read a whole page may take.
+_PAGE_PATIENCE = 4
+_HANDSHAKE_S = 0.5
 
 Json = dict[str, object]
 
@@ -122,9 +125,12 @@ class _Feed:
     async def _page(self, token: str | None) -> Json:
         params = self._params(limit=_PAGE, **({"continue": token} if token else {}))
         timeout = httpx.Timeout(self._timing.answer_s)
-        response = await self._client.get(self._resource.path, params=params, timeout=timeout)
-        check(response.status_code, response.content, "list", self._resource)
-        return _json(response.content, self._resource)
+        # The client's own limit is for each read: a page that trickles would never exceed it.
+        async with asyncio.timeout(self._timing.answer_s * _PAGE_PATIENCE):
+            async with self._opened(params, timeout) as response:
+                body = await response.aread()
+        check(response.status_code, body, "list", self._resource)
+        return _json(body, self._resource)
 
     async def _watch(self) -> None:
         params = self._params(
@@ -135,19 +141,35 @@ class _Feed:
             timeoutSeconds=str(int(self._timing.watch_s * random.uniform(0.75, 1))),  # noqa: S311
         )
         timeout = httpx.Timeout(self._timing.answer_s, read=self._timing.silence_s)
-        request = self._client.stream("GET", self._resource.path, params=params, timeout=timeout)
         # The server keeps to timeoutSeconds; one that does not may not hold the watch for ever.
         async with asyncio.timeout(self._timing.watch_s + self._timing.silence_s):
-            async with request as response:
+            async with self._opened(params, timeout) as response:
                 if response.status_code != 200:
-                    body = await response.aread()
-                    check(response.status_code, body, "watch", self._resource)
+                    check(response.status_code, await response.aread(), "watch", self._resource)
                 self._sink.heard(self._resource)
                 # A watch that is cut off, as load balancers do, is resumed like one that ends.
                 # If the server is away, connecting again will say so.
                 with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                     async for line in _lines(response, self._resource):
                         self._event(line)
+
+    @asynccontextmanager
+    async def _opened(
+        self, params: dict[str, str], timeout: httpx.Timeout
+    ) -> AsyncIterator[httpx.Response]:
+        request = self._client.build_request(
+            "GET", self._resource.path, params=params, timeout=timeout
+        )
+        sending = asyncio.ensure_future(self._client.send(request, stream=True))
+        try:
+            response = await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await _finish(sending)
+            raise
+        try:
+            yield response
+        finally:
+            await response.aclose()
 
     def _event(self, line: bytes) -> None:
         event = _json(line, self._resource)
@@ -176,6 +198,16 @@ class _Feed:
         item.setdefault("kind", self._resource.kind)
         item.setdefault("apiVersion", self._resource.api_version)
         return item
+
+
+async def _finish(sending: asyncio.Future[httpx.Response]) -> None:
+    # The client loses the socket when it is cancelled within a TLS handshake.
+    await asyncio.wait([sending], timeout=_HANDSHAKE_S)
+    if not sending.done():
+        sending.cancel()
+        await asyncio.wait([sending])
+    elif sending.exception() is None:
+        await sending.result().aclose()
 
 
 async def _lines(response: httpx.Response, resource: Resource) -> AsyncIterator[bytes]:
