@@ -13,7 +13,7 @@ from exporters.terminal import printable
 from tracer.errors import LoadError, TracerError
 
 # In the order in which a newcomer needs them.
-_COMMANDS = ("trace", "flows", "doctor", "replay", "demo")
+_COMMANDS = ("trace", "flows", "explain", "doctor", "replay", "demo")
 
 
 class _LazyGroup(click.Group):
@@ -48,6 +48,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     Start with:
       srcip doctor     what this node can see
       srcip trace      every new connection as it happens
+      srcip explain    what a Service's backends will see, before any packet flows
       srcip demo       the same on a cluster in a box, removed afterwards
 
     Every option can also be set by an environment variable, such as SRCIP_TRACE_NODE_NAME.

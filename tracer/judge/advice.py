@@ -7,7 +7,6 @@ from ipaddress import ip_address
 from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
 from tracer.cluster.objects import Service
 from tracer.judge.cause import Cause
-from tracer.model import Connection
 from tracer.ruleset.model import Owner, Rule
 
 Match = ServiceMatch | HostPortMatch | None
@@ -27,12 +26,20 @@ _SETTINGS = {
 }
 
 
-def for_connection(
-    cause: Cause | None, match: Match, connection: Connection, rule: Rule | None
+def for_source(
+    cause: Cause | None, match: Match, *, backend: str, version: int, rule: Rule | None = None
 ) -> tuple[str, ...]:
-    """Return advice for a connection whose source was replaced, a line each."""
+    """
+    Return advice for a source that is replaced, a line each.
+
+    Args:
+        cause: Why it is.
+        match: What the client addressed.
+        backend: The backend by address and port, or in words.
+        version: 4 or 6.
+        rule: The rule that does it, where that is certain.
+    """
     service = match.service if isinstance(match, ServiceMatch) else None
-    port = connection.reply.sport
     match cause:
         case Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER | Cause.IPVS_MASQUERADE:
             return _policy_local(service)
@@ -46,15 +53,15 @@ def for_connection(
             )
         case Cause.HAIRPIN:
             return (
-                "unavoidable through a Service: connect to the pod itself, at "
-                f"{connection.reply.src} port {port}, or to localhost",
+                f"unavoidable through a Service: connect to the pod itself, {backend}, or to "
+                "localhost",
             )
         case Cause.NODE_LOCAL_SOURCE:
-            return (f"from a node use the ClusterIP{_cluster_ip(service, connection)}",)
+            return (f"from a node use the ClusterIP{_cluster_ip(service, version)}",)
         case Cause.LOCALHOST_NODEPORT:
             return ("use an address of the node instead of loopback",)
         case Cause.POD_EGRESS | Cause.OTHER_RULE:
-            return _owners_setting(rule, connection)
+            return _owners_setting(rule, backend)
         case Cause.LOAD_BALANCER_PROXY:
             return (
                 "read the client's address from the PROXY protocol or X-Forwarded-For header that "
@@ -124,22 +131,21 @@ def _no_local_endpoint(match: Match, node: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _owners_setting(rule: Rule | None, connection: Connection) -> tuple[str, ...]:
+def _owners_setting(rule: Rule | None, backend: str) -> tuple[str, ...]:
     if rule is None:
         return ("find the rule among the candidates, and its owner's setting",)
     setting = _SETTINGS.get(rule.owner)
     if setting:
         return (f"{rule.owner}: {setting}; the far side must then know the way back to pods",)
     return (
-        f"the rule has no owner that is known: exempt {connection.reply.src} where it was made "
+        f"the rule has no owner that is known: exempt {backend} where it was made "
         f"(table {rule.table}, chain {rule.chain})",
     )
 
 
-def _cluster_ip(service: Service | None, connection: Connection) -> str:
+def _cluster_ip(service: Service | None, version: int) -> str:
     if service is None:
         return ""
-    version = connection.orig.dst.version
     addresses = [ip for ip in service.cluster_ips if ip_address(ip).version == version]
     return f" {addresses[0]}" if addresses else ""
 

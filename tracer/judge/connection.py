@@ -44,6 +44,7 @@ class _Case:
         verdict, found = self._verdict()
         if self.view.cluster is None:
             self.evidence.append("no cluster objects were read: judged by tuples and rules alone")
+        reply = self.connection.reply
         return Opinion(
             verdict=verdict,
             cause=found.cause,
@@ -51,7 +52,13 @@ class _Case:
             client_class=self.view.classify(self.connection.orig.src),
             rule=found.rule,
             evidence=tuple(self.evidence),
-            advice=advice.for_connection(found.cause, self.match, self.connection, found.rule),
+            advice=advice.for_source(
+                found.cause,
+                self.match,
+                backend=f"{reply.src} port {reply.sport}",
+                version=reply.src.version,
+                rule=found.rule,
+            ),
         )
 
     # What is asked

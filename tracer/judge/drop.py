@@ -2,10 +2,11 @@
 
 from functools import cached_property
 
-from tracer.cluster.match import EndpointAddress, HostPortMatch, ServiceMatch, Via
+from tracer.cluster.match import EndpointAddress, Family, HostPortMatch, ServiceMatch, Via
 from tracer.cluster.objects import Policy
 from tracer.judge import advice
 from tracer.judge.cause import Cause
+from tracer.judge.endpoints import usable
 from tracer.judge.place import possible_hooks
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
 from tracer.judge.view import View, policy_of, reference
@@ -163,23 +164,11 @@ class _Case:
             return Cause.NO_LOCAL_ENDPOINT
         return None
 
-    def _usable(self, match: ServiceMatch, node: str | None = None) -> list[EndpointAddress]:
-        """
-        Return the endpoints that kube-proxy would use, on one node if it is named.
-
-        Ready ones; where there is none, those that end but still serve (KEP-1669).
-        """
+    def _usable(self, match: ServiceMatch, node: str | None = None) -> tuple[EndpointAddress, ...]:
         if self.view.cluster is None or self.flow is None:
-            return []
-        known = [
-            endpoint
-            for endpoint in self.view.cluster.endpoints(
-                match.service.key, match.port.name, "ipv4" if self.flow.src.version == 4 else "ipv6"
-            )
-            if node is None or endpoint.node == node
-        ]
-        ready = [endpoint for endpoint in known if endpoint.is_ready]
-        return ready or [e for e in known if e.is_serving and e.is_terminating]
+            return ()
+        family: Family = "ipv4" if self.flow.src.version == 4 else "ipv6"
+        return usable(self.view.cluster.endpoints(match.service.key, match.port.name, family), node)
 
     def _is_excluded(self, match: ServiceMatch) -> bool:
         ranges = match.service.source_ranges

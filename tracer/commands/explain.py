@@ -1,0 +1,297 @@
+"""srcip explain: what a backend will see on each way to a Service, before any packet flows."""
+
+import json
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporters import forecast as export
+from exporters.jsonl import VERSION
+from exporters.terminal import printable
+from tracer.cluster.index import Cluster
+from tracer.cluster.objects import Policy, Service
+from tracer.commands import options
+from tracer.commands.cluster import ClusterChoice, cluster_options, load_cluster
+from tracer.errors import TracerError
+from tracer.judge.forecast import Forecaster, Proxy, facts_of
+from tracer.judge.preview import SETTINGS, change, hidden_clients, preview
+from tracer.judge.verdict import JudgedConnection
+from tracer.kernel import health, netns, proxy_mode
+from tracer.kernel.conntrack import DumpSource
+from tracer.kernel.interfaces import InterfaceWatcher
+from tracer.kernel.netns import Netns
+from tracer.kernel.source import clock_offset_ns
+from tracer.model import IPAddress
+from tracer.pipeline import Pipeline
+from tracer.recording import RecordingSource
+from tracer.ruleset import reader
+from tracer.source import Source
+from tracer.views import FixedViews
+
+_MOST_CLIENTS = 50
+
+
+class Setting(click.ParamType[tuple[str, Policy]]):
+    """A policy as NAME=VALUE."""
+
+    name = "setting"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Policy]:
+        """Accept the policies that decide about the source."""
+        name, _, text = str(value).partition("=")
+        if name not in SETTINGS or text not in list(Policy):
+            self.fail(
+                f"{value!r} is none of {', '.join(SETTINGS)} with =Cluster or =Local", param, ctx
+            )
+        return name, Policy(text)
+
+
+@click.command(short_help="Forecast what a Service's backends will see.")
+@click.argument("service", type=options.ServiceName(), required=False, metavar="NAMESPACE/SERVICE")
+@options.where_options
+@cluster_options
+@click.option(
+    "--set",
+    "settings",
+    type=Setting(),
+    multiple=True,
+    metavar="POLICY=VALUE",
+    help="Preview a change: externalTrafficPolicy or internalTrafficPolicy, to Cluster or Local.",
+)
+@click.option(
+    "--from-recording",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --set: name the clients that would become visible, from a recording.",
+)
+@click.option(
+    "--from-conntrack",
+    is_flag=True,
+    help="With --set: name them from the connections that conntrack holds now.",
+)
+@click.option(
+    "--probe-health",
+    is_flag=True,
+    help="Ask each node's healthCheckNodePort, and say where it contradicts the objects.",
+)
+@click.option(
+    "--probe-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for each node's answer.",
+)
+@click.option("--causes", is_flag=True, help="Show every cause and what it means, and end.")
+@options.output_option
+def explain(
+    service: tuple[str, str] | None,
+    netns_specs: tuple[str, ...],
+    node_name: str | None,
+    settings: tuple[tuple[str, Policy], ...],
+    from_recording: Path | None,
+    from_conntrack: bool,
+    probe_health: bool,
+    probe_timeout: float,
+    causes: bool,
+    output: str,
+    **parameters: Any,
+) -> None:
+    """
+    Say what the backends of a Service will see: on each way to it, through each node.
+
+    Reads the cluster's objects and sends nothing, unless --probe-health is given. A node's own
+    addresses, such as the pod gateway, stand in no object: they are read where --netns, or being
+    on the node, allows it.
+
+    \b
+    Examples:
+      srcip explain default/web
+      srcip explain default/web --set externalTrafficPolicy=Local --from-conntrack
+      srcip explain default/web --cluster objects.json -o json
+      srcip explain --causes
+    """
+    choice = ClusterChoice.of(parameters)
+    if causes:
+        click.echo("\n".join(export.cause_legend()))
+        return
+    if service is None:
+        raise click.UsageError("name a Service as NAMESPACE/SERVICE, or use --causes")
+    if (from_recording or from_conntrack) and not settings:
+        raise click.UsageError("--from-recording and --from-conntrack go with --set")
+    cluster = load_cluster(choice)
+    namespaces = _namespaces(netns_specs, node_name, cluster)
+    forecaster = _forecaster(cluster, namespaces, choice)
+    found = _find(cluster, service)
+    changed = change(found, dict(settings))
+    is_json = output == "json"
+    _show_forecasts(forecaster, changed, is_json=is_json)
+    if settings:
+        clients = _clients(
+            cluster, found, namespaces, from_recording, from_conntrack=from_conntrack
+        )
+        _show_preview(cluster, changed, dict(settings), clients, is_json=is_json)
+    if probe_health:
+        _show_health(cluster, changed, namespaces, probe_timeout, is_json=is_json)
+
+
+def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
+    service = cluster.service(*name)
+    if service is None:
+        near = [str(each.key) for each in cluster.services() if each.name == name[1]]
+        hint = f"; there is {', '.join(near[:3])}" if near else ""
+        raise TracerError(f"no Service {'/'.join(name)} in the cluster{hint}")
+    if service.external_name is not None:
+        raise TracerError(
+            f"Service {service.key} is of type ExternalName: clients connect to "
+            f"{service.external_name} themselves, and nothing here sees it"
+        )
+    if service.is_headless:
+        raise TracerError(
+            f"Service {service.key} is headless: clients connect to its pods themselves, which see "
+            "the client's address unless a network policy or plugin replaces it"
+        )
+    return service
+
+
+def _namespaces(specs: tuple[str, ...], node_name: str | None, cluster: Cluster) -> list[Netns]:
+    """Return the nodes' namespaces that can be looked into; none on a machine that is no node."""
+    if specs:
+        return options.namespaces(specs, node_name)
+    here = node_name or socket.gethostname()
+    return [netns.current(here)] if cluster.node(here) is not None else []
+
+
+def _forecaster(cluster: Cluster, namespaces: Sequence[Netns], choice: ClusterChoice) -> Forecaster:
+    own: dict[str, frozenset[IPAddress]] = {}
+    mode, is_masquerading_all = choice.mode, False
+    for each in namespaces:
+        with closing(InterfaceWatcher(each)) as watcher:
+            own[each.node] = watcher.snapshot().addresses
+        rules = reader.read(each.path)
+        mode = mode or proxy_mode.ask(each) or rules.proxy_mode
+        is_masquerading_all = is_masquerading_all or bool(rules.has_masquerade_all)
+    proxy = Proxy(mode=mode, is_masquerading_all=is_masquerading_all)
+    return Forecaster(cluster, facts_of(cluster, own), proxy)
+
+
+def _show_forecasts(forecaster: Forecaster, service: Service, *, is_json: bool) -> None:
+    forecasts = chain.from_iterable(map(forecaster.forecast, forecaster.ways(service)))
+    if is_json:
+        for forecast in forecasts:
+            click.echo(export.forecast_to_line(forecast))
+        return
+    policy = f"externalTrafficPolicy {service.external_policy}, " if service.external_policy else ""
+    mode = forecaster.proxy.mode or "a mode that is not known"
+    click.echo(
+        f"{printable(str(service.key))}: {service.type}, {policy}internalTrafficPolicy "
+        f"{service.internal_policy}; kube-proxy in {mode}"
+    )
+    for line in export.forecast_table(forecasts):
+        click.echo(line)
+
+
+def _clients(
+    cluster: Cluster,
+    service: Service,
+    namespaces: Sequence[Netns],
+    recording: Path | None,
+    *,
+    from_conntrack: bool,
+) -> list[tuple[str, int]] | None:
+    """Count the clients that the Service's policy hides now; None if nobody asked."""
+    if recording is None and not from_conntrack:
+        return None
+    counted: Counter[IPAddress] = Counter()
+    sources: list[Source] = []
+    if recording is not None:
+        sources.append(RecordingSource(recording))
+    if from_conntrack:
+        sources.append(DumpSource(namespaces, clock_offset_ns()))
+    for source in sources:
+        with closing(source):
+            counted += hidden_clients(_connections(source, cluster), service)
+    return [(str(address), count) for address, count in counted.most_common(_MOST_CLIENTS)]
+
+
+def _connections(source: Source, cluster: Cluster) -> list[JudgedConnection]:
+    pipeline = Pipeline(source, views=FixedViews(cluster=cluster))
+    found: list[JudgedConnection] = []
+    while (records := source.read(0)) is not None:
+        found += [each for each in pipeline.judge(records) if isinstance(each, JudgedConnection)]
+    return found
+
+
+def _show_preview(
+    cluster: Cluster,
+    changed: Service,
+    settings: dict[str, Policy],
+    clients: list[tuple[str, int]] | None,
+    *,
+    is_json: bool,
+) -> None:
+    shown = preview(cluster, changed)
+    names = {name: str(value) for name, value in settings.items()}
+    if is_json:
+        click.echo(export.preview_to_line(shown, names, clients))
+        return
+    click.echo(f"\nWith {', '.join(f'{name}: {value}' for name, value in names.items())}:")
+    if changed.external_policy is not Policy.LOCAL:
+        click.echo("  every node answers what comes from outside, and hides the client's address")
+        return
+    for line in export.preview_lines(shown, clients):
+        click.echo(f"  {line}")
+
+
+def _show_health(
+    cluster: Cluster,
+    service: Service,
+    namespaces: Sequence[Netns],
+    timeout_s: float,
+    *,
+    is_json: bool,
+) -> None:
+    port = service.health_check_node_port
+    if port is None:
+        raise TracerError(
+            f"Service {service.key} has no healthCheckNodePort: it takes type LoadBalancer with "
+            "externalTrafficPolicy Local"
+        )
+    expected = set(preview(cluster, service).with_endpoint)
+    if not is_json:
+        click.echo(f"\nHealth checks at port {port}:")
+    places = {each.node: each for each in namespaces}
+    for node in cluster.nodes():
+        answer = health.probe(
+            node.name,
+            node.addresses[0],
+            port,
+            timeout_s=timeout_s,
+            netns=places.get(node.name) or next(iter(namespaces), None),
+        )
+        click.echo(_health_line(answer, is_expected=node.name in expected, is_json=is_json))
+
+
+def _health_line(answer: health.Health, *, is_expected: bool, is_json: bool) -> str:
+    expected = 200 if is_expected else 503
+    agrees = answer.status == expected
+    if is_json:
+        line: dict[str, object] = {"kind": "health", "version": VERSION, "node": answer.node}
+        known = {
+            "status": answer.status,
+            "local_endpoints": answer.local_endpoints,
+            "error": answer.error,
+        }
+        line |= {key: value for key, value in known.items() if value is not None}
+        return json.dumps(line | {"expected": expected, "agrees": agrees})
+    told = answer.error if answer.status is None else str(answer.status)
+    verdict = "as the objects say" if agrees else f"the objects say {expected}"
+    return printable(f"  {answer.node}: {told}; {verdict}")

@@ -1,0 +1,312 @@
+"""
+What a backend will see, said before any packet flows: kube-proxy's rules, played through.
+
+Source: pkg/proxy/iptables/proxier.go and pkg/proxy/nftables/proxier.go of Kubernetes, checked
+against what backends saw behind a real kube-proxy (lab/data/observed.jsonl).
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal
+
+from tracer.cluster.index import Cluster
+from tracer.cluster.match import EndpointAddress, Family, ServiceMatch, Via
+from tracer.cluster.objects import Policy, Service, ServicePort
+from tracer.judge import advice
+from tracer.judge.cause import Cause
+from tracer.judge.endpoints import usable
+from tracer.judge.verdict import ServiceRef, Verdict
+from tracer.judge.view import EXTERNAL_WAYS, reference
+from tracer.model import ClientClass, IPAddress, IPNetwork
+from tracer.ruleset.model import ProxyMode
+
+FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
+CLIENT: Literal["client"] = "client"
+_LOOPBACKS: dict[Family, IPAddress] = {
+    "ipv4": IPv4Address("127.0.0.1"),
+    "ipv6": IPv6Address("::1"),
+}
+SeenSource = IPAddress | Literal["client"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """
+    A node: its addresses in the API, and its own ones where they could be read.
+
+    ``own_addresses`` are those of all its interfaces, empty if nobody looked.
+    """
+
+    name: str
+    addresses: tuple[IPAddress, ...]
+    pod_cidrs: tuple[IPNetwork, ...] = ()
+    own_addresses: frozenset[IPAddress] = frozenset()
+
+    def address(self, family: Family) -> IPAddress | None:
+        """The address that the API gives for a family."""
+        return next(filter(_of(family), self.addresses), None)
+
+    def gateway(self, family: Family) -> IPAddress | None:
+        """
+        The node's own address in its pods' range, which it takes to reach them.
+
+        It stands in no Kubernetes object: None if the node's interfaces were not read.
+        """
+        mine = sorted(filter(_of(family), self.own_addresses), key=int)
+        return next((a for a in mine if any(a in cidr for cidr in self.pod_cidrs)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """How kube-proxy runs. ``mode`` None is taken for one that is not known."""
+
+    mode: ProxyMode | None = None
+    is_masquerading_all: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """
+    A way to a Service port: who connects, to what, and the node whose kube-proxy handles it.
+
+    ``client`` is the client's address, None for any of its class.
+    """
+
+    match: ServiceMatch
+    client_class: ClientClass
+    node: str
+    family: Family
+    to: IPAddress
+    port: int
+    client: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """
+    What comes of a way. One for each node that may serve it.
+
+    ``seen_source`` is an address, ``"client"`` where the client's own stays, or None: nothing
+    arrives, or the address is in no object; ``seen_name`` then says which it is.
+    """
+
+    way: Way
+    verdict: Verdict
+    cause: Cause | None = None
+    backend_node: str | None = None
+    seen_source: SeenSource | None = None
+    seen_name: str | None = None
+    note: str | None = None
+
+    @property
+    def service(self) -> ServiceRef | None:
+        """The Service by name."""
+        return reference(self.way.match)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What would keep the source, or let the connection arrive."""
+        if self.verdict is Verdict.DROPPED:
+            return advice.for_drop(self.cause, self.way.match, self.way.node)
+        version = self.way.to.version
+        return advice.for_source(
+            self.cause, self.way.match, backend="its endpoint", version=version
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Forecaster:
+    """Plays kube-proxy through for one cluster."""
+
+    cluster: Cluster
+    nodes: Mapping[str, NodeFacts]
+    proxy: Proxy = field(default_factory=Proxy)
+
+    def ways(self, service: Service) -> Iterator[Way]:
+        """Yield every way to a Service: each port, address, client and node."""
+        for port in service.ports:
+            for family in FAMILIES:
+                for node in sorted(self.nodes):
+                    yield from self._ways_through(service, port, family, node)
+
+    def forecast(self, way: Way) -> tuple[Forecast, ...]:
+        """Say what comes of one way: several if nodes with different answers may serve it."""
+        match = way.match
+        everywhere = self._endpoints(match, way.family)
+        if way.to.is_loopback:
+            unable = self._loopback(way)
+            if unable is not None:
+                return (unable,)
+        if not everywhere:
+            return (Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.NO_ENDPOINTS),)
+        excluded = _source_ranges(way)
+        if excluded is not None and excluded.verdict is Verdict.DROPPED:
+            return (excluded,)
+        chosen = everywhere
+        if self._is_local_only(way):
+            chosen = usable(everywhere, way.node)
+            if not chosen:
+                return (Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.NO_LOCAL_ENDPOINT),)
+        note = excluded.note if excluded is not None else None
+        return tuple(
+            replace(self._arrive(way, endpoint), note=note) for endpoint in _one_a_node(chosen, way)
+        )
+
+    def _endpoints(self, match: ServiceMatch, family: Family) -> tuple[EndpointAddress, ...]:
+        return usable(self.cluster.endpoints(match.service.key, match.port.name, family))
+
+    def _is_local_only(self, way: Way) -> bool:
+        """Whether a policy keeps this way on its node."""
+        service = way.match.service
+        if way.match.via not in EXTERNAL_WAYS:
+            return service.internal_policy is Policy.LOCAL
+        # kube-proxy sends pods and the node's own processes on to the cluster's endpoints
+        # ("pod traffic for ... external destinations", "route LOCAL traffic for ...").
+        return service.external_policy is Policy.LOCAL and way.client_class is ClientClass.EXTERNAL
+
+    def _loopback(self, way: Way) -> Forecast | None:
+        """NodePorts answer on loopback in iptables mode, IPv4, and nowhere else."""
+        if self.proxy.mode == "iptables" and way.family == "ipv4":
+            return None
+        if self.proxy.mode == "nftables" or (self.proxy.mode and way.family == "ipv6"):
+            return Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.NO_LISTENER)
+        return Forecast(
+            way=way,
+            verdict=Verdict.UNKNOWN,
+            note="whether loopback is served depends on kube-proxy's mode, which is not known here",
+        )
+
+    def _arrive(self, way: Way, endpoint: EndpointAddress) -> Forecast:
+        cause = self._cause(way, endpoint)
+        if cause is None:
+            return Forecast(
+                way=way,
+                verdict=Verdict.PRESERVED,
+                backend_node=endpoint.node,
+                seen_source=way.client or CLIENT,
+            )
+        address, name = self._masqueraded(way, endpoint)
+        return Forecast(
+            way=way,
+            verdict=Verdict.REPLACED,
+            cause=cause,
+            backend_node=endpoint.node,
+            seen_source=address,
+            seen_name=name,
+        )
+
+    def _cause(self, way: Way, endpoint: EndpointAddress) -> Cause | None:
+        """Say why kube-proxy masquerades; None if it does not."""
+        if way.client == endpoint.address:
+            return Cause.HAIRPIN
+        if way.to.is_loopback:
+            return Cause.LOCALHOST_NODEPORT
+        service, is_pod = way.match.service, way.client_class is ClientClass.POD
+        if way.match.via in EXTERNAL_WAYS:
+            if way.client_class is ClientClass.NODE:
+                return Cause.NODE_LOCAL_SOURCE
+            if service.external_policy is Policy.CLUSTER:
+                return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
+        elif not is_pod and not self.proxy.is_masquerading_all:
+            return Cause.OFF_CLUSTER_SOURCE
+        return Cause.MASQUERADE_ALL if self.proxy.is_masquerading_all else None
+
+    def _masqueraded(self, way: Way, endpoint: EndpointAddress) -> tuple[IPAddress | None, str]:
+        """Return the address of the interface that leads to the endpoint, and what it is."""
+        node = self.nodes.get(way.node)
+        if endpoint.node == way.node:
+            gateway = node.gateway(way.family) if node else None
+            return gateway, f"the pod gateway of {way.node}"
+        return (node.address(way.family) if node else None), f"the node {way.node}"
+
+    def _ways_through(
+        self, service: Service, port: ServicePort, family: Family, node: str
+    ) -> Iterator[Way]:
+        pod, own, outside = ClientClass.POD, ClientClass.NODE, ClientClass.EXTERNAL
+        for via, to, number in self._addresses(service, port, family, node):
+            match = ServiceMatch(service=service, port=port, via=via)
+            clients = (own,) if to.is_loopback else (pod, own, outside)
+            for client_class in clients:
+                yield Way(
+                    match=match,
+                    client_class=client_class,
+                    node=node,
+                    family=family,
+                    to=to,
+                    port=number,
+                )
+
+    def _addresses(
+        self, service: Service, port: ServicePort, family: Family, node: str
+    ) -> Iterator[tuple[Via, IPAddress, int]]:
+        """Yield the addresses and ports by which a Service is reached through a node."""
+        wanted = _of(family)
+        for to in filter(wanted, service.cluster_ips):
+            yield Via.CLUSTER_IP, to, port.port
+        for to in filter(wanted, service.external_ips):
+            yield Via.EXTERNAL_IP, to, port.port
+        for balancer in service.load_balancer:
+            # kube-proxy leaves the address of a proxying load balancer alone.
+            if wanted(balancer.address) and not balancer.is_proxy:
+                yield Via.LOAD_BALANCER, balancer.address, port.port
+        if port.node_port is not None:
+            address = self.nodes[node].address(family)
+            if address is not None:
+                yield Via.NODE_PORT, address, port.node_port
+                yield Via.NODE_PORT, _LOOPBACKS[family], port.node_port
+
+
+def facts_of(
+    cluster: Cluster, own_addresses: Mapping[str, Collection[IPAddress]]
+) -> dict[str, NodeFacts]:
+    """
+    Return the nodes of a cluster.
+
+    Args:
+        cluster: The cluster.
+        own_addresses: All addresses of those nodes whose interfaces could be read.
+    """
+    return {
+        node.name: NodeFacts(
+            name=node.name,
+            addresses=node.addresses,
+            pod_cidrs=node.pod_cidrs,
+            own_addresses=frozenset(own_addresses.get(node.name, ())),
+        )
+        for node in cluster.nodes()
+    }
+
+
+def _of(family: Family) -> "_IsOf":
+    return _IsOf(4 if family == "ipv4" else 6)
+
+
+@dataclass(frozen=True, slots=True)
+class _IsOf:
+    version: int
+
+    def __call__(self, address: IPAddress) -> bool:
+        return address.version == self.version
+
+
+def _source_ranges(way: Way) -> Forecast | None:
+    """Apply loadBalancerSourceRanges: a drop, or a note where the client is not known."""
+    ranges = way.match.service.source_ranges
+    if way.match.via is not Via.LOAD_BALANCER or not ranges:
+        return None
+    listed = ", ".join(map(str, ranges))
+    if way.client is None:
+        note = f"only clients in loadBalancerSourceRanges ({listed}); others are dropped"
+        return Forecast(way=way, verdict=Verdict.UNKNOWN, note=note)
+    if any(way.client in one for one in ranges):
+        return None
+    return Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.SOURCE_RANGES)
+
+
+def _one_a_node(endpoints: Collection[EndpointAddress], way: Way) -> list[EndpointAddress]:
+    """Keep one endpoint for each node: those of one node give the same answer, but for hairpin."""
+    chosen: dict[tuple[str | None, bool], EndpointAddress] = {}
+    for endpoint in endpoints:
+        chosen.setdefault((endpoint.node, endpoint.address == way.client), endpoint)
+    return list(chosen.values())

@@ -1,0 +1,104 @@
+"""What a change of a Service's policies would do."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tracer.cluster.index import Cluster
+from tracer.cluster.objects import Policy, Service, ServiceType
+from tracer.judge.cause import Cause
+from tracer.judge.endpoints import usable
+from tracer.judge.forecast import FAMILIES
+from tracer.judge.verdict import JudgedConnection
+from tracer.model import IPAddress
+
+# The fields that decide about the source, by their names in the API.
+SETTINGS = {
+    "externalTrafficPolicy": "external_policy",
+    "internalTrafficPolicy": "internal_policy",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """
+    What would be different.
+
+    Args:
+        service: The Service as it would be.
+        without_endpoint: Nodes on which no endpoint is ready: under a Local policy they stop
+            answering, and their health check says 503.
+        with_endpoint: The others.
+        health_check_node_port: The port of the health check; None if there is none, or if the API
+            server has still to choose it.
+        has_health_check: Whether there would be one.
+    """
+
+    service: Service
+    without_endpoint: tuple[str, ...]
+    with_endpoint: tuple[str, ...]
+    health_check_node_port: int | None
+    has_health_check: bool
+
+
+def change(service: Service, settings: Mapping[str, Policy]) -> Service:
+    """
+    Return a Service with other policies.
+
+    Args:
+        service: The Service.
+        settings: New values by the API's names, those of `SETTINGS`.
+    """
+    changes: dict[str, Any] = {SETTINGS[name]: value for name, value in settings.items()}
+    return replace(service, **changes)
+
+
+def preview(cluster: Cluster, service: Service) -> Preview:
+    """
+    Say what a Service's policies mean for each node.
+
+    Args:
+        cluster: The cluster.
+        service: The Service as it would be.
+    """
+    names = sorted(node.name for node in cluster.nodes())
+    able = {name for name in names if _has_endpoint(cluster, service, name)}
+    # core/v1: healthCheckNodePort is for type LoadBalancer with externalTrafficPolicy Local.
+    has_health_check = (
+        service.type is ServiceType.LOAD_BALANCER and service.external_policy is Policy.LOCAL
+    )
+    return Preview(
+        service=service,
+        without_endpoint=tuple(name for name in names if name not in able),
+        with_endpoint=tuple(name for name in names if name in able),
+        health_check_node_port=service.health_check_node_port if has_health_check else None,
+        has_health_check=has_health_check,
+    )
+
+
+def hidden_clients(judged: Iterable[JudgedConnection], service: Service) -> Counter[IPAddress]:
+    """
+    Count the connections to a Service by client whose address the external policy hides.
+
+    They are what ``externalTrafficPolicy: Local`` would make visible.
+    """
+    clients: Counter[IPAddress] = Counter()
+    for each in judged:
+        reference = each.opinion.service
+        if (
+            reference is not None
+            and (reference.namespace, reference.name) == service.key
+            and each.opinion.cause is Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
+            and each.connection.is_snat
+        ):
+            clients[each.connection.orig.src] += 1
+    return clients
+
+
+def _has_endpoint(cluster: Cluster, service: Service, node: str) -> bool:
+    return any(
+        usable(cluster.endpoints(service.key, port.name, family), node)
+        for port in service.ports
+        for family in FAMILIES
+    )
