@@ -5,14 +5,21 @@ import gc
 import random
 import resource
 import statistics
+import subprocess
+import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from ipaddress import IPv4Address
 
+from tracer.cluster.claims import socket
 from tracer.cluster.index import Cluster
 from tracer.cluster.objects import EndpointSlice
 from tracer.cluster.parse import parse
+from tracer.cluster.table import Table, TableEditor
 from tracer.model import TCP
 
 NODES, SERVICES, ENDPOINTS = 5_000, 10_000, 150_000
@@ -167,11 +174,8 @@ def lookups(cluster: Cluster, rounds: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print a Markdown table of what was measured, and what it should be."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20_000, help="look-ups of each kind")
-    rounds = parser.parse_args().rounds
+def bench_index(rounds: int) -> None:
+    """Print what the index costs, and what it may."""
     cluster, seconds, mib = build()
     times = updates(cluster, 2_000)
     print(f"{cluster.counts}\n\n| what | measured | target |\n|---|---|---|")
@@ -184,6 +188,91 @@ def main() -> None:
     began = time.perf_counter()
     count = sum(1 for _ in cluster.prefixes())
     print(f"| all {count} prefixes | {(time.perf_counter() - began) * 1e3:.0f} ms | |")
+
+
+# What a program that lists and watches imports and makes before the first request.
+CANDIDATES = {
+    "kubernetes": "from kubernetes import client, config, watch\n"
+    "api = client.ApiClient(); client.CoreV1Api(api); client.DiscoveryV1Api(api)",
+    "kubernetes_asyncio": "from kubernetes_asyncio import client, config, watch",
+    "kr8s": "import kr8s.asyncio",
+    "lightkube": "import lightkube.config.kubeconfig, lightkube.config.client_adapter",
+    "httpx": "import httpx",
+    "urllib3": "import urllib3",
+    "ssl and json alone": "import asyncio, json, ssl\nssl.create_default_context()",
+}
+MEASURE = """
+import resource, sys, time
+def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, began = rss(), time.perf_counter()
+{code}
+print(f"{{time.perf_counter() - began:.2f}} | {{rss() - before:.0f}} | {{len(sys.modules)}}")
+"""
+
+
+def bench_clients() -> None:
+    """Print what each client library that is installed costs, in a Python of its own."""
+    print("| library | import s | MiB more | modules |\n|---|---|---|---|")
+    for name, code in CANDIDATES.items():
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURE.format(code=code)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(f"| {name} | {run.stdout.strip() if run.returncode == 0 else 'not installed | |'} |")
+
+
+def bench_tables() -> None:
+    """Print what immutable mappings of 150,000 entries cost."""
+    keys = [socket(IPv4Address(POD_BASE + index), 0, 0) for index in range(ENDPOINTS)]
+    editor: TableEditor[int, int] = Table[int, int]().edit()
+    for key in keys:
+        editor.set(key, 0)
+    table, plain = editor.finish(), dict.fromkeys(keys, 0)
+    makers: dict[str, tuple[Callable[[int], object], Callable[[int], object]]] = {
+        "Table": (table.get, lambda key: _changed(table, key)),
+        "dict, copied": (plain.get, lambda key: {**plain, key: 1}),
+    }
+    with suppress(ImportError):
+        hamt = import_module("immutables").Map(plain)
+        makers["immutables.Map"] = (hamt.get, lambda key: hamt.set(key, 1))
+    print("| mapping | get us | change us | KiB of a kept change |\n|---|---|---|---|")
+    for name, (get, change) in makers.items():
+        got, changed = _each(get, keys[:20_000]), _each(change, keys[:20])
+        tracemalloc.start()
+        kept = [change(key) for key in keys[:20]]
+        kib = tracemalloc.get_traced_memory()[0] / 1024 / len(kept)
+        tracemalloc.stop()
+        print(f"| {name} | {got:.2f} | {changed:.1f} | {kib:.1f} |")
+
+
+def _changed(table: Table[int, int], key: int) -> object:
+    editor = table.edit()
+    editor.set(key, 1)
+    return editor.finish()
+
+
+def _each(act: Callable[[int], object], keys: list[int]) -> float:
+    began = time.perf_counter()
+    for key in keys:
+        act(key)
+    return (time.perf_counter() - began) / len(keys) * 1e6
+
+
+def main() -> None:
+    """Print Markdown tables of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20_000, help="look-ups of each kind")
+    parser.add_argument("--clients", action="store_true", help="client libraries instead")
+    parser.add_argument("--tables", action="store_true", help="immutable mappings instead")
+    options = parser.parse_args()
+    if options.clients:
+        bench_clients()
+    elif options.tables:
+        bench_tables()
+    else:
+        bench_index(options.rounds)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import base64
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,8 +39,10 @@ class ApiServer:
     """
     Objects with resource versions, and the events since then.
 
-    Faults are switched on by attribute: ``token`` is the one accepted, ``forbidden`` holds
-    ``(verb, resource)``, ``is_silent`` answers nothing, ``is_broken`` answers 500.
+    Faults are switched on by attribute: ``token`` is the one accepted (None asks for a
+    client certificate, from `start` on), ``forbidden`` holds
+    ``(verb, resource)``, ``is_silent`` answers nothing, ``is_broken`` answers 500, ``is_trickling``
+    answers a byte at a time.
     """
 
     def __init__(self):
@@ -50,7 +53,7 @@ class ApiServer:
         self.oldest = 0
         self.token = TOKEN
         self.forbidden = set()
-        self.is_silent = self.is_broken = self.is_closed = False
+        self.is_silent = self.is_broken = self.is_trickling = self.is_closed = False
         self.generation = 0
         self.page = None
         self.requests = []
@@ -117,6 +120,9 @@ class ApiServer:
     def start(self, port=0):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.authority.issue_cert("127.0.0.1").configure_cert(context)
+        if self.token is None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            self.authority.configure_trust(context)
         self.is_closed = False
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.api = self
@@ -202,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         api = self.server.api
         if api.is_broken:
             return status(500, "etcdserver: no leader")
-        if self.headers.get("Authorization") != f"Bearer {api.token}":
+        wants_token = api.token is not None
+        if wants_token and self.headers.get("Authorization") != f"Bearer {api.token}":
             return status(401, "Unauthorized")
         if (verb, plural) in api.forbidden:
             return status(403, f'{plural} is forbidden: User "u" cannot {verb} resource "{plural}"')
@@ -214,7 +221,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.server.api.is_trickling:
+            for index in range(len(data)):
+                self.wfile.write(data[index : index + 1])
+                time.sleep(0.02)
+        else:
+            self.wfile.write(data)
 
     def _list(self, plural, query):
         api = self.server.api

@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 import tracemalloc
+from base64 import b64encode
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -197,6 +198,17 @@ def test_no_answer_at_the_start(api, config):
     api.is_silent = False
 
 
+def test_a_list_that_trickles(api, config):
+    """A list that comes a byte at a time, each in time, is given up all the same."""
+    api.is_trickling = True
+    timing = replace(FAST, answer_s=0.1)
+    with Watch(kubeconfig=config, timing=timing) as watch:
+        watch.start(wait_s=0)
+        settled(watch, lambda: "did not end it in time" in (watch.status.error or ""))
+        api.is_trickling = False
+        settled(watch, lambda: watch.status.is_synced)
+
+
 def test_start_without_waiting(api, config):
     """An agent may start before the API server does."""
     api.is_broken = True
@@ -234,6 +246,45 @@ def test_bad_certificate(config, api, tmp_path):
         watch.start()
     assert "\n" not in str(caught.value)
     assert api.requests == []
+
+
+@pytest.fixture
+def strict(api):
+    """An API server that knows its clients by certificate."""
+    port = api.port
+    api.stop()
+    api.token = None
+    api.start(port)
+    return api
+
+
+@pytest.mark.parametrize("is_inline", [True, False])
+def test_client_certificate(strict, tmp_path, is_inline):
+    """Certificates and keys may stand in the configuration, or in files beside it."""
+    issued = strict.authority.issue_cert("client")
+    parts = {
+        "client-certificate": issued.cert_chain_pems[0].bytes(),
+        "client-key": issued.private_key_pem.bytes(),
+    }
+    for name, data in parts.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "ca.crt").write_bytes(strict.authority.cert_pem.bytes())
+    user = {f"{name}-data": b64encode(data).decode() for name, data in parts.items()}
+    cluster = {}
+    if not is_inline:
+        user = {name: name for name in parts}
+        cluster = {"certificate-authority": "ca.crt", "certificate-authority-data": None}
+    path = strict.kubeconfig(tmp_path / "config", user=user, cluster=cluster)
+    with Watch(kubeconfig=path, timing=FAST) as watch:
+        watch.start()
+        assert watch.cluster.counts.services == 1
+
+
+def test_no_client_certificate(strict, config):
+    """A server that wants a certificate and gets none is not asked for ever."""
+    with Watch(kubeconfig=config, timing=FAST) as watch, pytest.raises(ClusterError) as caught:
+        watch.start(wait_s=3)
+    assert "certificate" in str(caught.value)
 
 
 def test_expired_token_at_the_start(api, config):
