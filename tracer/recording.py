@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from tracer.errors import RecordingError
+from tracer.place import from_json, to_json
 from tracer.source import Source, SourceInfo
+from tracer.views import Place
 from tracer.wire import WIRE_VERSION, Kind, WireDrop
 
 MAGIC = b"SRCIPREC\x01\n"
 _FRAME = struct.Struct("<BI")
 _INFO, _RECORD, _SYMBOL, _LOST, _END = range(1, 6)
 # A frame longer than this is garbage, not a record: do not believe its length.
-_MAX_FRAME = 1 << 20
+_MAX_FRAME = 16 << 20
 _BATCH = 1024
 # Clocks further from 1970 than 292 years are no clocks.
 _MAX_CLOCK_NS = 1 << 63
@@ -33,7 +35,20 @@ _MAX_CLOCK_NS = 1 << 63
 class Recorder:
     """Writes what a source delivers to a file."""
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(
+        self, path: Path, source: Source, places: Mapping[int, Place] | None = None
+    ) -> None:
+        """
+        Begin a file, over an older one.
+
+        Args:
+            path: The file.
+            source: What is being recorded.
+            places: What is known of the traced nodes, by namespace.
+
+        Raises:
+            RecordingError: If it cannot be written.
+        """
         self._path = path
         self._source = source
         self._symbols: set[int] = set()
@@ -41,7 +56,9 @@ class Recorder:
             self._stream = path.open("wb")
         except OSError as error:
             raise RecordingError(f"cannot write recording {path}: {error.strerror}") from error
-        self._put([MAGIC, _frame(_INFO, _dump(_info_to_json(source.info)))])
+        info = _info_to_json(source.info)
+        info["places"] = {str(netns): to_json(place) for netns, place in (places or {}).items()}
+        self._put([MAGIC, _frame(_INFO, _dump(info))])
 
     def write(self, records: Iterable[bytes]) -> None:
         """
@@ -98,6 +115,7 @@ class RecordingSource:
         self._error: RecordingError | None = None
         self._lost: dict[str, int] = {}
         self._symbols: dict[int, str | None] = {}
+        self.places: Mapping[int, Place] = {}
         try:
             self._stream: IO[bytes] = path.open("rb")
         except OSError as error:
@@ -151,6 +169,7 @@ class RecordingSource:
             raise self._garbage(f"it begins with frame type {kind}")
         info = self._json(payload)
         try:
+            self.places = {int(netns): from_json(place) for netns, place in info["places"].items()}
             return _info_from_json(info)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise self._garbage(f"its header is wrong ({error!r:.80})") from error

@@ -9,7 +9,8 @@ from tracer.judge.view import DEFAULT_MARK, View
 from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.netns import Netns
 from tracer.ruleset.keeper import RulesetKeeper
-from tracer.ruleset.model import ProxyMode
+from tracer.ruleset.model import ProxyMode, Ruleset
+from tracer.views import Place
 
 
 class LiveViews:
@@ -57,6 +58,22 @@ class LiveViews:
         if view is None or view.cluster is not cluster:
             view = self._views[netns] = self._view(netns, node, cluster)
         return view
+
+    def places(self) -> dict[int, Place]:
+        """Return what a recording keeps of each namespace."""
+        return {netns: self._recorded(netns) for netns in self._places}
+
+    def _recorded(self, netns: int) -> Place:
+        view = self._view(netns, "", None)
+        rules = view.rules or Ruleset()
+        return Place(
+            addresses=view.addresses,
+            interfaces=view.interfaces,
+            proxy_mode=view.mode,
+            masquerade_mark=view.masquerade_mark,
+            has_masquerade_all=rules.has_masquerade_all,
+            cluster_cidrs=rules.cluster_cidrs,
+        )
 
     def close(self) -> None:
         """End the child that reads rules, and close sockets."""

@@ -1,11 +1,13 @@
 """How the judge gets to see what surrounds a connection."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tracer.cluster.index import Cluster
 from tracer.judge.view import DEFAULT_MARK, View
-from tracer.ruleset.model import ProxyMode
+from tracer.model import IPAddress, IPNetwork
+from tracer.ruleset.model import ProxyMode, Ruleset
 
 
 class Views(Protocol):
@@ -19,21 +21,59 @@ class Views(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FixedViews:
-    """Views of a recording, or of nothing: the objects of a file, and nodes by name."""
+class Place:
+    """
+    What a recording keeps of a traced node: what its connections cannot be judged without.
 
-    cluster: Cluster | None = None
+    The rules themselves are not kept, only what they say of kube-proxy.
+    """
+
+    addresses: frozenset[IPAddress] = frozenset()
+    interfaces: Mapping[int, str] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
     masquerade_mark: int = DEFAULT_MARK
+    has_masquerade_all: bool | None = None
+    cluster_cidrs: tuple[IPNetwork, ...] = ()
+
+    @property
+    def rules(self) -> Ruleset:
+        """The rules, as far as they are known."""
+        return Ruleset(
+            proxy_mode=self.proxy_mode,
+            has_masquerade_all=self.has_masquerade_all,
+            cluster_cidrs=self.cluster_cidrs,
+            unread=("a recording does not hold the rules",),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedViews:
+    """Views of a recording: the objects of a file, and its nodes as they were then."""
+
+    cluster: Cluster | None = None
+    places: Mapping[int, Place] = field(default_factory=dict)
+    proxy_mode: ProxyMode | None = None
+    masquerade_mark: int | None = None
 
     def refresh(self) -> None:
         """Nothing changes."""
 
     def at(self, netns: int, node: str, time_ns: int) -> View:  # noqa: ARG002 - the protocol's
-        """Return what is known of any node: the cluster's objects."""
+        """Return what is known of a node: what was recorded, and the cluster's objects."""
+        place = self.places.get(netns)
+        if place is None:
+            return View(
+                node=node,
+                cluster=self.cluster,
+                proxy_mode=self.proxy_mode,
+                masquerade_mark=self.masquerade_mark or DEFAULT_MARK,
+            )
         return View(
             node=node,
             cluster=self.cluster,
-            proxy_mode=self.proxy_mode,
-            masquerade_mark=self.masquerade_mark,
+            rules=place.rules,
+            addresses=place.addresses,
+            interfaces=place.interfaces,
+            proxy_mode=self.proxy_mode or place.proxy_mode,
+            masquerade_mark=self.masquerade_mark or place.masquerade_mark,
         )

@@ -1,13 +1,16 @@
 """The commands on a whole cluster: what they print is what the backends saw."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,12 +18,15 @@ import pytest
 from lab import kube_proxy, probe
 from lab.agreement import Traced
 from lab.scenarios import cases
+from lab.services import OBJECTS
+from tracer.kernel import netns
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
 SRCIP = [sys.executable, "-m", "tracer.cli"]
 OBSERVED = (kube_proxy.DATA / "observed.jsonl").read_text()
 NETNS = Path("/run/netns")
+OPTIONS = ["--cluster", str(OBJECTS)]
 PATIENCE_S = 20
 
 
@@ -35,7 +41,8 @@ def lines(printed):
 
 
 def namespaces():
-    return set(NETNS.iterdir()) if NETNS.exists() else set()
+    """The labs' namespaces."""
+    return set(NETNS.glob("srcip-lab-*"))
 
 
 def netns_options(lab):
@@ -57,7 +64,15 @@ def tracing(lab, tmp_path, *arguments):
     ready.unlink(missing_ok=True)
     with output.open("w") as stdout:
         process = subprocess.Popen(
-            [*SRCIP, "trace", *netns_options(lab), "--ready-file", str(ready), *arguments],
+            [
+                *SRCIP,
+                "trace",
+                *OPTIONS,
+                *netns_options(lab),
+                "--ready-file",
+                str(ready),
+                *arguments,
+            ],
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
@@ -135,7 +150,10 @@ def test_trace_follows_each_connection(lab, tmp_path):
         assert line["orig"]["dst"] == str(case.destination)
         assert line["seen_source"] == str(answer.client_address)
         assert line["reply"]["dport"] == answer.client_port
-        assert line["verdict"] == case.verdict
+        assert (line["verdict"], line.get("cause")) == (case.verdict, case.cause)
+        assert line["service"]["name"] == case.scenario.service
+        assert line["service"]["via"] == case.scenario.via
+        assert line["backend"]["pod"] == f"default/{answer.pod}"
     accepted = {
         (line["peer"]["address"], line["peer"]["port"]) for line in told if line["kind"] == "accept"
     }
@@ -158,9 +176,23 @@ def test_record_and_replay(lab, tmp_path, public_directory):
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
 
-    replayed = srcip("replay", str(recording), "-o", "json", user=65534, group=65534)
+    # Nobody may not read the checkout either.
+    objects = shutil.copy(OBJECTS, public_directory)
+    replayed = srcip(
+        *("replay", str(recording), "--cluster", objects, "-o", "json"), user=65534, group=65534
+    )
     assert replayed.returncode == 0, replayed.stderr
-    assert replayed.stdout == output.read_text()
+    assert [without_rules(line) for line in lines(replayed.stdout)] == [
+        without_rules(line) for line in lines(output.read_text())
+    ]
+
+
+def without_rules(line):
+    """A line without what only the node's rules can say: a recording does not hold them."""
+    line = {key: value for key, value in line.items() if key not in ("rule", "evidence", "advice")}
+    if line["kind"] == "drop":
+        line["at"].pop("hook", None)
+    return line
 
 
 def test_table(lab, tmp_path):
@@ -234,7 +266,7 @@ def test_flows_are_those_of_conntrack(lab):
     kube_proxy.load(lab, "iptables")
     answers = probe.run(lab, cases(modes=["iptables"], scenarios=["S3", "S5"]))
 
-    told = lines(srcip("flows", *netns_options(lab), "-o", "json").stdout)
+    told = lines(srcip("flows", *OPTIONS, *netns_options(lab), "-o", "json").stdout)
     listed = Counter()
     for node in ("node1", "node2"):
         for family in ("ipv4", "ipv6"):
@@ -244,7 +276,8 @@ def test_flows_are_those_of_conntrack(lab):
     assert shown == listed
     for case, answer in answers.items():
         assert any(
-            line["verdict"] == case.verdict and line["seen_source"] == str(answer.client_address)
+            (line["verdict"], line.get("cause")) == (case.verdict, case.cause)
+            and line["seen_source"] == str(answer.client_address)
             for line in told
             if line["kind"] == "connection"
             and (line["orig"]["src"], line["orig"]["sport"])
@@ -265,11 +298,17 @@ def test_doctor(lab):
 
 def test_doctor_counts_other_tracers(lab, tmp_path):
     """A running tracer is seen by doctor."""
-    with tracing(lab, tmp_path):
+
+    def links():
         (report,) = lines(srcip("doctor", *netns_options(lab), "-o", "json").stdout)
-    (others,) = (check for check in report["checks"] if check["name"] == "other tracers")
-    # Three functions, two families, two namespaces.
-    assert others["detail"].startswith("12 netfilter links of running srcip")
+        (check,) = (each for each in report["checks"] if each["name"] == "other tracers")
+        first = check["detail"].split()[0]
+        return int(first) if first.isdecimal() else 0
+
+    before = links()
+    with tracing(lab, tmp_path):
+        # Three functions, two families, two namespaces.
+        assert links() >= before + 12
 
 
 def test_a_stray_drop_is_no_answer():
@@ -277,3 +316,118 @@ def test_a_stray_drop_is_no_answer():
     (case,) = cases(modes=["iptables"], scenarios=["S6"], families=["ipv4"], protos=["tcp"])
     answer = probe.Answer(outcome="timeout", local=(case.destination, 1))
     assert not Traced().find(case, answer).agrees
+
+
+def test_explain_without_a_cluster():
+    """A Service that is not there, and a file that is none, are one line each."""
+    done = srcip("explain", "default/no-such", *OPTIONS)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "srcip: no Service default/no-such in the cluster\n",
+    )
+    done = srcip("explain", "default/nodeport", "--cluster", __file__)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_explain_says_what_happens(lab):
+    """
+    Each forecast for an outsider's way to a Service, made on the nodes, is what the backend then
+    sees.
+    """
+    kube_proxy.load(lab, "iptables")
+    chosen = [
+        case
+        for case in cases(
+            modes=["iptables"], scenarios=["S3", "S4", "S5", "S6", "S7a", "S7b", "S18"]
+        )
+        if case.scenario.client == "client"
+    ]
+    answers = probe.run(lab, chosen)
+    told = {}
+    for service in {case.scenario.service for case in chosen}:
+        done = srcip("explain", f"default/{service}", *OPTIONS, *netns_options(lab), "-o", "json")
+        assert done.returncode == 0, done.stderr
+        for line in lines(done.stdout):
+            if line["client_class"] == "external":
+                key = (line["to"], line["port"], line["proto"], line["node"])
+                told[key] = line
+    for case, answer in answers.items():
+        node = case.scenario.through or case.scenario.target
+        line = told[str(case.destination), case.port, case.proto, node]
+        seen = line.get("seen_source")
+        expected = str(answer.client_address) if answer.client_address else None
+        assert (str(answer.local[0]) if seen == "client" else seen) == expected
+        assert (line["verdict"], line.get("cause")) == (case.verdict, case.cause)
+
+
+def test_preview_names_hidden_clients(lab):
+    """--set shows which nodes would drop, and which clients would become visible."""
+    kube_proxy.load(lab, "iptables")
+    probe.run(lab, cases(modes=["iptables"], scenarios=["S3", "S4"], families=["ipv4"]))
+    done = srcip(
+        *("explain", "default/nodeport", "--set", "externalTrafficPolicy=Local"),
+        *("--from-conntrack", *OPTIONS, *netns_options(lab), "-o", "json"),
+    )
+    assert done.returncode == 0, done.stderr
+    preview = lines(done.stdout)[-1]
+    assert preview["nodes_without_endpoint"] == ["node2"]
+    clients = {each["address"]: each["connections"] for each in preview["clients_made_visible"]}
+    assert clients["198.51.100.10"] >= 4
+
+
+def test_health_checks_are_compared_with_the_objects(lab):
+    """--probe-health says where a node's answer contradicts the objects."""
+    with health_server(lab, "node1", 200, 1), health_server(lab, "node2", 200, 1):
+        done = srcip(
+            *("explain", "default/loadbalancer-local", "--probe-health"),
+            *(*OPTIONS, *netns_options(lab), "-o", "json"),
+        )
+    assert done.returncode == 0, done.stderr
+    found = {line["node"]: line for line in lines(done.stdout) if line["kind"] == "health"}
+    assert found["node1"]["agrees"]
+    assert (found["node1"]["status"], found["node1"]["local_endpoints"]) == (200, 1)
+    # The objects know of no endpoint there.
+    assert not found["node2"]["agrees"]
+    assert found["node2"]["expected"] == 503
+
+
+def test_kube_proxys_own_word_on_its_mode(lab):
+    """What kube-proxy says of its mode counts before what its rules look like."""
+    kube_proxy.load(lab, "nftables")
+    with answering(lab, "node1", ("127.0.0.1", 10249), 200, b"iptables"):
+        done = srcip("explain", "default/nodeport", *OPTIONS, *netns_options(lab))
+    assert "kube-proxy in iptables" in done.stdout
+    done = srcip("explain", "default/nodeport", *OPTIONS, *netns_options(lab))
+    assert "kube-proxy in nftables" in done.stdout
+
+
+def health_server(lab, node, status, count):
+    body = json.dumps({"service": {}, "localEndpoints": count}).encode()
+    address = {"node1": "10.240.0.3", "node2": "10.240.0.5"}[node]
+    return answering(lab, node, (address, 32122), status, body)
+
+
+@contextmanager
+def answering(lab, node, address, status, body):
+    """An HTTP server inside a node that always answers the same."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with netns.inside(lab.netns(node)):
+        server = HTTPServer(address, Handler)
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()

@@ -193,19 +193,11 @@ class _ExecAuth(httpx.Auth):
             return self._token
 
     async def _ask(self) -> str:
-        plugin = self._plugin
-        info = {
-            "apiVersion": plugin.apiVersion,
-            "kind": "ExecCredential",
-            "spec": {"interactive": False},
-        }
-        added = {item.name: item.value for item in plugin.env or ()}
-        environ = {**os.environ, **added, "KUBERNETES_EXEC_INFO": json.dumps(info)}
         try:
             process = await asyncio.create_subprocess_exec(
-                plugin.command,
-                *(plugin.args or ()),
-                env=environ,
+                self._plugin.command,
+                *(self._plugin.args or ()),
+                env=self._environ(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -214,16 +206,25 @@ class _ExecAuth(httpx.Auth):
             raise self._error(str(error.strerror)) from None
         try:
             output, complaint = await asyncio.wait_for(process.communicate(), _EXEC_S)
-        except BaseException as error:
-            process.kill()
-            await process.wait()
-            if isinstance(error, TimeoutError):
-                raise self._error(f"no answer within {_EXEC_S} s") from None
-            raise
+        except TimeoutError:
+            raise self._error(f"no answer within {_EXEC_S} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode != 0:
             last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
             raise self._error(f"exit code {process.returncode}: {ascii(last)[1:-1]}")
         return self._token_in(output)
+
+    def _environ(self) -> dict[str, str]:
+        info = {
+            "apiVersion": self._plugin.apiVersion,
+            "kind": "ExecCredential",
+            "spec": {"interactive": False},
+        }
+        added = {item.name: item.value for item in self._plugin.env or ()}
+        return {**os.environ, **added, "KUBERNETES_EXEC_INFO": json.dumps(info)}
 
     def _token_in(self, output: bytes) -> str:
         try:

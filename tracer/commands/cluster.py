@@ -1,6 +1,6 @@
 """The options that say where the cluster's objects come from, and opening them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from tracer.kernel import proxy_mode
 from tracer.kernel.netns import Netns
 from tracer.ruleset.model import ProxyMode
 from tracer.surroundings import LiveViews
-from tracer.views import FixedViews
+from tracer.views import FixedViews, Place
 
 
 class HexInt(click.ParamType[int]):
@@ -129,9 +129,13 @@ def live_views(choice: ClusterChoice, namespaces: Sequence[Netns]) -> Iterator[L
         yield views
 
 
-def fixed_views(choice: ClusterChoice) -> FixedViews:
+def fixed_views(choice: ClusterChoice, places: Mapping[int, Place]) -> FixedViews:
     """
-    Return the views of a recording: the cluster's objects if a file or kubeconfig was named.
+    Return the views of a recording.
+
+    Args:
+        choice: Where the cluster's objects are, if a file or kubeconfig was named.
+        places: What the recording keeps of its nodes.
 
     Raises:
         ClusterError: If they cannot be read.
@@ -140,8 +144,9 @@ def fixed_views(choice: ClusterChoice) -> FixedViews:
         known = history()
     return FixedViews(
         cluster=known.now if known else None,
+        places=places,
         proxy_mode=choice.mode,
-        masquerade_mark=choice.mark or DEFAULT_MARK,
+        masquerade_mark=choice.mark,
     )
 
 

@@ -54,7 +54,11 @@ def flows(
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces))
         source = stack.enter_context(closing(DumpSource(namespaces, clock_offset_ns())))
-        recorder = stack.enter_context(closing(Recorder(record, source))) if record else None
+        recorder = (
+            stack.enter_context(closing(Recorder(record, source, views.places())))
+            if record
+            else None
+        )
         pipeline = Pipeline(source, wanted, views)
         out = writer(output, is_explaining=is_explaining)
         with stop_on_signals() as stop:

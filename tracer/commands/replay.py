@@ -45,7 +45,7 @@ def replay(
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     with closing(RecordingSource(file)) as source:
-        pipeline = Pipeline(source, wanted, fixed_views(choice))
+        pipeline = Pipeline(source, wanted, fixed_views(choice, source.places))
         out = writer(output, is_explaining=is_explaining)
         with stop_on_signals() as stop:
             run(source, pipeline, out, expectation, count=count, stop=stop)

@@ -1,0 +1,41 @@
+"""What a recording keeps of a node, as JSON."""
+
+from ipaddress import ip_address, ip_network
+from typing import Any, get_args
+
+from tracer.ruleset.model import ProxyMode
+from tracer.views import Place
+
+_MODES: tuple[ProxyMode, ...] = get_args(ProxyMode)
+
+
+def to_json(place: Place) -> dict[str, Any]:
+    """Return a place as an object that `from_json` reads."""
+    return {
+        "addresses": sorted(map(str, place.addresses)),
+        "interfaces": {str(index): name for index, name in place.interfaces.items()},
+        "proxy_mode": place.proxy_mode,
+        "masquerade_mark": place.masquerade_mark,
+        "has_masquerade_all": place.has_masquerade_all,
+        "cluster_cidrs": list(map(str, place.cluster_cidrs)),
+    }
+
+
+def from_json(told: dict[str, Any]) -> Place:
+    """
+    Read a place from a recording, which anyone may have made.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: If it is none.
+    """
+    mode, has_all = told["proxy_mode"], told["has_masquerade_all"]
+    if mode not in (*_MODES, None):
+        raise ValueError(f"proxy mode {mode!r:.20}")
+    return Place(
+        addresses=frozenset(map(ip_address, map(str, told["addresses"]))),
+        interfaces={int(index): str(name) for index, name in told["interfaces"].items()},
+        proxy_mode=mode,
+        masquerade_mark=int(told["masquerade_mark"]),
+        has_masquerade_all=None if has_all is None else bool(has_all),
+        cluster_cidrs=tuple(map(ip_network, map(str, told["cluster_cidrs"]))),
+    )
