@@ -14,7 +14,7 @@ from tests.unit.apiserver import ApiServer, running
 from tests.unit.cluster import kube
 from tracer.cluster import access
 from tracer.cluster.errors import ClusterError
-from tracer.cluster.feed import Timing
+from tracer.cluster.feed import Timing, _delay
 from tracer.cluster.watch import Watch
 from tracer.model import TCP
 
@@ -221,15 +221,13 @@ def test_start_without_waiting(api, config):
         settled(watch, lambda: watch.status.is_synced)
 
 
-def test_backs_off(api, config):
-    """Failures are followed by pauses that double, up to a limit."""
-    api.is_broken = True
-    timing = replace(FAST, backoff_s=0.001, max_backoff_s=1000)
-    with Watch(kubeconfig=config, timing=timing) as watch:
-        watch.start(wait_s=0)
-        settled(watch, lambda: watch.status.failures >= 12)
-        # Four pauses of a millisecond or less would be over by now if they did not grow.
-        assert watch.status.failures < 60
+@pytest.mark.parametrize(
+    ("failures", "longest"), [(1, 0.2), (2, 0.4), (5, 3.2), (8, 25.6), (9, 30), (10_000, 30)]
+)
+def test_backs_off(failures, longest):
+    """Pauses double up to a limit, and half of each is random."""
+    found = [_delay(failures, Timing()) for _ in range(50)]
+    assert longest / 2 <= min(found) < max(found) <= longest
 
 
 def test_bad_certificate(config, api, tmp_path):
@@ -417,6 +415,18 @@ def test_failing_plugin(api, tmp_path, command, arguments, message):
     path = api.kubeconfig(tmp_path / "config", user={"exec": plugin | {"args": arguments}})
     with Watch(kubeconfig=path, timing=FAST) as watch, pytest.raises(ClusterError, match=message):
         watch.start(wait_s=2)
+
+
+def test_hanging_plugin(api, tmp_path, monkeypatch):
+    """A credential plugin that hangs is ended."""
+    monkeypatch.setattr(access, "_EXEC_S", 0.1)
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sleep", "args": ["60"]}
+    path = api.kubeconfig(tmp_path / "config", user={"exec": plugin})
+    with (
+        Watch(kubeconfig=path, timing=FAST) as watch,
+        pytest.raises(ClusterError, match=r"'sleep': no answer within 0.1 s"),
+    ):
+        watch.start()
 
 
 def test_malformed_objects(watch, api, caplog):
