@@ -59,17 +59,25 @@ def find_config(
     """
     named = [Path(item) for item in environ.get("KUBECONFIG", "").split(os.pathsep) if item]
     if kubeconfig is None and named:
-        kubeconfig = next((path for path in named if path.exists()), named[0])
+        kubeconfig = next((path for path in named if _is_there(path)), named[0])
     in_pod = "KUBERNETES_SERVICE_HOST" in environ and (SERVICE_ACCOUNT / "token").exists()
     if kubeconfig is None and context is None and in_pod:
         return _from_service_account(SERVICE_ACCOUNT)
     path = kubeconfig or Path(lightkube.DEFAULT_KUBECONFIG).expanduser()
-    if kubeconfig is None and not path.exists():
+    if kubeconfig is None and not _is_there(path):
         raise ClusterError(
             f"no cluster to ask: {path} does not exist, KUBECONFIG is not set, and this is no pod"
             " with a service account; name a file with --kubeconfig, or use --no-cluster"
         )
     return _from_file(path, context)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # In a directory that is closed to us: reading it says so.
+        return True
 
 
 def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:

@@ -15,6 +15,7 @@ from tracer.cluster.index import Cluster
 from tracer.commands.options import together
 from tracer.judge.view import DEFAULT_MARK
 from tracer.kernel import proxy_mode
+from tracer.kernel.features import Check
 from tracer.kernel.netns import Netns
 from tracer.ruleset.model import ProxyMode
 from tracer.surroundings import LiveViews
@@ -147,6 +148,22 @@ def fixed_views(choice: ClusterChoice, places: Mapping[int, Place]) -> FixedView
         places=places,
         proxy_mode=choice.mode,
         masquerade_mark=choice.mark,
+    )
+
+
+def cluster_check(choice: ClusterChoice) -> Check:
+    """Try to read the cluster's objects, and say what came of it."""
+    name = "cluster objects"
+    try:
+        counts = load_cluster(choice).counts
+    except ClusterError as error:
+        return Check(name=name, is_ok=False, detail=str(error), is_needed=False)
+    return Check(
+        name=name,
+        is_ok=True,
+        detail=f"{counts.services} Services, {counts.endpoint_slices} EndpointSlices, "
+        f"{counts.nodes} Nodes, {counts.pods} Pods",
+        is_needed=False,
     )
 
 

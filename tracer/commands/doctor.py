@@ -2,25 +2,37 @@
 
 import json
 import sys
+from dataclasses import replace
+from typing import Any
 
 import click
 
 from exporters.terminal import has_colour, paint, printable
 from tracer.commands import options
+from tracer.commands.cluster import ClusterChoice, cluster_check, cluster_options
 from tracer.kernel.features import Check, Report, examine
 
 
 @click.command(short_help="Show what this node can see, and why.")
 @options.where_options
+@cluster_options
 @options.output_option
-def doctor(netns_specs: tuple[str, ...], node_name: str | None, output: str) -> None:
+def doctor(
+    netns_specs: tuple[str, ...], node_name: str | None, output: str, **parameters: Any
+) -> None:
     """
     Show what this node can see, which way of looking is in use, and what stays hidden.
 
     Tries what 'srcip trace' would do: compiles, loads and attaches its programs for a moment.
     Exits with 1 if nothing can be traced.
     """
+    choice = ClusterChoice.of(parameters)
     report = examine(options.namespaces(netns_specs, node_name))
+    objects = cluster_check(choice)
+    not_seen = [*report.not_seen]
+    if not objects.is_ok:
+        not_seen.append("which Service a connection belongs to: no cluster objects")
+    report = replace(report, checks=[*report.checks, objects], not_seen=not_seen)
     if output == "json":
         click.echo(json.dumps(_to_object(report)))
     else:

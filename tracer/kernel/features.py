@@ -12,10 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 from tracer.errors import ConntrackError, LoadError, NetnsError
-from tracer.kernel import bpf_syscall, btf, conntrack, privileges, programs
+from tracer.kernel import bpf_syscall, btf, conntrack, privileges, programs, proxy_mode
 from tracer.kernel.conntrack import ConntrackSource
 from tracer.kernel.netns import Netns, inside
 from tracer.kernel.source import RUNG, KernelSource
+from tracer.ruleset import reader
+from tracer.ruleset.model import Ruleset
 
 # enum bpf_prog_type, enum bpf_attach_type: include/uapi/linux/bpf.h
 SCHED_CLS, NETFILTER = 3, 32
@@ -80,7 +82,7 @@ def examine(namespaces: Sequence[Netns]) -> Report:
         return Report(checks=checks, rung=None, not_seen=["anything, without privileges"])
     checks += [*_program_checks(), *_conntrack_checks(namespaces)]
     attached = _attach_check(namespaces)
-    checks += [attached, *_other_tracers()]
+    checks += [attached, *_rule_checks(namespaces), *_other_tracers()]
     has_conntrack = any(c.is_ok for c in checks if c.name.startswith("conntrack netlink"))
     not_seen = list(_blind_spots(namespaces))
     if attached.is_ok:
@@ -182,6 +184,40 @@ def _attach_check(namespaces: Sequence[Netns]) -> Check:
     )
 
 
+def _rule_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
+    """Say how kube-proxy runs, and whose rules replace sources."""
+    for netns in namespaces:
+        rules = reader.read(netns.path)
+        told = proxy_mode.ask(netns)
+        mode = told or rules.proxy_mode
+        if told:
+            detail = f"{told}, by its own word on localhost:10249"
+        elif mode:
+            detail = f"{mode}, by its rules (localhost:10249 does not answer)"
+        else:
+            detail = "neither localhost:10249 nor rules tell of one"
+        if told and rules.proxy_mode and told != rules.proxy_mode:
+            detail += f"; but the rules are those of {rules.proxy_mode} mode"
+        yield Check(
+            name=f"kube-proxy of {netns.node}", is_ok=bool(mode), detail=detail, is_needed=False
+        )
+        yield _masquerade_check(netns, rules)
+
+
+def _masquerade_check(netns: Netns, rules: Ruleset) -> Check:
+    counts = Counter(str(rule.owner) for rule in rules.rules if rule.is_snat)
+    owners = ", ".join(f"{owner} ({count})" for owner, count in sorted(counts.items()))
+    detail = owners or "none"
+    if rules.unread:
+        detail += f"; not read: {'; '.join(rules.unread)}"
+    return Check(
+        name=f"masquerade rules of {netns.node}",
+        is_ok=not rules.unread,
+        detail=detail,
+        is_needed=False,
+    )
+
+
 def _other_tracers() -> Iterator[Check]:
     """Say who else has netfilter programs on this machine: srcip steps aside for all of them."""
     names: Counter[str] = Counter()
@@ -200,7 +236,6 @@ def _other_tracers() -> Iterator[Check]:
 def _blind_spots(namespaces: Sequence[Netns]) -> Iterator[str]:
     yield "traffic that bypasses netfilter: XDP, eBPF datapaths, OVS, flowtables, hardware offload"
     yield "namespaces that were not named: " + ", ".join(n.node for n in namespaces) + " only"
-    yield "which Service a connection belongs to (the cluster's objects are not read)"
 
 
 def _loads(program_type: int, attach_type: int) -> bool:
