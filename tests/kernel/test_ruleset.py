@@ -460,3 +460,24 @@ def test_random_rules_against_the_counters(namespace, tool, seed):
                 assert took <= named, packet
                 # All is known and understood, so there is no doubt but where there is no rule.
                 assert not named, candidates.reason
+
+
+@pytest.mark.parametrize("order", ["one two", "two one"])
+def test_tables_of_the_same_priority(namespace, order):
+    """Which of two comes first is the order of their making: both are candidates, none certain."""
+    equip(namespace)
+    for name in order.split():
+        namespace.run(
+            "nft",
+            f"add table ip {name}; add chain ip {name} post "
+            "{ type nat hook postrouting priority 100; }; "
+            f'add rule ip {name} post counter masquerade comment "{name}"',
+        )
+    before = counts(namespace.run)
+    send(namespace, *PACKETS[0])
+    took = counted(before, counts(namespace.run))
+    # The kernel puts the later one first (nf_hook_entries_grow).
+    assert took == {("nftables", f'masquerade comment "{order.split()[1]}"')}
+    candidates = read(namespace.path).snat_candidates(as_flow(*PACKETS[0]))
+    assert candidates.certain is None
+    assert took < {(rule.tool, rule.text) for rule in candidates.possible}

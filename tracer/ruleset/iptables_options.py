@@ -8,11 +8,7 @@ from typing import Literal
 from tracer.ruleset.flow import CtState
 from tracer.ruleset.matches import (
     Direction,
-    Elements,
-    Field,
     Interface,
-    Interval,
-    Key,
     LocalAddress,
     Mark,
     Match,
@@ -22,6 +18,7 @@ from tracer.ruleset.matches import (
 )
 from tracer.ruleset.protocols import protocol
 from tracer.ruleset.truth import ALL_BITS
+from tracer.ruleset.view import Elements, Field, Interval, Key
 
 # Modules whose options are all known here, or that always match. Any other is a match of its own
 # even without options, such as "-m socket".

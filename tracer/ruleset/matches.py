@@ -1,124 +1,15 @@
 """The conditions of rules, each of which holds, does not hold, or cannot be told."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-from tracer.model import SCTP, TCP, UDP, IPAddress
-from tracer.ruleset.flow import CtState, Flow
-from tracer.ruleset.truth import Bits, Truth
+from tracer.model import IPAddress
+from tracer.ruleset.flow import CtState
+from tracer.ruleset.truth import Truth
+from tracer.ruleset.view import Absent, Elements, Field, Key, View
 
-T = TypeVar("T")
-Value = int | str
-Interval = tuple[Value, Value]
-
-_DCCP, _UDPLITE = 33, 136
-_WITH_PORTS = (TCP, UDP, SCTP, _DCCP, _UDPLITE)
 _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
-
-
-class Field(StrEnum):
-    """A field of a packet, or of what the kernel knows of it."""
-
-    SRC = "src"
-    DST = "dst"
-    ORIG_SRC = "orig_src"
-    ORIG_DST = "orig_dst"
-    SPORT = "sport"
-    DPORT = "dport"
-    ORIG_SPORT = "orig_sport"
-    ORIG_DPORT = "orig_dport"
-    PROTO = "proto"
-    FAMILY = "family"
-    IIF = "iif"
-    OIF = "oif"
-
-
-class Absent(Enum):
-    """What a field has in place of a value."""
-
-    UNKNOWN = "not known"
-    MISSING = "the packet has no such field"
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A field, and what a packet must be to have it: an IP version, a protocol."""
-
-    field: Field
-    version: int | None = None
-    proto: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """
-    A flow as the rules of one base chain see it.
-
-    ``is_before_dnat`` and ``is_after_snat`` say which of its addresses the packet bears there.
-    """
-
-    flow: Flow
-    mark: Bits
-    ct_mark: Bits
-    is_before_dnat: bool = False
-    is_after_snat: bool = False
-
-    def value(self, key: Key) -> Value | Absent:
-        """Return the value of a field."""
-        flow = self.flow
-        if key.version not in (None, flow.src.version) or key.proto not in (None, flow.proto):
-            return Absent.MISSING
-        value = self._value(key.field)
-        return Absent.UNKNOWN if value is None else value
-
-    def address(self, which: Field) -> IPAddress | None:
-        """Return the source or destination that the packet bears, None if it is not known."""
-        flow = self.flow
-        if which is Field.SRC:
-            return flow.seen_source if self.is_after_snat else flow.src
-        return flow.orig_dst if self.is_before_dnat else flow.dst
-
-    @property
-    def is_dnat(self) -> bool | None:
-        """Whether the destination has been translated, None if that is not known."""
-        flow = self.flow
-        if self.is_before_dnat:
-            return False
-        if flow.orig_dst is None or flow.orig_dport is None:
-            return None
-        return (flow.orig_dst, flow.orig_dport) != (flow.dst, flow.dport)
-
-    def _value(self, which: Field) -> Value | None:
-        flow = self.flow
-        match which:
-            case Field.SRC | Field.DST:
-                return _number(self.address(which))
-            case Field.ORIG_SRC:
-                return None if flow.is_reply else int(flow.src)
-            case Field.ORIG_DST:
-                return _number(flow.orig_dst)
-            case Field.IIF | Field.OIF:
-                return flow.iif if which is Field.IIF else flow.oif
-            case Field.PROTO | Field.FAMILY:
-                return flow.proto if which is Field.PROTO else flow.src.version
-        # Where there are no ports, rules on the transport header look at something else.
-        return self._port(which) if flow.proto in _WITH_PORTS else None
-
-    def _port(self, which: Field) -> int | None:
-        flow = self.flow
-        match which:
-            case Field.SPORT:
-                # SNAT may replace the port too, and the new one is not kept.
-                return None if self.is_after_snat else flow.sport
-            case Field.DPORT:
-                return flow.orig_dport if self.is_before_dnat else flow.dport
-            case Field.ORIG_SPORT:
-                return None if flow.is_reply else flow.sport
-            case _:
-                return flow.orig_dport
 
 
 @runtime_checkable
@@ -131,57 +22,6 @@ class Match(Protocol):
 
     def truth(self, view: View) -> Truth:
         """Whether it holds for a packet."""
-
-
-class Elements(Generic[T]):
-    """The elements of a set or map: tuples of values, or of ranges of values."""
-
-    def __init__(self, elements: Iterable[tuple[tuple[Interval, ...], T]]) -> None:
-        self._exact: dict[tuple[Value, ...], T] = {}
-        self._ranges: list[tuple[tuple[Interval, ...], T]] = []
-        for intervals, data in elements:
-            if all(first == last for first, last in intervals):
-                self._exact[tuple(first for first, _ in intervals)] = data
-            else:
-                self._ranges.append((intervals, data))
-
-    def __iter__(self) -> Iterator[T]:
-        yield from self._exact.values()
-        yield from (data for _, data in self._ranges)
-
-    def find(self, values: tuple[Value | Absent, ...]) -> tuple[list[T], bool]:
-        """
-        Return what these values may stand for, and whether that is sure.
-
-        If it is sure there is one, or none. Otherwise there are those that the known values fit.
-        """
-        known = tuple(value for value in values if not isinstance(value, Absent))
-        if len(known) == len(values):
-            if known in self._exact:
-                return [self._exact[known]], True
-            hits = [data for intervals, data in self._ranges if _fits(values, intervals)]
-            return hits, True
-        hits = [
-            data
-            for exact, data in self._exact.items()
-            if _fits(values, tuple((value, value) for value in exact))
-        ]
-        hits += [data for intervals, data in self._ranges if _fits(values, intervals)]
-        return hits, not hits
-
-
-def _fits(values: tuple[Value | Absent, ...], intervals: tuple[Interval, ...]) -> bool:
-    return len(values) == len(intervals) and all(
-        value is Absent.UNKNOWN or _is_between(value, interval)
-        for value, interval in zip(values, intervals, strict=True)
-    )
-
-
-def _is_between(value: Value | Absent, interval: Interval) -> bool:
-    first, last = interval
-    if isinstance(value, int) and isinstance(first, int) and isinstance(last, int):
-        return first <= value <= last
-    return value == first == last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,9 +48,10 @@ class Interface:
     """
     Whether an interface has this name, or one that begins so.
 
-    ``is_absent_sure`` says what a negated match means where there is no interface: iptables
-    matches, nftables depends on the kernel (nft_meta.c took an absent one for no match until
-    5.x, for an empty name since).
+    ``is_absent_sure`` is whether it is known what a negated match means where there is no
+    interface: to iptables it holds, to nftables that depends on the kernel (nft_meta.c ends the
+    rule there, or compares an empty name). At postrouting, Linux knows the incoming interface
+    from 5.7 on (28f8bfd1ac94); the tracer's programs want a later one.
     """
 
     side: Literal[Field.IIF, Field.OIF]
@@ -319,10 +160,6 @@ class NotUnderstood:
     def truth(self, view: View) -> Truth:  # noqa: ARG002 - every match is asked the same way
         """It cannot be told."""
         return Truth.MAYBE
-
-
-def _number(address: IPAddress | None) -> int | None:
-    return None if address is None else int(address)
 
 
 def _is_local(address: IPAddress | None, own: frozenset[IPAddress] | None) -> Truth:

@@ -9,11 +9,7 @@ from tracer.ruleset import nft_text
 from tracer.ruleset.flow import CtState
 from tracer.ruleset.matches import (
     Direction,
-    Elements,
-    Field,
     Interface,
-    Interval,
-    Key,
     LocalAddress,
     Mark,
     Match,
@@ -24,6 +20,7 @@ from tracer.ruleset.matches import (
 )
 from tracer.ruleset.protocols import protocol
 from tracer.ruleset.truth import ALL_BITS
+from tracer.ruleset.view import Elements, Field, Interval, Key
 
 Json = Any
 

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from tracer.ruleset import nft_text, owners
-from tracer.ruleset.matches import Elements, Match, NotUnderstood
+from tracer.ruleset.matches import Match, NotUnderstood
 from tracer.ruleset.nft_match import Sets, parse_item, parse_keys, parse_match
 from tracer.ruleset.program import (
     Entry,
@@ -22,6 +22,7 @@ from tracer.ruleset.program import (
 )
 from tracer.ruleset.rule import Action, Owner, Range, Rule, RuleFamily
 from tracer.ruleset.truth import ALL_BITS
+from tracer.ruleset.view import Elements
 
 Json = Any
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from tracer.ruleset.matches import Elements, Key, Match
+from tracer.ruleset.matches import Match
 from tracer.ruleset.rule import HookName, Owner, Rule, RuleFamily, Tool
 from tracer.ruleset.truth import ALL_BITS
+from tracer.ruleset.view import Elements, Key
 
 # Priorities of netfilter_ipv4.h, the same in netfilter_ipv6.h.
 RAW, MANGLE, DSTNAT, FILTER, SECURITY, SRCNAT = -300, -150, -100, 0, 50, 100

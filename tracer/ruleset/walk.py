@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from tracer.ruleset.flow import Flow
-from tracer.ruleset.matches import View
 from tracer.ruleset.program import (
     DSTNAT,
     SRCNAT,
@@ -30,6 +29,7 @@ from tracer.ruleset.program import (
 )
 from tracer.ruleset.rule import Rule
 from tracer.ruleset.truth import ALL_BITS, Bits, Truth
+from tracer.ruleset.view import View
 
 # Rule sets of 10,000 Services have a few ten thousand rules in the longest chain. More steps than
 # this mean that branches multiply.
