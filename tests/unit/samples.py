@@ -6,8 +6,15 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import strategies as st
 
-from tracer.judge.verdict import judge_connection, judge_drop
-from tracer.model import Accept, Connection, Drop, FiveTuple, Hook, Status
+from tracer.cluster.match import PodRef, Via
+from tracer.cluster.objects import Policy
+from tracer.judge.cause import Cause
+from tracer.judge.connection import judge_connection
+from tracer.judge.drop import judge_drop
+from tracer.judge.verdict import JudgedConnection, JudgedDrop, Opinion, ServiceRef, Verdict
+from tracer.judge.view import View
+from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Status
+from tracer.ruleset.rule import Action, Owner, Rule
 from tracer.source import SourceInfo
 
 NETNS = 4026532001
@@ -60,6 +67,7 @@ def drop(**changes):
         "packet": SENT,
         "orig": SENT,
         "is_reply": False,
+        "is_new": not changes.get("is_reply", False),
         "reason": 8,
         "location": 0xFFFF_FFFF_8100_0000,
         "dst_input": None,
@@ -76,19 +84,84 @@ def accept(peer=None, **changes):
     return Accept(**{"ktime_ns": KTIME_NS, "netns": NETNS, "peer": peer} | changes)
 
 
-def judged(*tuples, node="node2", time_ns=CLOCK_OFFSET_NS + KTIME_NS, **changes):
-    return judge_connection(connection(*tuples, **changes), time_ns=time_ns, node=node)
+# Nothing is known of what surrounds the connections of these tests, but the node's name.
+ALONE = View(node="node2")
 
 
-def judged_drop(dropped=None, **changes):
+def judged(*tuples, view=ALONE, time_ns=CLOCK_OFFSET_NS + KTIME_NS, **changes):
+    return judge_connection(connection(*tuples, **changes), view, time_ns=time_ns)
+
+
+def judged_drop(dropped=None, view=ALONE, **changes):
     values = {
         "time_ns": CLOCK_OFFSET_NS + KTIME_NS,
-        "node": "node2",
         "reason": "NETFILTER_DROP",
         "place": "nf_hook_slow",
         "dst_input": None,
     }
-    return judge_drop(dropped or drop(), **values | changes)
+    return judge_drop(dropped or drop(), view, **values | changes)
+
+
+SERVICE = ServiceRef(
+    namespace="default",
+    name="nodeport",
+    port="http",
+    via=Via.NODE_PORT,
+    policy=Policy.CLUSTER,
+)
+RULE = Rule(
+    family="ipv4",
+    table="nat",
+    chain="KUBE-POSTROUTING",
+    action=Action.MASQUERADE,
+    text="-A KUBE-POSTROUTING -j MASQUERADE",
+    owner=Owner.KUBE_PROXY,
+    tool="iptables",
+)
+
+
+POD = PodRef("default", "p11", "node1")
+
+
+def explained(*, backend_pod=POD, **changes):
+    """Return a connection about which everything is known."""
+    opinion = {
+        "verdict": Verdict.REPLACED,
+        "cause": Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER,
+        "service": SERVICE,
+        "client_class": ClientClass.EXTERNAL,
+        "rule": RULE,
+        "evidence": ("the packet was marked",),
+        "advice": ("set externalTrafficPolicy: Local", "price: some nodes drop"),
+    }
+    return JudgedConnection(
+        connection=connection(),
+        time_ns=CLOCK_OFFSET_NS + KTIME_NS,
+        node="node2",
+        opinion=Opinion(**opinion | changes),
+        backend_pod=backend_pod,
+    )
+
+
+def explained_drop(dropped=None, *, hook=Hook.NF_INPUT, reason="NETFILTER_DROP", **changes):
+    """Return a discarded packet about which everything is known."""
+    opinion = {
+        "verdict": Verdict.DROPPED,
+        "cause": Cause.NO_LOCAL_ENDPOINT,
+        "service": SERVICE,
+        "client_class": ClientClass.EXTERNAL,
+        "evidence": ("there is none",),
+        "advice": ("run an endpoint",),
+    }
+    return JudgedDrop(
+        drop=dropped or drop(),
+        time_ns=CLOCK_OFFSET_NS + KTIME_NS,
+        node="node2",
+        reason=reason,
+        place="nf_hook_slow",
+        hook=hook,
+        opinion=Opinion(**opinion | changes),
+    )
 
 
 INFO = SourceInfo(
@@ -133,7 +206,7 @@ def connection_bytes(value):
         + tuple_bytes(value.orig)
         + tuple_bytes(value.reply)
         + struct.pack("=5I", value.status, value.mark or 0, value.ct_mark, value.iif, value.oif)
-        + struct.pack("=HBBB7x", value.zone, 0, value.hook, flags)
+        + struct.pack("=HBBB7x", value.zone, 3, value.hook, flags)
     )
 
 
@@ -143,6 +216,7 @@ def drop_bytes(value):
         | (value.orig is not None) << 1
         | (value.dst_input is not None) << 2
         | value.is_reply << 3
+        | value.is_new << 4
     )
     return (
         header_bytes(value, 136, 2)
@@ -209,6 +283,7 @@ drops = st.builds(
     packet=st.none() | tuples,
     orig=st.none() | tuples,
     is_reply=st.booleans(),
+    is_new=st.booleans(),
     reason=_u32,
     location=_u64,
     dst_input=st.none() | _u64,

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.kernel.conntrack import _messages, parse
+from tracer.kernel.conntrack import parse
+from tracer.kernel.netlink import messages
 from tracer.model import PROTOCOLS, Connection, FiveTuple, Hook, Status
 
 # fmt: off
@@ -235,17 +236,17 @@ def test_messages():
     """A datagram holds several messages, each aligned to four bytes."""
     first, second = b"12345", b"1234"
     data = netlink(0x100, first) + bytes(3) + netlink(3, second)
-    assert list(_messages(data)) == [(0x100, first), (3, second)]
+    assert list(messages(data)) == [(0x100, first), (3, second)]
 
 
 @pytest.mark.parametrize("length", range(38))
 def test_messages_cut_off(length):
     """A message that did not arrive whole is left out."""
     data = (netlink(0x100, b"abc") + b"\0" + netlink(3, b"de"))[:length]
-    assert len(list(_messages(data))) == (length >= 19) + (length >= 38)
+    assert len(list(messages(data))) == (length >= 19) + (length >= 38)
 
 
 @given(st.binary(max_size=200))
 def test_any_datagram(data):
     """Splitting a datagram ends, whatever lengths it claims."""
-    assert sum(16 + len(payload) for _, payload in _messages(data)) <= len(data)
+    assert sum(16 + len(payload) for _, payload in messages(data)) <= len(data)

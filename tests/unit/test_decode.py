@@ -67,7 +67,7 @@ DROP = (
     + host(4, 4)  # u32 ifindex
     + host(5, 4)  # u32 iif
     + host(6, 4)  # u32 dst_ifindex
-    + b"\x05"  # u8 flags: HAS_TUPLE, HAS_DST
+    + b"\x15"  # u8 flags: HAS_TUPLE, HAS_DST, IS_NEW
     + bytes(3)
 )
 ACCEPT = record_header(56, 3) + ANSWERED6
@@ -132,6 +132,7 @@ def test_drop():
         packet=sent,
         orig=None,
         is_reply=False,
+        is_new=True,
         reason=8,
         location=0xFFFFFFFF81000000,
         dst_input=0xFFFFFFFF82000000,
@@ -160,22 +161,24 @@ def test_connection_flags(flags, mark, is_related):
 @pytest.mark.parametrize(
     ("flags", "known"),
     [
-        (0, (False, False, False, False)),
-        (1, (True, False, False, False)),
-        (2, (False, True, False, False)),
-        (4, (False, False, True, False)),
-        (8, (False, False, False, True)),
-        (15, (True, True, True, True)),
+        (0, (False, False, False, False, False)),
+        (1, (True, False, False, False, False)),
+        (2, (False, True, False, False, False)),
+        (4, (False, False, True, False, False)),
+        (8, (False, False, False, True, False)),
+        (16, (False, False, False, False, True)),
+        (31, (True, True, True, True, True)),
     ],
 )
 def test_drop_flags(flags, known):
-    """Each flag says for one field whether it was known."""
+    """Each flag says for one field whether it was known, or tells one fact."""
     drop = decode(record_header(136, 2) + SENT + SENT + DROP[96:132] + bytes([flags, 0, 0, 0]))
     assert known == (
         drop.packet is not None,
         drop.orig is not None,
         drop.dst_input is not None,
         drop.is_reply,
+        drop.is_new,
     )
 
 

@@ -1,6 +1,7 @@
 """Lines of JSON: keys that other programs build on, and nothing that is not known."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,9 +10,14 @@ from hypothesis import strategies as st
 
 from exporters.jsonl import summary_to_line, timestamp, to_line
 from tests.unit import samples
-from tests.unit.samples import BACKEND6, CLIENT, CLIENT6, NODE6, flow
-from tracer.judge.verdict import SeenAccept, Summary, judge_connection, judge_drop
-from tracer.model import Hook
+from tests.unit.samples import BACKEND6, CLIENT, CLIENT6, NODE6, explained, explained_drop, flow
+from tracer.cluster.match import PodRef
+from tracer.judge.cause import Cause
+from tracer.judge.connection import judge_connection
+from tracer.judge.drop import judge_drop
+from tracer.judge.verdict import SeenAccept, Summary
+from tracer.judge.view import View
+from tracer.model import ClientClass, Hook
 
 TIME = "2026-01-01T00:00:00.123456789Z"
 
@@ -30,7 +36,7 @@ def test_connection():
     """A connection has the keys of the contract with the kernel's values."""
     judged = samples.judged(*samples.REPLACED, mark=0x4000)
     line = parsed(judged)
-    assert line.pop("evidence") == list(judged.evidence)
+    assert line.pop("evidence") == list(judged.opinion.evidence)
     assert line == {
         "kind": "connection",
         "version": 1,
@@ -49,7 +55,59 @@ def test_connection():
         "mark": 0x4000,
         "verdict": "replaced",
         "at": {"node": "node2", "hook": "postrouting"},
+        "advice": [],
     }
+
+
+def test_explained_connection():
+    """A connection that is understood names class, Service, pod, cause, rule and advice."""
+    line = parsed(explained())
+    assert line["client"] == {"address": CLIENT, "class": "external"}
+    assert line["backend"] == {
+        "address": "10.244.1.11", "port": 8080, "pod": "default/p11", "node": "node1",
+    }  # fmt: skip
+    assert line["service"] == {
+        "namespace": "default",
+        "name": "nodeport",
+        "port": "http",
+        "via": "nodeport",
+        "policy": "Cluster",
+    }
+    assert (line["verdict"], line["cause"]) == ("replaced", "external-traffic-policy-cluster")
+    assert line["rule"] == {
+        "owner": "kube-proxy",
+        "table": "nat",
+        "chain": "KUBE-POSTROUTING",
+        "text": "-A KUBE-POSTROUTING -j MASQUERADE",
+    }
+    assert line["advice"] == list(explained().opinion.advice) != []
+
+
+def test_what_is_known_of_a_service():
+    """An unnamed port, and the policy of a way that has none, are absent."""
+    line = parsed(explained(service=replace(samples.SERVICE, port=None, policy=None)))
+    assert line["service"] == {"namespace": "default", "name": "nodeport", "via": "nodeport"}
+
+
+def test_pod_of_a_node_that_is_not_known():
+    """A pod is named without its node if only its name is known."""
+    line = parsed(explained(backend_pod=PodRef("default", "p11", None)))
+    assert line["backend"]["pod"] == "default/p11"
+    assert "node" not in line["backend"]
+
+
+@pytest.mark.parametrize("client_class", ClientClass)
+def test_classes(client_class):
+    """Classes are named as the contract names them."""
+    assert parsed(explained(client_class=client_class))["client"]["class"] in {
+        "pod", "node", "loadbalancer", "loopback", "external",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_causes(cause):
+    """Causes are named as in the legend."""
+    assert parsed(explained(cause=cause))["cause"] == cause.value
 
 
 def test_connection_6():
@@ -90,7 +148,7 @@ def test_drop():
     judged = samples.judged_drop(samples.drop(dst_input=1), dst_input="ip_local_deliver")
     line = parsed(judged)
     sent = {"src": "198.51.100.10", "sport": 46356, "dst": "10.240.0.5", "dport": 30080}
-    assert line.pop("evidence") == list(judged.evidence)
+    assert line.pop("evidence") == list(judged.opinion.evidence)
     assert line == {
         "kind": "drop",
         "version": 1,
@@ -104,8 +162,19 @@ def test_drop():
         "direction": "original",
         "reason": "NETFILTER_DROP",
         "at": {"node": "node2", "hook": "input", "function": "nf_hook_slow"},
+        "client": {"address": "198.51.100.10"},
         "verdict": "dropped",
+        "cause": "netfilter-drop",
+        "advice": [],
     }
+
+
+def test_explained_drop():
+    """A drop that is understood names class, Service, cause and advice."""
+    line = parsed(explained_drop())
+    assert line["client"]["class"] == "external"
+    assert (line["service"]["name"], line["cause"]) == ("nodeport", "no-local-endpoint")
+    assert line["advice"] == ["run an endpoint"]
 
 
 def test_drop_of_a_reply():
@@ -123,7 +192,7 @@ def test_drop_of_what_nobody_could_read():
         samples.drop(packet=None, orig=None, iif=1), reason="reason 77", place=None
     )
     line = parsed(judged)
-    assert not line.keys() & {"orig", "packet", "family", "proto"}
+    assert not line.keys() & {"orig", "packet", "family", "proto", "client", "service", "cause"}
     assert line["at"] == {"node": "node2"}
     assert line["reason"] == "reason 77"
 
@@ -180,8 +249,9 @@ def test_timestamp_of_any_record(time_ns):
 
 
 def has_nothing_empty(value):
+    """Evidence and advice are always lists; there may be nothing to advise."""
     if isinstance(value, dict):
-        return all(map(has_nothing_empty, value.values()))
+        return all(key == "advice" or has_nothing_empty(each) for key, each in value.items())
     return value is not None and value not in ("", [])
 
 
@@ -191,7 +261,7 @@ names = st.text(min_size=1)
 @given(samples.connections, names)
 def test_any_connection(connection, node):
     """Each line is one line of ASCII that parses, without null or empty values."""
-    text = to_line(judge_connection(connection, time_ns=connection.ktime_ns, node=node))
+    text = to_line(judge_connection(connection, View(node=node), time_ns=connection.ktime_ns))
     assert text.isascii()
     assert "\n" not in text
     line = json.loads(text)
@@ -204,7 +274,12 @@ def test_any_drop(drop, node, reason, place):
     """Each line is one line of ASCII that parses, without null or empty values."""
     text = to_line(
         judge_drop(
-            drop, time_ns=drop.ktime_ns, node=node, reason=reason, place=place, dst_input=None
+            drop,
+            View(node=node),
+            time_ns=drop.ktime_ns,
+            reason=reason,
+            place=place,
+            dst_input=None,
         )
     )
     assert text.isascii()

@@ -6,6 +6,7 @@ import struct
 import sys
 import threading
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from itertools import chain
 
 import pytest
@@ -16,7 +17,9 @@ from tests.unit import samples
 from tracer.decode import decode
 from tracer.errors import DecodeError, RecordingError
 from tracer.recording import MAGIC, Recorder, RecordingSource
+from tracer.ruleset.model import Flow
 from tracer.source import FakeSource
+from tracer.views import FixedViews
 
 INFO, RECORD, SYMBOL, LOST, END = 1, 2, 3, 4, 5
 HEADER = {
@@ -27,6 +30,15 @@ HEADER = {
     "drop_reasons": {"8": "NETFILTER_DROP"},
     "rung": "a test",
     "not_seen": [],
+    "places": {},
+}
+PLACE = {
+    "addresses": ["10.240.0.5", "2001:db8:240::12"],
+    "interfaces": {"2": "eth0"},
+    "proxy_mode": "nftables",
+    "masquerade_mark": 0x8000,
+    "has_masquerade_all": False,
+    "cluster_cidrs": ["10.244.0.0/16"],
 }
 DROPPED = samples.drop(location=0xFFFF_FFFF_8100_0010, dst_input=0xFFFF_FFFF_8200_0010)
 RECORDS = [
@@ -102,6 +114,24 @@ def test_round_trip(path, whole):
     assert source.lost() == {"ring_full": 3}
     assert {address: source.symbol(address) for address in SYMBOLS} == SYMBOLS
     assert source.symbol(1) is None
+
+
+def test_places(path):
+    """What is known of a node comes back, and makes the view that its connections need."""
+    path.write_bytes(recording(frame(END, {}), header=HEADER | {"places": {"7": PLACE}}))
+    source = RecordingSource(path)
+    (place,) = source.places.values()
+    source.close()
+    recorder = Recorder(path, FakeSource([], samples.INFO), {7: place})
+    recorder.close()
+    again = RecordingSource(path)
+    again.close()
+    assert again.places == {7: place}
+    view = FixedViews(places=again.places).at(7, "node2", 0)
+    assert view.addresses == {ip_address("10.240.0.5"), ip_address("2001:db8:240::12")}
+    assert (view.mode, view.masquerade_mark, view.interfaces) == ("nftables", 0x8000, {2: "eth0"})
+    assert view.rules.cluster_cidrs == (ip_network("10.244.0.0/16"),)
+    assert view.rules.snat_candidates(Flow.of(samples.connection())).certain is None
 
 
 def test_format(path):
@@ -227,6 +257,14 @@ def test_damaged_frame(path, damage, what):
         ({"clock_offset_ns": 10**21}, "its header is wrong"),
         ({"clock_offset_ns": -(10**21)}, "its header is wrong"),
         ({"not_seen": 5}, "its header is wrong"),
+        ({"places": []}, "its header is wrong"),
+        ({"places": {"x": PLACE}}, "its header is wrong"),
+        ({"places": {"1": {}}}, "its header is wrong"),
+        ({"places": {"1": PLACE | {"addresses": ["node2"]}}}, "its header is wrong"),
+        ({"places": {"1": PLACE | {"interfaces": []}}}, "its header is wrong"),
+        ({"places": {"1": PLACE | {"proxy_mode": "userspace"}}}, "its header is wrong"),
+        ({"places": {"1": PLACE | {"masquerade_mark": None}}}, "its header is wrong"),
+        ({"places": {"1": PLACE | {"cluster_cidrs": ["10.244.0.1/16"]}}}, "its header is wrong"),
     ],
 )
 def test_wrong_header(path, change, what):

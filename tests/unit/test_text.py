@@ -1,15 +1,20 @@
 """Judged things as rows for people."""
 
 import io
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from exporters.text import TextWriter, endpoint, ends, summary_text
+from exporters.text import TextWriter, endpoint, ends, explanation, summary_text
 from tests.unit import samples
 from tests.unit.samples import BACKEND6, CLIENT6, flow
+from tracer.cluster.match import PodRef
+from tracer.judge.cause import Cause
 from tracer.judge.verdict import SeenAccept, Summary
+from tracer.judge.view import View
 from tracer.model import Status
+from tracer.ruleset.rule import Owner
 
 
 def written(*judged):
@@ -24,9 +29,11 @@ def written(*judged):
 def cells(line, heading):
     """Cut a line under the places where the heading's words begin."""
     words = [
-        "TIME", "NODE", "VERDICT", "PROTO", "CLIENT", "SENT TO", "BACKEND ", "BACKEND SEES", "NOTE",
+        "TIME", "NODE", "VERDICT", "PROTO", "CLIENT", "SENT TO", "BACKEND SEES", "BACKEND  ",
+        "SERVICE", "CAUSE",
     ]  # fmt: skip
     starts = [heading.index(word) for word in words]
+    assert starts == sorted(starts)
     return [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
 
 
@@ -39,8 +46,64 @@ def test_connection():
     heading, row = written(samples.judged(*samples.REPLACED, mark=0x4000))
     assert cells(row, heading) == [
         "00:00:00.123", "node2", "replaced", "tcp", "198.51.100.10:46356", "10.240.0.5:30080",
-        "10.244.1.11:8080", "10.240.0.5:65241", "DNAT SNAT mark 0x4000",
+        "10.240.0.5:65241", "10.244.1.11:8080", "-", "-",
     ]  # fmt: skip
+
+
+def test_explained_connection():
+    """What is known of it has names: the backend's pod, the Service and the way in, the cause."""
+    heading, row = written(samples.explained())
+    assert cells(row, heading)[6:] == [
+        "10.240.0.5:65241", "default/p11:8080", "default/nodeport:http (nodeport)",
+        "external-traffic-policy-cluster",
+    ]  # fmt: skip
+
+
+def test_unnamed_port():
+    """A Service's only port need not have a name."""
+    heading, row = written(samples.explained(service=replace(samples.SERVICE, port=None)))
+    assert cells(row, heading)[8] == "default/nodeport (nodeport)"
+
+
+FLANNEL = replace(samples.RULE, owner=Owner.FLANNEL)
+
+
+@pytest.mark.parametrize(
+    ("cause", "rule", "text"),
+    [
+        (Cause.POD_EGRESS, FLANNEL, "pod-egress (by flannel)"),
+        (Cause.OTHER_RULE, FLANNEL, "other-rule (by flannel)"),
+        (Cause.POD_EGRESS, None, "pod-egress (by a rule not told)"),
+        (Cause.HAIRPIN, samples.RULE, "hairpin"),
+        (None, None, "-"),
+    ],
+)
+def test_cause(cause, rule, text):
+    """Where a rule is the cause, its owner is named; where it is not certain, that is said."""
+    heading, row = written(samples.explained(cause=cause, rule=rule))
+    assert cells(row, heading)[9] == text
+
+
+def test_explanation():
+    """On request each row is followed by what it rests on and by advice."""
+    out = io.StringIO()
+    writer = TextWriter(out, is_explaining=True)
+    for each in (samples.explained(), seen(samples.accept()), samples.explained_drop()):
+        writer.write(each)
+    rows = [line for line in out.getvalue().splitlines() if "  VERDICT  " not in line]
+    assert [row for row in rows if row.startswith("    ")] == [
+        "    because  the packet was marked",
+        "    to keep  set externalTrafficPolicy: Local",
+        "    to keep  price: some nodes drop",
+        "    because  there is none",
+        "    to keep  run an endpoint",
+    ]
+
+
+def test_explanation_is_harmless():
+    """Evidence holds names and comments from cluster and rules: a terminal obeys none of them."""
+    judged = samples.explained(evidence=("rule \x1b[2J\nof evil",), advice=("\u202eevil",))
+    assert all(line.isprintable() for line in explanation(judged.opinion))
 
 
 def test_ipv6():
@@ -51,7 +114,7 @@ def test_ipv6():
     assert first != heading
     assert cells(row, heading)[4:8] == [
         "[2001:db8:1::10]:46356", "[fd00:240::5]:30080",
-        "[fd00:244:1::11]:8080", "[fd00:240::5]:65241",
+        "[fd00:240::5]:65241", "[fd00:244:1::11]:8080",
     ]  # fmt: skip
 
 
@@ -62,29 +125,19 @@ def test_widest_ipv6():
     sent = flow(far, 65535, near, 65534)
     heading, row = written(samples.judged(sent, sent.inverted, status=Status(0)))
     client, sent_to = f"[{far}]:65535", f"[{near}]:65534"
-    assert cells(row, heading)[4:8] == [client, sent_to, sent_to, client]
+    assert cells(row, heading)[4:8] == [client, sent_to, client, sent_to]
 
 
 def test_icmp():
-    """ICMP has no ports; its type is a note."""
-    heading, row = written(samples.judged(samples.PING, samples.PING.inverted))
-    assert cells(row, heading)[3:6] == ["icmp", "198.51.100.10", "10.244.1.11"]
-    assert cells(row, heading)[8] == "type 8"
-
-
-@pytest.mark.parametrize(
-    ("changes", "note"),
-    [
-        ({"mark": 0}, "DNAT SNAT"),
-        ({"mark": None}, "DNAT SNAT"),
-        ({"is_related": True}, "DNAT SNAT related"),
-        ({"zone": 7}, "DNAT SNAT zone 7"),
-    ],
-)
-def test_notes(changes, note):
-    """A note tells what is out of the ordinary."""
-    heading, row = written(samples.judged(*samples.REPLACED, **changes))
-    assert cells(row, heading)[8] == note
+    """ICMP has no ports, not even its backend's pod."""
+    heading, row = written(samples.judged(samples.PING, samples.PING.inverted, status=Status(0)))
+    assert cells(row, heading)[3:8] == [
+        "icmp", "198.51.100.10", "10.244.1.11", "198.51.100.10", "10.244.1.11",
+    ]  # fmt: skip
+    pod = PodRef("default", "p11", "node1")
+    ping = replace(samples.judged(samples.PING, samples.PING.inverted), backend_pod=pod)
+    heading, row = written(ping)
+    assert cells(row, heading)[7] == "default/p11"
 
 
 def test_drop():
@@ -93,9 +146,23 @@ def test_drop():
         samples.judged_drop(samples.drop(dst_input=1), dst_input="ip_local_deliver")
     )
     assert cells(row, heading)[2:] == [
-        "dropped", "tcp", "198.51.100.10:46356", "10.240.0.5:30080", "-", "-",
-        "NETFILTER_DROP at input (nf_hook_slow)",
+        "dropped", "tcp", "198.51.100.10:46356", "10.240.0.5:30080", "-", "-", "-",
+        "netfilter-drop (by a rule not told) NETFILTER_DROP at input",
     ]  # fmt: skip
+
+
+def test_explained_drop():
+    """A drop that is understood has its Service and cause, not the kernel's general reason."""
+    heading, row = written(samples.explained_drop())
+    assert cells(row, heading)[8:] == [
+        "default/nodeport:http (nodeport)", "no-local-endpoint at input",
+    ]  # fmt: skip
+
+
+def test_drop_without_a_cause():
+    """The kernel's reason stands where there is no cause."""
+    heading, row = written(samples.explained_drop(cause=None, hook=None, reason="TCP_FLAGS"))
+    assert cells(row, heading)[9] == "TCP_FLAGS"
 
 
 def test_drop_of_a_reply():
@@ -106,7 +173,7 @@ def test_drop_of_a_reply():
         )
     )
     assert cells(row, heading)[4] == "198.51.100.10:46356"
-    assert cells(row, heading)[8] == "NO_SOCKET (a reply)"
+    assert cells(row, heading)[9] == "NO_SOCKET (an answer)"
 
 
 def test_drop_of_what_nobody_could_read():
@@ -125,7 +192,7 @@ def test_accept():
 
 def test_names_are_harmless():
     """A node's name cannot move the cursor or start a new line."""
-    lines = written(samples.judged(node="evil\x1b[2J\nnode\u202e"))
+    lines = written(samples.judged(view=View(node="evil\x1b[2J\nnode\u202e")))
     assert len(lines) == 2
     assert "evil\\x1b[2J\\x0anode\\x202e" in lines[1]
 
