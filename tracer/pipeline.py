@@ -95,7 +95,7 @@ class Pipeline:
         # Packets that conntrack was told to skip were not lost: nobody could have seen them.
         untracked = lost.pop("untracked", 0)
         lost["undecodable"] = lost.get("undecodable", 0) + self._undecodable.total()
-        not_seen = list(self._source.info.not_seen)
+        not_seen = [*self._source.info.not_seen, *self._views.notes()]
         if untracked:
             not_seen.append(f"{untracked} packets that conntrack was told not to track (NOTRACK)")
         return Summary(

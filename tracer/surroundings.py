@@ -18,7 +18,8 @@ class LiveViews:
     Views of namespaces that are being traced.
 
     Make it before privileges are dropped, and before any thread; it works on afterwards.
-    ``history`` returns the cluster's recent past, None while there is no cluster.
+    ``history`` returns the cluster's recent past, None while there is no cluster; ``notes`` what it
+    cannot tell.
 
     Raises:
         NetnsError: If a namespace cannot be entered.
@@ -38,6 +39,7 @@ class LiveViews:
             masquerade_mark: kube-proxy's bit; None to believe its rules.
         """
         self.history: Callable[[], History | None] = lambda: None
+        self.notes: Callable[[], tuple[str, ...]] = lambda: ()
         self._mark = masquerade_mark
         self._places = {netns.inode: i for i, netns in enumerate(namespaces)}
         self._modes = list(proxy_modes)

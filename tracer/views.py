@@ -19,6 +19,9 @@ class Views(Protocol):
     def at(self, netns: int, node: str, time_ns: int) -> View:
         """Return the view of a namespace's node at a time."""
 
+    def notes(self) -> tuple[str, ...]:
+        """Say what cannot be told for lack of surroundings, a line each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -57,6 +60,10 @@ class FixedViews:
 
     def refresh(self) -> None:
         """Nothing changes."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is missing that was promised."""
+        return ()
 
     def at(self, netns: int, node: str, time_ns: int) -> View:  # noqa: ARG002 - the protocol's
         """Return what is known of a node: what was recorded, and the cluster's objects."""

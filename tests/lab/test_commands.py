@@ -4,10 +4,8 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,70 +17,22 @@ from lab import kube_proxy, probe
 from lab.agreement import Traced
 from lab.scenarios import cases
 from lab.services import OBJECTS
+from tests.lab.commands import (
+    OPTIONS,
+    PATIENCE_S,
+    SRCIP,
+    lines,
+    namespaces,
+    netns_options,
+    srcip,
+    tracing,
+    wait_until,
+)
 from tracer.kernel import netns
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
-SRCIP = [sys.executable, "-m", "tracer.cli"]
 OBSERVED = (kube_proxy.DATA / "observed.jsonl").read_text()
-NETNS = Path("/run/netns")
-OPTIONS = ["--cluster", str(OBJECTS)]
-PATIENCE_S = 20
-
-
-def srcip(*arguments, **options):
-    return subprocess.run(
-        [*SRCIP, *arguments], capture_output=True, text=True, check=False, timeout=120, **options
-    )
-
-
-def lines(printed):
-    return [json.loads(line) for line in printed.splitlines()]
-
-
-def namespaces():
-    """The labs' namespaces."""
-    return set(NETNS.glob("srcip-lab-*"))
-
-
-def netns_options(lab):
-    return [f"--netns={lab.netns(node)}={node}" for node in ("node1", "node2")]
-
-
-def wait_until(condition):
-    end = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-    return value
-
-
-@contextmanager
-def tracing(lab, tmp_path, *arguments):
-    """A 'srcip trace' beside the block; its standard output is in the file that is returned."""
-    ready, output = tmp_path / "ready", tmp_path / "output"
-    ready.unlink(missing_ok=True)
-    with output.open("w") as stdout:
-        process = subprocess.Popen(
-            [
-                *SRCIP,
-                "trace",
-                *OPTIONS,
-                *netns_options(lab),
-                "--ready-file",
-                str(ready),
-                *arguments,
-            ],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            wait_until(lambda: ready.exists() or process.poll() is not None)
-            yield process, output
-        finally:
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture

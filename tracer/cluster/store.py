@@ -117,7 +117,8 @@ class Store:
         """Note a failure; without a resource, one that ended the watch altogether."""
         known = self._errors.get(resource)
         if known is None or str(known[0]) != str(error):
-            _LOG.warning("%s", error)
+            # Until the first lists are in, whoever waits for them tells the user.
+            _LOG.log(logging.WARNING if self.status().is_synced else logging.INFO, "%s", error)
         self._failures += 1
         self._errors[resource] = (error, is_final)
         self._notify()

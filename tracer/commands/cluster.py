@@ -1,13 +1,15 @@
 """The options that say where the cluster's objects come from, and opening them."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporters.terminal import printable
 from tracer.cluster import snapshot
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.history import History
@@ -20,6 +22,14 @@ from tracer.kernel.netns import Netns
 from tracer.ruleset.model import ProxyMode
 from tracer.surroundings import LiveViews
 from tracer.views import FixedViews, Place
+
+if TYPE_CHECKING:
+    from tracer.cluster.store import WatchStatus
+
+# How long a start waits for the API server, and from when on silence is worth a word. A watch that
+# is well hears a bookmark about every minute.
+_PATIENCE_S = 10.0
+_STALE_S = 150.0
 
 
 class HexInt(click.ParamType[int]):
@@ -126,7 +136,8 @@ def live_views(choice: ClusterChoice, namespaces: Sequence[Netns]) -> Iterator[L
         views = LiveViews(namespaces, proxy_modes=modes, masquerade_mark=choice.mark)
         stack.callback(views.close)
         node = namespaces[0].node if len(namespaces) == 1 else None
-        views.history = stack.enter_context(_history(choice, node))
+        feed = stack.enter_context(_feed(choice, node))
+        views.history, views.notes = feed.history, feed.notes
         yield views
 
 
@@ -141,8 +152,8 @@ def fixed_views(choice: ClusterChoice, places: Mapping[int, Place]) -> FixedView
     Raises:
         ClusterError: If they cannot be read.
     """
-    with _history(choice, None, is_quiet=True) as history:
-        known = history()
+    with _feed(choice, None, is_quiet=True) as feed:
+        known = feed.history()
     return FixedViews(
         cluster=known.now if known else None,
         places=places,
@@ -181,36 +192,53 @@ def load_cluster(choice: ClusterChoice) -> Cluster:
     return snapshot.load(choice.file)
 
 
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """A cluster's recent past, and what is wrong with it."""
+
+    history: Callable[[], History | None] = lambda: None
+    notes: Callable[[], tuple[str, ...]] = lambda: ()
+
+
 @contextmanager
-def _history(
-    choice: ClusterChoice, node: str | None, *, is_quiet: bool = False
-) -> Iterator[Callable[[], History | None]]:
+def _feed(choice: ClusterChoice, node: str | None, *, is_quiet: bool = False) -> Iterator[_Feed]:
     if choice.is_off:
-        yield lambda: None
+        yield _Feed()
     elif choice.file is not None:
         history = History().add(snapshot.load(choice.file), 0)
-        yield lambda: history
+        yield _Feed(lambda: history)
     elif is_quiet and choice.kubeconfig is None and choice.context is None:
-        yield lambda: None
+        yield _Feed()
     else:
         yield from _watched(choice, node)
 
 
-def _watched(choice: ClusterChoice, node: str | None) -> Iterator[Callable[[], History | None]]:
+def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
     # Its client weighs as much as the tracer: only who watches shall carry it.
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
-    try:
-        watch = Watch(kubeconfig=choice.kubeconfig, context=choice.context, node=node)
-    except ClusterError as error:
-        if choice.kubeconfig is not None or choice.context is not None:
-            raise
-        click.echo(f"srcip: {error}; judging by tuples and rules alone", err=True)
-        yield lambda: None
-        return
-    with watch:
-        watch.start()
-        yield lambda: watch.history
+    is_named = choice.kubeconfig is not None or choice.context is not None
+    with ExitStack() as stack:
+        try:
+            watch = Watch(kubeconfig=choice.kubeconfig, context=choice.context, node=node)
+            stack.enter_context(watch)
+            watch.start(_PATIENCE_S)
+        except ClusterError as error:
+            if is_named:
+                raise
+            # Nobody asked for this cluster: it was only the usual place to look.
+            click.echo(f"srcip: {printable(str(error))}; judging without it", err=True)
+            yield _Feed()
+            return
+        yield _Feed(lambda: watch.history, lambda: _stale(watch.status))
+
+
+def _stale(status: "WatchStatus") -> tuple[str, ...]:
+    age_s = status.age_s(time.time_ns())
+    if age_s is None or (age_s < _STALE_S and status.error is None):
+        return ()
+    why = f": {status.error}" if status.error else ""
+    return (f"changes of the cluster in the last {age_s:.0f} s{why}",)
 
 
 def _watched_once(choice: ClusterChoice) -> Cluster:

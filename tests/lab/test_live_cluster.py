@@ -1,0 +1,109 @@
+"""A trace that watches a cluster: the next connection is judged by what the cluster is by then."""
+
+import copy
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lab import kube_proxy, probe
+from lab.scenarios import cases
+from lab.services import OBJECTS
+from tests.lab.commands import SRCIP, lines, netns_options, tracing, wait_until
+from tests.unit.apiserver import running
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+ITEMS = json.loads(OBJECTS.read_text())["items"]
+
+
+@pytest.fixture
+def api():
+    """An API server that holds the lab's objects."""
+    with running() as server:
+        for item in ITEMS:
+            server.put(item)
+        yield server
+
+
+def endpoint_slice(name):
+    (found,) = (
+        item
+        for item in ITEMS
+        if item["kind"] == "EndpointSlice" and item["metadata"]["name"] == name
+    )
+    return copy.deepcopy(found)
+
+
+def test_an_unready_endpoint_changes_the_next_verdict(api, lab, tmp_path):
+    """
+    A drop is for want of a local endpoint while there is one elsewhere, and for want of any a
+    second after the last one turned unready.
+    """
+    kube_proxy.load(lab, "iptables")
+    (case,) = cases(modes=["iptables"], scenarios=["S6"], families=["ipv4"], protos=["udp"])
+    config = api.kubeconfig(tmp_path / "config")
+    with tracing(lab, tmp_path, "-o", "json", cluster=["--kubeconfig", config]) as (trace, output):
+
+        def next_cause():
+            before = len(output.read_text().splitlines())
+            probe.run(lab, [case])
+            wait_until(lambda: len(output.read_text().splitlines()) > before)
+            return lines(output.read_text())[-1]["cause"]
+
+        assert next_cause() == "no-local-endpoint"
+        unready = endpoint_slice("nodeport-local-ipv4")
+        for endpoint in unready["endpoints"]:
+            endpoint["conditions"] = {"ready": False, "serving": False, "terminating": False}
+        api.put(unready)
+        changed_at = time.monotonic()
+        causes = []
+        while not causes or causes[-1] != "no-endpoints":
+            started_s = time.monotonic() - changed_at
+            causes.append(next_cause())
+            # The connection that began a second after the change at the latest knows of it.
+            assert causes[-1] == "no-endpoints" or started_s < 1
+        trace.send_signal(signal.SIGINT)
+        assert trace.wait(20) == 0
+
+
+def test_the_api_server_goes_away(api, lab, tmp_path):
+    """Without the server a trace goes on with the last snapshot."""
+    kube_proxy.load(lab, "iptables")
+    chosen = cases(modes=["iptables"], scenarios=["S4"], families=["ipv4"], protos=["udp"])
+    config = api.kubeconfig(tmp_path / "config")
+    arguments = ["-o", "json", "--count", "1"]
+    with tracing(lab, tmp_path, *arguments, cluster=["--kubeconfig", config]) as (trace, output):
+        api.stop()
+        probe.run(lab, chosen)
+        assert trace.wait(20) == 0
+    (line,) = (line for line in lines(output.read_text()) if line["kind"] == "connection")
+    assert line["service"]["name"] == "nodeport"
+    assert line["cause"] == "external-traffic-policy-cluster"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda path: path.write_text("{"), "is malformed"),
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.write_text(path.read_text().replace("token:", "toke:")), "401"),
+    ],
+    ids=["malformed", "missing", "no token"],
+)
+def test_bad_kubeconfig(api, lab, tmp_path, break_it, expected):
+    """A kubeconfig that was named and is bad is one line, and exit 1."""
+    config = api.kubeconfig(tmp_path / "config")
+    break_it(config)
+    done = subprocess.run(
+        [*SRCIP, "trace", *netns_options(lab), "--kubeconfig", str(config), "--timeout", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
