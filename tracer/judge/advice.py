@@ -137,8 +137,9 @@ def _owners_setting(rule: Rule | None, backend: str) -> tuple[str, ...]:
     setting = _SETTINGS.get(rule.owner)
     if setting:
         return (f"{rule.owner}: {setting}; the far side must then know the way back to pods",)
+    whose = "no owner that is known" if rule.owner is Owner.UNKNOWN else f"the owner {rule.owner}"
     return (
-        f"the rule has no owner that is known: exempt {backend} where it was made "
+        f"the rule has {whose}: exempt {backend} where it was made "
         f"(table {rule.table}, chain {rule.chain})",
     )
 

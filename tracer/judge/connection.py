@@ -44,7 +44,6 @@ class _Case:
         verdict, found = self._verdict()
         if self.view.cluster is None:
             self.evidence.append("no cluster objects were read: judged by tuples and rules alone")
-        reply = self.connection.reply
         return Opinion(
             verdict=verdict,
             cause=found.cause,
@@ -52,13 +51,18 @@ class _Case:
             client_class=self.view.classify(self.connection.orig.src),
             rule=found.rule,
             evidence=tuple(self.evidence),
-            advice=advice.for_source(
-                found.cause,
-                self.match,
-                backend=f"{reply.src} port {reply.sport}",
-                version=reply.src.version,
-                rule=found.rule,
-            ),
+            advice=self._advice(found),
+        )
+
+    def _advice(self, found: "_Found") -> tuple[str, ...]:
+        reply = self.connection.reply
+        port = "" if reply.is_icmp else f" port {reply.sport}"
+        return advice.for_source(
+            found.advised or found.cause,
+            self.match,
+            backend=f"{reply.src}{port}",
+            version=reply.src.version,
+            rule=found.rule,
         )
 
     # What is asked
@@ -132,7 +136,7 @@ class _Case:
         cause = self._cause(rule)
         if cause is not None and self.view.mode == "ipvs" and cause in _KUBE_PROXY_CAUSES:
             self.evidence.append(f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
-            cause = Cause.IPVS_MASQUERADE
+            return _Found(Cause.IPVS_MASQUERADE, rule, advised=cause)
         if cause is None:
             self.evidence.append("the cause is not known: what was read does not decide it")
         return _Found(cause, rule)
@@ -164,7 +168,9 @@ class _Case:
         if match.via in EXTERNAL_WAYS:
             return self._external_cause(match)
         if self.view.rules is not None and self.view.rules.has_masquerade_all:
-            self.evidence.append("kube-proxy's rules mark everything: masqueradeAll")
+            self.evidence.append(
+                "kube-proxy's rules mark all that goes to ClusterIPs: masqueradeAll"
+            )
             return Cause.MASQUERADE_ALL
         is_cluster_source = self.view.is_cluster_source(source)
         if is_cluster_source is False:
@@ -177,12 +183,9 @@ class _Case:
         if self.is_client_here:
             self.evidence.append(f"{self.connection.orig.src} is an address of {self.view.node}")
             return Cause.NODE_LOCAL_SOURCE
-        if policy_of(match) is Policy.CLUSTER:
-            return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
-        if self.view.rules is not None and self.view.rules.has_masquerade_all:
-            self.evidence.append("kube-proxy's rules mark everything: masqueradeAll")
-            return Cause.MASQUERADE_ALL
-        return None
+        # masqueradeAll is about ClusterIPs alone, in each of kube-proxy's modes.
+        is_cluster = policy_of(match) is Policy.CLUSTER
+        return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER if is_cluster else None
 
     def _foreign_cause(self) -> Cause | None:
         """Tell a pod's way out of the cluster from other rules."""
@@ -195,9 +198,12 @@ class _Case:
                 "cluster"
             )
             return Cause.POD_EGRESS
-        if self.candidates is not None and self.candidates.possible:
-            return Cause.OTHER_RULE
-        return None
+        if self.candidates is None or not self.candidates.possible:
+            return None
+        rule, owners = self.candidates.certain, self.candidates.owners
+        # Where nothing is certain, kube-proxy may have done it unless its mark was missing.
+        is_sure = rule is not None or self.is_marked is not False
+        return None if is_sure and Owner.KUBE_PROXY in owners else Cause.OTHER_RULE
 
     def _is_proxied(self) -> bool:
         source = self.connection.orig.src
@@ -304,11 +310,12 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What was found out."""
+    """What was found out. ``advised`` is the cause to give advice on, if that is another one."""
 
     cause: Cause | None = None
     rule: Rule | None = None
     service: ServiceRef | None = None
+    advised: Cause | None = None
 
 
 _SHOWN = 3
