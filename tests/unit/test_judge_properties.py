@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tests.unit import samples, world
 from tests.unit.cluster import kube
 from tests.unit.world import (
+    AT,
     CLIENT,
     CLUSTER_IP,
     ETH0,
@@ -26,10 +27,12 @@ from tests.unit.world import (
     judge,
     plugin,
     rules_of,
+    sent,
     view,
 )
 from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
+from tracer.judge.drop import judge_drop
 from tracer.judge.verdict import Verdict
 from tracer.judge.view import View
 from tracer.model import ICMP, SCTP, Hook, Status
@@ -182,3 +185,40 @@ def test_any_connection_alone(connection):
         assert judged.seen_source == connection.orig.src
     assert judged.opinion.service is None
     assert judged.opinion.evidence[-1].startswith("no cluster objects were read")
+
+
+@given(
+    samples.drops | st.builds(
+        samples.drop,
+        packet=st.none() | st.sampled_from([sent(P12, P11, 80), sent(CLIENT, NODE1, NODE_PORT)]),
+        orig=st.none() | st.sampled_from([sent(P12, CLUSTER_IP, 80), samples.SENT6]),
+        is_reply=st.booleans(),
+        iif=st.integers(0, 3),
+        ifindex=st.integers(0, 3),
+        dst_ifindex=st.integers(0, 3),
+        dst_input=st.none() | st.just(1),
+    ),
+    views(),
+    st.sampled_from(["NETFILTER_DROP", "NO_SOCKET", "IP_RPFILTER", "", "x"]),
+    st.none() | st.text(),
+    st.sampled_from([None, *(where["dst_input"] for where in AT.values())]),
+)  # fmt: skip
+def test_any_drop(drop, node_view, reason, place, dst_input):
+    """Nothing raises; a rule is named only where it is certain, understood, and one that drops."""
+    judged = judge_drop(drop, node_view, time_ns=0, reason=reason, place=place, dst_input=dst_input)
+    opinion = judged.opinion
+    assert judged.verdict is Verdict.DROPPED
+    assert opinion.evidence
+    assert all(opinion.advice)
+    if reason == "NETFILTER_DROP":
+        assert opinion.cause is not None
+    else:
+        assert (judged.hook, opinion.rule) == (None, None)
+    if opinion.rule is not None:
+        assert opinion.rule.is_drop
+        assert opinion.rule.is_understood
+        assert opinion.rule.hook == judged.hook.label
+    if drop.is_reply:
+        assert opinion.cause not in (
+            Cause.NO_ENDPOINTS, Cause.NO_LOCAL_ENDPOINT, Cause.SOURCE_RANGES, Cause.NO_LISTENER,
+        )  # fmt: skip

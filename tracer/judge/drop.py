@@ -1,5 +1,6 @@
 """The verdict on a discarded packet: why, by which Service's state or which rule."""
 
+import re
 from functools import cached_property
 
 from tracer.cluster.match import EndpointAddress, Family, HostPortMatch, ServiceMatch, Via
@@ -19,6 +20,7 @@ _CAUSES = {
     "NO_SOCKET": Cause.NO_LISTENER,
     "IP_RPFILTER": Cause.RP_FILTER,
 }
+_ON_INVALID = re.compile(r"(?<!! )--ctstate INVALID(?= |$)|ct state invalid(?= |$)")
 _HOOKS: dict[Hook, HookName] = {
     Hook.NF_PREROUTING: "prerouting",
     Hook.NF_INPUT: "input",
@@ -136,17 +138,32 @@ class _Case:
 
     def _cause(self) -> Cause | None:
         if self.reason != NETFILTER_DROP:
-            return _CAUSES.get(self.reason)
+            cause = _CAUSES.get(self.reason)
+            # An answer without a socket: its client went away, which says nothing of listeners.
+            return None if cause is Cause.NO_LISTENER and self.drop.is_reply else cause
         self._note_rules()
+        if self._is_invalid:
+            return Cause.CONNTRACK_INVALID
         if self.rule is not None and self.rule.owner is not Owner.KUBE_PROXY:
-            return self._rule_cause(self.rule)
+            return Cause.NETFILTER_DROP
         if isinstance(self.match, ServiceMatch) and not self.drop.is_reply:
             cause = self._service_cause(self.match)
             if cause is not None:
                 return cause
-        if self.rule is not None:
-            return self._rule_cause(self.rule)
         return Cause.NETFILTER_DROP
+
+    @cached_property
+    def _is_invalid(self) -> bool:
+        """
+        Whether it can only have been a rule on packets that conntrack makes nothing of.
+
+        No such rule is ever certain: a packet that was not to be tracked has no entry either.
+        """
+        if self.drop.orig is not None or self.candidates is None:
+            return False
+        only = self.candidates.only
+        has_all = self.view.rules is not None and not self.view.rules.unread
+        return has_all and only is not None and only.is_understood and _is_on_invalid(only)
 
     def _service_cause(self, match: ServiceMatch) -> Cause | None:
         """Say which state of a Service makes kube-proxy discard; None if none does."""
@@ -171,10 +188,14 @@ class _Case:
         return usable(self.view.cluster.endpoints(match.service.key, match.port.name, family), node)
 
     def _is_excluded(self, match: ServiceMatch) -> bool:
-        ranges = match.service.source_ranges
-        if match.via is not Via.LOAD_BALANCER or not ranges or self.flow is None:
+        if match.via is not Via.LOAD_BALANCER or self.flow is None:
             return False
         source = self.flow.src
+        # kube-proxy takes each family for itself: without ranges of this one, all may come in
+        # (newBaseServiceInfo in pkg/proxy/serviceport.go).
+        ranges = [one for one in match.service.source_ranges if one.version == source.version]
+        if not ranges:
+            return False
         if any(source in one for one in ranges):
             return False
         self.evidence.append(
@@ -182,13 +203,6 @@ class _Case:
             f"{', '.join(map(str, ranges))}"
         )
         return True
-
-    def _rule_cause(self, rule: Rule) -> Cause:
-        # A rule on the state INVALID alone; "! --ctstate" and longer lists mean something else.
-        text = rule.text
-        if "--ctstate INVALID " in f"{text} " or "ct state invalid" in text:
-            return Cause.CONNTRACK_INVALID
-        return Cause.NETFILTER_DROP
 
     def _note_rules(self) -> None:
         if self.candidates is None:
@@ -199,3 +213,8 @@ class _Case:
         for rule in self.candidates.possible[:3]:
             self.evidence.append(f"perhaps the rule of {rule.owner}: {rule}")
         self.evidence.append(f"no rule is certain: {self.candidates.reason}")
+
+
+def _is_on_invalid(rule: Rule) -> bool:
+    # On the state INVALID alone; "! --ctstate" and longer lists mean something else.
+    return bool(_ON_INVALID.search(rule.text))
