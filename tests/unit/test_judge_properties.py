@@ -136,7 +136,7 @@ def test_any_connection(connection, node_view):
     must = has_cause.get(opinion.verdict, False)
     assert must is None or (opinion.cause is not None) == must
     assert opinion.evidence
-    assert all(opinion.evidence + opinion.advice)
+    assert all([*opinion.evidence, *opinion.advice])
     if opinion.rule is not None:
         assert opinion.verdict is Verdict.REPLACED
         assert opinion.rule.is_understood

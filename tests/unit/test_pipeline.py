@@ -2,19 +2,21 @@
 
 import logging
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit import samples
+from tests.unit import samples, world
 from tests.unit.samples import CLOCK_OFFSET_NS, INFO, KTIME_NS, flow
 from tracer import pipeline as pipeline_module
+from tracer.judge.cause import Cause
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenAccept, Verdict
-from tracer.model import Filter, Hook
+from tracer.model import ClientClass, Filter, Hook
 from tracer.pipeline import Pipeline, Wanted
 from tracer.source import FakeSource
+from tracer.views import FixedViews, Place
 
 REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
 PRESERVED = samples.connection_bytes(samples.connection(*samples.PRESERVED))
@@ -24,9 +26,27 @@ ACCEPTED = samples.accept_bytes(samples.accept(samples.REPLACED[1].inverted))
 STRAY = samples.accept_bytes(samples.accept(flow("192.0.2.9", 1, "192.0.2.8", 2)))
 
 
-def run(records, *, info=INFO, wanted=None, **fake):
+class Asked:
+    """Views that remember what they were asked."""
+
+    def __init__(self, views):
+        self.views = views
+        self.asked = []
+
+    def refresh(self):
+        self.asked.append("refresh")
+
+    def at(self, *what):
+        self.asked.append(what)
+        return self.views.at(*what)
+
+    def notes(self):
+        return ("the moon",)
+
+
+def run(records, *, info=INFO, wanted=None, views=None, **fake):
     """Judge records; return the pipeline and what it yielded."""
-    pipeline = Pipeline(FakeSource([], info, **fake), wanted)
+    pipeline = Pipeline(FakeSource([], info, **fake), wanted, views)
     return pipeline, list(pipeline.judge(records))
 
 
@@ -172,6 +192,78 @@ def test_verdict_filter(verdicts, shown):
     assert [each.verdict for each in judged] == shown
     summary = pipeline.summary()
     assert summary.connections + summary.drops == len(shown)
+
+
+# In the recorded cluster these are a NodePort Service's, and one that nobody knows of.
+VIEWS = FixedViews(cluster=world.CLUSTER)
+CLUSTER_POLICY = samples.connection_bytes(samples.connection(*samples.REPLACED, mark=0x4000))
+STRANGER = samples.connection_bytes(
+    samples.connection(
+        flow("192.0.2.1", 5, "192.0.2.2", 6), flow("192.0.2.2", 6, "10.240.0.5", 5), mark=0x4000
+    )
+)
+NO_LOCAL = samples.drop_bytes(
+    samples.drop(packet=flow("192.0.2.1", 7, "10.240.0.5", 30081), orig=None)
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        ({}, [CLUSTER_POLICY, STRANGER, NO_LOCAL]),
+        ({"causes": {Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER}}, [CLUSTER_POLICY]),
+        ({"causes": {Cause.NO_LOCAL_ENDPOINT, Cause.HAIRPIN}}, [NO_LOCAL]),
+        ({"services": {("default", "nodeport")}}, [CLUSTER_POLICY]),
+        ({"services": {("default", "nodeport-local"), ("default", "nodeport")}},
+         [CLUSTER_POLICY, NO_LOCAL]),
+        ({"services": {("other", "nodeport")}}, []),
+        ({"services": {("default", "nodeport")}, "causes": {Cause.NO_LOCAL_ENDPOINT}}, []),
+        ({"verdicts": {Verdict.REPLACED}}, [CLUSTER_POLICY, STRANGER]),
+    ],
+)  # fmt: skip
+def test_what_the_judge_says_is_wanted(wanted, shown):
+    """Causes and Services filter as verdicts do; what has none is not among those named."""
+    wanted = Wanted(**{key: frozenset(value) for key, value in wanted.items()})
+    everything = [CLUSTER_POLICY, STRANGER, NO_LOCAL]
+    pipeline, judged = run(everything, wanted=wanted, views=VIEWS)
+    assert judged == run(shown, views=VIEWS)[1]
+    summary = pipeline.summary()
+    assert summary.connections + summary.drops == len(shown)
+
+
+def test_accept_of_an_unwanted_cause():
+    """The accept of a connection with another cause is left out with it."""
+    wanted = Wanted(causes=frozenset({Cause.HAIRPIN}))
+    assert run([CLUSTER_POLICY, ACCEPTED], wanted=wanted, views=VIEWS)[1] == []
+    wanted = Wanted(causes=frozenset({Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER}))
+    assert len(run([CLUSTER_POLICY, ACCEPTED], wanted=wanted, views=VIEWS)[1]) == 2
+
+
+def test_views():
+    """Each record is judged by the view of its namespace at its time; a batch refreshes once."""
+    views = Asked(VIEWS)
+    pipeline, judged = run([CLUSTER_POLICY, NO_LOCAL, ACCEPTED], views=views)
+    at = (samples.NETNS, "node2", CLOCK_OFFSET_NS + KTIME_NS)
+    assert views.asked == ["refresh", at, at]
+    assert judged[0].opinion.service.name == "nodeport"
+    assert judged[0].backend_pod == ("default", "p11", "node1")
+    assert pipeline.summary().not_seen == ("what the test leaves out", "the moon")
+    list(pipeline.judge([]))
+    assert views.asked.count("refresh") == 2
+
+
+def test_recorded_places():
+    """A recording's own word on its node makes its gateway a node's address."""
+    gateway = ip_address("10.244.2.1")
+    place = Place(addresses=frozenset({gateway}), masquerade_mark=0x8000, proxy_mode="nftables")
+    views = FixedViews(cluster=world.CLUSTER, places={samples.NETNS: place})
+    assert views.at(samples.NETNS, "node2", 0).classify(gateway) is ClientClass.NODE
+    assert views.at(1, "node2", 0).classify(gateway) is ClientClass.POD
+    view = replace(views, masquerade_mark=0x1, proxy_mode="ipvs").at(samples.NETNS, "node2", 0)
+    assert (view.masquerade_mark, view.mode) == (0x1, "ipvs")
+    view = views.at(samples.NETNS, "node2", 0)
+    assert (view.masquerade_mark, view.mode) == (0x8000, "nftables")
+    assert views.at(1, "node2", 0).masquerade_mark == 0x4000
 
 
 def test_accepts_follow_shown_connections():
