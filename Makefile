@@ -39,6 +39,8 @@ format: setup
 
 bench: setup
 	$(VENV)/bin/python -m tests.bench
+	$(VENV)/bin/python -m tests.bench.bench_judge
+	$(VENV)/bin/python -m tests.bench.bench_cluster
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -49,7 +49,13 @@ class LiveViews:
 
     def refresh(self) -> None:
         """Take note of changed rules and interfaces."""
-        self._views.clear()
+        for netns, view in list(self._views.items()):
+            place = self._places.get(netns)
+            if place is not None and (
+                self._keeper.ruleset(place) is not view.rules
+                or self._watchers[place].snapshot().addresses is not view.addresses
+            ):
+                del self._views[netns]
 
     def at(self, netns: int, node: str, time_ns: int) -> View:
         """Return the view of a traced namespace at a time."""

@@ -1,12 +1,14 @@
 """The verdict on the source of a connection, its cause and its evidence."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
+from tracer.cluster.match import ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
 from tracer.judge import advice
 from tracer.judge.cause import Cause
+from tracer.judge.lines import Lines
 from tracer.judge.verdict import JudgedConnection, Opinion, ServiceRef, Verdict
 from tracer.judge.view import EXTERNAL_WAYS, View, policy_of, reference
 from tracer.model import ClientClass, Connection, Hook, Status
@@ -37,21 +39,27 @@ class _Case:
     def __init__(self, connection: Connection, view: View) -> None:
         self.connection = connection
         self.view = view
-        self.evidence: list[str] = []
+        # Every connection is asked these; the rest waits until somebody wants to know.
+        self.match = view.match(connection.orig)
+        self.client_class = view.classify(connection.orig.src)
+        # Whether kube-proxy had marked the packet to be masqueraded; None if nobody knows.
+        mark = connection.mark
+        self.is_marked = None if mark is None else bool(mark & view.masquerade_mark)
+        self.notes: list[Callable[[], str]] = []
 
     def opinion(self) -> Opinion:
         self._note_tuples()
         verdict, found = self._verdict()
         if self.view.cluster is None:
-            self.evidence.append("no cluster objects were read: judged by tuples and rules alone")
+            self._note(lambda: "no cluster objects were read: judged by tuples and rules alone")
         return Opinion(
             verdict=verdict,
             cause=found.cause,
             service=found.service or reference(self.match),
-            client_class=self.view.classify(self.connection.orig.src),
+            client_class=self.client_class,
             rule=found.rule,
-            evidence=tuple(self.evidence),
-            advice=self._advice(found),
+            evidence=Lines(lambda: [note() for note in self.notes]),
+            advice=Lines(lambda: self._advice(found)),
         )
 
     def _advice(self, found: "_Found") -> tuple[str, ...]:
@@ -66,16 +74,6 @@ class _Case:
         )
 
     # What is asked
-
-    @cached_property
-    def match(self) -> ServiceMatch | HostPortMatch | None:
-        return self.view.match(self.connection.orig)
-
-    @cached_property
-    def is_marked(self) -> bool | None:
-        """Whether kube-proxy had marked the packet to be masqueraded; None if nobody knows."""
-        mark = self.connection.mark
-        return None if mark is None else bool(mark & self.view.masquerade_mark)
 
     @cached_property
     def is_client_here(self) -> bool:
@@ -116,9 +114,11 @@ class _Case:
     def _verdict(self) -> "tuple[Verdict, _Found]":
         connection = self.connection
         if connection.is_snat and not connection.status & Status.SRC_NAT:
-            self.evidence.append(
-                f"conntrack's status {int(connection.status):#x} says it did no SNAT, against its "
-                "own tuples"
+            self._note(
+                lambda: (
+                    f"conntrack's status {int(connection.status):#x} says it did no SNAT, against "
+                    "its own tuples"
+                )
             )
             return Verdict.UNKNOWN, _Found()
         if connection.is_snat or self.is_masqueraded_in_place:
@@ -135,17 +135,17 @@ class _Case:
         rule = self._note_rule()
         cause = self._cause(rule)
         if cause is not None and self.view.mode == "ipvs" and cause in _KUBE_PROXY_CAUSES:
-            self.evidence.append(f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
+            self._note(lambda: f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
             return _Found(Cause.IPVS_MASQUERADE, rule, advised=cause)
         if cause is None:
-            self.evidence.append("the cause is not known: what was read does not decide it")
+            self._note(lambda: "the cause is not known: what was read does not decide it")
         return _Found(cause, rule)
 
     def _cause(self, rule: Rule | None) -> Cause | None:
         connection, match = self.connection, self.match
         self._note_mark()
         if match is not None and connection.reply.src == connection.orig.src:
-            self.evidence.append(f"client and backend are both {connection.orig.src}")
+            self._note(lambda: f"client and backend are both {connection.orig.src}")
             return Cause.HAIRPIN
         is_foreign = rule is not None and rule.owner is not Owner.KUBE_PROXY
         if is_foreign or self.is_marked is False:
@@ -153,9 +153,11 @@ class _Case:
         if isinstance(match, ServiceMatch):
             return self._kube_proxy_cause(match)
         if self.is_marked:
-            self.evidence.append(
-                f"kube-proxy marked it, but no Service is known at {connection.orig.dst} port "
-                f"{connection.orig.dport}"
+            self._note(
+                lambda: (
+                    f"kube-proxy marked it, but no Service is known at {connection.orig.dst} port "
+                    f"{connection.orig.dport}"
+                )
             )
             return None
         return self._foreign_cause()
@@ -163,25 +165,23 @@ class _Case:
     def _kube_proxy_cause(self, match: ServiceMatch) -> Cause | None:
         source = self.connection.orig.src
         if source.is_loopback:
-            self.evidence.append(f"the client's address is {source}, on loopback")
+            self._note(lambda: f"the client's address is {source}, on loopback")
             return Cause.LOCALHOST_NODEPORT
         if match.via in EXTERNAL_WAYS:
             return self._external_cause(match)
         if self.view.rules is not None and self.view.rules.has_masquerade_all:
-            self.evidence.append(
-                "kube-proxy's rules mark all that goes to ClusterIPs: masqueradeAll"
-            )
+            self._note(lambda: "kube-proxy's rules mark all that goes to ClusterIPs: masqueradeAll")
             return Cause.MASQUERADE_ALL
         is_cluster_source = self.view.is_cluster_source(source)
         if is_cluster_source is False:
-            self.evidence.append(f"{source} is outside the range that kube-proxy takes for pods")
+            self._note(lambda: f"{source} is outside the range that kube-proxy takes for pods")
             return Cause.OFF_CLUSTER_SOURCE
         return None
 
     def _external_cause(self, match: ServiceMatch) -> Cause | None:
         self._note_policy(match)
         if self.is_client_here:
-            self.evidence.append(f"{self.connection.orig.src} is an address of {self.view.node}")
+            self._note(lambda: f"{self.connection.orig.src} is an address of {self.view.node}")
             return Cause.NODE_LOCAL_SOURCE
         # masqueradeAll is about ClusterIPs alone, in each of kube-proxy's modes.
         is_cluster = policy_of(match) is Policy.CLUSTER
@@ -190,12 +190,14 @@ class _Case:
     def _foreign_cause(self) -> Cause | None:
         """Tell a pod's way out of the cluster from other rules."""
         view, connection = self.view, self.connection
-        source, target = view.classify(connection.orig.src), view.classify(connection.reply.src)
+        source, target = self.client_class, view.classify(connection.reply.src)
         is_egress = source is ClientClass.POD and target is ClientClass.EXTERNAL
         if self.match is None and is_egress:
-            self.evidence.append(
-                f"{connection.orig.src} is a pod's address, {connection.reply.src} is outside the "
-                "cluster"
+            self._note(
+                lambda: (
+                    f"{connection.orig.src} is a pod's address, {connection.reply.src} is outside "
+                    "the cluster"
+                )
             )
             return Cause.POD_EGRESS
         if self.candidates is None or not self.candidates.possible:
@@ -207,9 +209,9 @@ class _Case:
 
     def _is_proxied(self) -> bool:
         source = self.connection.orig.src
-        if self.view.classify(source) is not ClientClass.LOADBALANCER:
+        if self.client_class is not ClientClass.LOADBALANCER:
             return False
-        self.evidence.append(f"the peer {source} is a load balancer's address")
+        self._note(lambda: f"the peer {source} is a load balancer's address")
         return True
 
     def _upstream(self) -> "_Found | None":
@@ -220,7 +222,7 @@ class _Case:
             view.cluster is None
             or connection.is_dnat
             or self.is_client_here
-            or view.classify(source) is not ClientClass.NODE
+            or self.client_class is not ClientClass.NODE
         ):
             return None
         services = [
@@ -242,44 +244,50 @@ class _Case:
         connection = self.connection
         orig, reply = connection.orig, connection.reply
         if connection.is_snat:
-            self.evidence.append(
-                f"the backend answers to {reply.dst}, not to the client {orig.src}: SNAT"
+            self._note(
+                lambda: f"the backend answers to {reply.dst}, not to the client {orig.src}: SNAT"
             )
         else:
-            self.evidence.append(f"the backend answers to the client's own address {orig.src}")
+            self._note(lambda: f"the backend answers to the client's own address {orig.src}")
         if connection.is_dnat:
-            self.evidence.append(f"addressed to {orig.dst}, answered by {reply.src}: DNAT")
+            self._note(lambda: f"addressed to {orig.dst}, answered by {reply.src}: DNAT")
 
     def _note_mark(self) -> None:
         if self.is_marked:
-            self.evidence.append(
-                f"the packet carried kube-proxy's mark {self.view.masquerade_mark:#x} before SNAT"
+            self._note(
+                lambda: (
+                    f"the packet carried kube-proxy's mark {self.view.masquerade_mark:#x} before "
+                    "SNAT"
+                )
             )
         elif self.is_marked is False:
-            self.evidence.append("the packet did not carry kube-proxy's mark")
+            self._note(lambda: "the packet did not carry kube-proxy's mark")
         else:
-            self.evidence.append("the packet's mark is not known: nobody saw it before SNAT")
+            self._note(lambda: "the packet's mark is not known: nobody saw it before SNAT")
         if self.is_masqueraded_in_place:
-            self.evidence.append("masquerading picked the address that it had already")
+            self._note(lambda: "masquerading picked the address that it had already")
 
     def _note_rule(self) -> Rule | None:
         if self.candidates is None:
-            self.evidence.append("the node's rules were not read")
+            self._note(lambda: "the node's rules were not read")
             return None
         if self.candidates.certain is not None:
             rule = self.candidates.certain
-            self.evidence.append(f"rule of {_owner(rule)}: {rule}")
+            self._note(lambda: f"rule of {_owner(rule)}: {rule}")
             return rule
-        for rule in self.candidates.possible[:_SHOWN]:
-            self.evidence.append(f"perhaps the rule of {_owner(rule)}: {rule}")
-        self.evidence.append(f"no rule is certain: {self.candidates.reason}")
+        candidates = self.candidates
+        for rule in candidates.possible[:_SHOWN]:
+            self._note(partial(_perhaps, rule))
+        self._note(lambda: f"no rule is certain: {candidates.reason}")
         return None
 
     def _note_policy(self, match: ServiceMatch) -> None:
         service = match.service
-        self.evidence.append(
-            f"Service {service.key} was reached by its {_WAYS[match.via]}; its "
-            f"externalTrafficPolicy is {service.external_policy}"
+        self._note(
+            lambda: (
+                f"Service {service.key} was reached by its {_WAYS[match.via]}; its "
+                f"externalTrafficPolicy is {service.external_policy}"
+            )
         )
 
     def _note_preserved(self) -> None:
@@ -287,25 +295,36 @@ class _Case:
             if self.match.via in EXTERNAL_WAYS:
                 self._note_policy(self.match)
             elif self.match.via is Via.CLUSTER_IP:
-                self.evidence.append(
-                    f"Service {self.match.service.key} was reached by its ClusterIP from inside"
-                )
+                key = self.match.service.key
+                self._note(lambda: f"Service {key} was reached by its ClusterIP from inside")
         if self.is_marked and self.connection.hook is Hook.NF_POSTROUTING:
-            self.evidence.append(
-                "the packet carried kube-proxy's mark, but nothing replaced its source"
+            self._note(
+                lambda: "the packet carried kube-proxy's mark, but nothing replaced its source"
             )
 
     def _note_upstream(self, node: str, services: list[Service]) -> None:
-        source = self.connection.orig.src
+        orig = self.connection.orig
         names = ", ".join(str(service.key) for service in services[:_SHOWN])
-        more = len(services) - _SHOWN
-        self.evidence += [
-            f"the client {source} is the node {node}, and this node replaced nothing",
-            f"the backend is an endpoint of {names}{f' and {more} more' if more > 0 else ''}, with "
-            f"externalTrafficPolicy Cluster: {node} may have masqueraded for it",
-            f"proof: 'srcip trace' on {node}, with the connection {self.connection.orig.src} port "
-            f"{self.connection.orig.sport}; a process of {node} itself would look the same here",
-        ]
+        more = f" and {len(services) - _SHOWN} more" if len(services) > _SHOWN else ""
+        self._note(
+            lambda: f"the client {orig.src} is the node {node}, and this node replaced nothing"
+        )
+        self._note(
+            lambda: (
+                f"the backend is an endpoint of {names}{more}, with externalTrafficPolicy "
+                f"Cluster: {node} may have masqueraded for it"
+            )
+        )
+        self._note(
+            lambda: (
+                f"proof: 'srcip trace' on {node}, with the connection {orig.src} port "
+                f"{orig.sport}; a process of {node} itself would look the same here"
+            )
+        )
+
+    def _note(self, line: Callable[[], str]) -> None:
+        """Keep a line of evidence, to be written out if somebody reads it."""
+        self.notes.append(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +348,10 @@ _KUBE_PROXY_CAUSES = {
     Cause.OFF_CLUSTER_SOURCE,
     Cause.NODE_LOCAL_SOURCE,
 }
+
+
+def _perhaps(rule: Rule) -> str:
+    return f"perhaps the rule of {_owner(rule)}: {rule}"
 
 
 def _owner(rule: Rule) -> str:

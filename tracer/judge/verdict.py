@@ -1,6 +1,6 @@
 """What the judge says: verdicts on connections and drops, with what they rest on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -55,8 +55,8 @@ class Opinion:
     service: ServiceRef | None = None
     client_class: ClientClass | None = None
     rule: Rule | None = None
-    evidence: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
+    evidence: Sequence[str] = ()
+    advice: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_REMEMBERED = 16384
 _NFT = {"ipv4": "ip", "ipv6": "ip6", "both": "inet"}
 ProxyMode = Literal["iptables", "nftables", "ipvs"]
 
@@ -87,6 +88,9 @@ class Ruleset:
     owners: frozenset[Owner] = frozenset()
     unread: tuple[str, ...] = ()
     base_chains: tuple[BaseChain, ...] = field(default=(), compare=False, repr=False)
+    _answers: dict[tuple[object, ...], Candidates] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @classmethod
     def of(cls, parts: Iterable[Part], unread: Iterable[str] = ()) -> "Ruleset":
@@ -108,13 +112,28 @@ class Ruleset:
         )
 
     def snat_candidates(self, flow: Flow, hook: HookName = "postrouting") -> Candidates:
-        """Return the rules that may have replaced the source of a connection's first packet."""
+        """
+        Return the rules that may have replaced the source of a connection's first packet.
+
+        The answer for a client and a backend is remembered, unless rules ask for the source port.
+        """
         chains = [
             chain
             for chain in self.base_chains
             if chain.kind == "nat" and chain.hook == hook and _sees(chain, flow)
         ]
-        walked = _walk(chains, flow, wants_drops=False)
+        if any(chain.effects.asks_source_port for chain in chains):
+            return self._snat_candidates(chains, flow)
+        key = _identity(flow, hook)
+        known = self._answers.get(key)
+        if known is None:
+            if len(self._answers) >= _REMEMBERED:
+                self._answers.clear()
+            known = self._answers[key] = self._snat_candidates(chains, flow)
+        return known
+
+    def _snat_candidates(self, chains: list[BaseChain], flow: Flow) -> Candidates:
+        walked = walk(chains, flow, wants_drops=False)
         return self._candidates(walked, "translates the source", flow)
 
     def drop_candidates(self, flow: Flow, hook: HookName) -> Candidates:
@@ -191,6 +210,28 @@ def _walk(chains: list[BaseChain], flow: Flow, *, wants_drops: bool) -> Walked:
         rules=tuple(dict.fromkeys(rule for one in walks for rule in one.rules)),
         may_pass=any(one.may_pass for one in walks),
         is_complete=all(one.is_complete for one in walks),
+    )
+
+
+def _identity(flow: Flow, hook: HookName) -> tuple[object, ...]:
+    """Return all of a flow but its source port; numbers, because hashing addresses is slow."""
+    return (
+        hook,
+        flow.src.version,
+        int(flow.src),
+        int(flow.dst),
+        flow.dport,
+        flow.proto,
+        None if flow.orig_dst is None else int(flow.orig_dst),
+        flow.orig_dport,
+        flow.mark,
+        flow.ct_mark,
+        flow.iif,
+        flow.oif,
+        flow.states,
+        flow.is_reply,
+        None if flow.seen_source is None else int(flow.seen_source),
+        flow.local_addresses,
     )
 
 

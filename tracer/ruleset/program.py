@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from tracer.ruleset.matches import Match
+from tracer.ruleset.matches import Match, Within
 from tracer.ruleset.rule import HookName, Owner, Rule, RuleFamily, Tool
 from tracer.ruleset.truth import ALL_BITS
-from tracer.ruleset.view import Elements, Key
+from tracer.ruleset.view import Elements, Field, Key
+
+_SOURCE_PORTS = (Field.SPORT, Field.ORIG_SPORT)
 
 # Priorities of netfilter_ipv4.h, the same in netfilter_ipv6.h.
 RAW, MANGLE, DSTNAT, FILTER, SECURITY, SRCNAT = -300, -150, -100, 0, 50, 100
@@ -87,15 +89,21 @@ Chains = Mapping[str, tuple[Step, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effects:
-    """What chains may change on a packet: bits of its mark, the mark of its conntrack entry."""
+    """
+    What chains may change on a packet: bits of its mark, the mark of its conntrack entry.
+
+    ``asks_source_port`` is whether they look at the source port, which no two connections of a
+    client have in common.
+    """
 
     mark_bits: int = 0
     has_connection_mark: bool = False
+    asks_source_port: bool = False
 
     @classmethod
     def of(cls, chains: Chains) -> "Effects":
         """Return what these chains may change."""
-        bits, has_connection_mark = 0, False
+        bits, has_connection_mark, asks_source_port = 0, False, False
         for op in (op for steps in chains.values() for step in steps for op in step):
             if isinstance(op, SetMark):
                 bits |= op.touched
@@ -103,7 +111,13 @@ class Effects:
                 bits |= ALL_BITS
             elif isinstance(op, SetConnectionMark):
                 has_connection_mark = True
-        return cls(mark_bits=bits, has_connection_mark=has_connection_mark)
+            elif isinstance(op, Within | Lookup):
+                asks_source_port |= any(key.field in _SOURCE_PORTS for key in op.keys)
+        return cls(
+            mark_bits=bits,
+            has_connection_mark=has_connection_mark,
+            asks_source_port=asks_source_port,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
