@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.ready
 # Debian's packages. BCC comes from here, never from PyPI, where the name is another program's.
 DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptables nftables \
-	conntrack nfacct clang-format
+	conntrack nfacct clang-format bpftool git
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
