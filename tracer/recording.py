@@ -169,10 +169,12 @@ class RecordingSource:
             raise self._garbage(f"it begins with frame type {kind}")
         info = self._json(payload)
         try:
-            self.places = {int(netns): from_json(place) for netns, place in info["places"].items()}
-            return _info_from_json(info)
+            source = _info_from_json(info)
+            places = info.get("places", {})
+            self.places = {int(netns): from_json(place) for netns, place in places.items()}
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise self._garbage(f"its header is wrong ({error!r:.80})") from error
+        return source
 
     def _take(self, kind: int, payload: bytes, batch: list[bytes]) -> None:
         if kind == _RECORD:

@@ -665,9 +665,24 @@ def test_replaced_upstream_by_one_service():
         "web-0", "none", None,
     )  # fmt: skip
     evidence = " ".join(opinion.evidence)
-    assert "the client 10.240.0.5 is the node node2" in evidence
+    assert "the client 10.240.0.5 is an address of node2" in evidence
     assert "'srcip trace' on node2, with the connection 10.240.0.5 port 40000" in evidence
     assert any("externalTrafficPolicy" in line for line in opinion.advice)
+
+
+@pytest.mark.parametrize("tunnel", ["10.244.2.0", "10.244.2.1"])
+def test_replaced_upstream_over_an_overlay(tunnel):
+    """A node masquerades into a tunnel with the first addresses of its pods' range."""
+    opinion = judge(arrived(tunnel), view(cluster=others(1)))
+    assert opinion.verdict is Verdict.REPLACED_UPSTREAM
+    assert f"the client {tunnel} is an address of node2" in " ".join(opinion.evidence)
+
+
+def test_a_pod_reached_by_its_own_address():
+    """A connection to a pod itself belongs to its Service, if it has just one."""
+    service = judge(arrived(CLIENT), view(cluster=others(1))).service
+    assert (service.name, service.via, service.policy) == ("web-0", "pod", None)
+    assert judge(arrived(CLIENT), view(cluster=others(2))).service is None
 
 
 @pytest.mark.parametrize(("count", "text"), [(2, "web-0, default/web-1,"), (5, "and 2 more")])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from tracer.cluster.match import ServiceMatch, Via
+from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
 from tracer.judge import advice
 from tracer.judge.cause import Cause
@@ -55,7 +55,7 @@ class _Case:
         return Opinion(
             verdict=verdict,
             cause=found.cause,
-            service=found.service or reference(self.match),
+            service=found.service or reference(self.match) or self._behind(),
             client_class=self.client_class,
             rule=found.rule,
             evidence=Lines(lambda: [note() for note in self.notes]),
@@ -72,6 +72,14 @@ class _Case:
             version=reply.src.version,
             rule=found.rule,
         )
+
+    def _behind(self) -> ServiceRef | None:
+        """Return the Service of a pod that was reached by its own address, if it has just one."""
+        reply = self.connection.reply
+        if self.match is not None or self.connection.is_dnat or reply.is_icmp:
+            return None
+        services = self.view.behind(reply.src, reply.sport, reply.proto)
+        return _reference(services[0], Via.POD) if len(services) == 1 else None
 
     # What is asked
 
@@ -217,26 +225,45 @@ class _Case:
     def _upstream(self) -> "_Found | None":
         """Explain another node's address as client, where this node replaced nothing."""
         connection, view = self.connection, self.view
-        source, reply = connection.orig.src, connection.reply
-        if (
-            view.cluster is None
-            or connection.is_dnat
-            or self.is_client_here
-            or self.client_class is not ClientClass.NODE
-        ):
+        reply = connection.reply
+        if view.cluster is None or connection.is_dnat or self.is_client_here:
+            return None
+        node = self._other_node()
+        if node is None:
             return None
         services = [
             service
             for service in view.behind(reply.src, reply.sport, reply.proto)
             if service.external_policy is Policy.CLUSTER
         ]
-        node = view.cluster.node_of(source) or "another node"
         if not services:
             return None
         self._note_upstream(node, services)
         (only, *others) = services
-        reference = None if others else _upstream_reference(only)
+        reference = None if others else _reference(only, Via.NONE)
         return _Found(Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, service=reference)
+
+    def _other_node(self) -> str | None:
+        """
+        Return the node that a client's address belongs to, if it is a node's.
+
+        With an overlay network a node masquerades to its tunnel's or bridge's address: the first
+        two of its pods' range, which belong to no pod (flannel.1 and cni0, for example).
+        """
+        source, cluster = self.connection.orig.src, self.view.cluster
+        if cluster is None:
+            return None
+        if self.client_class is ClientClass.NODE:
+            return cluster.node_of(source) or "another node"
+        name = cluster.node_of_pod_address(source)
+        node = cluster.node(name) if name and cluster.pod_at(source) is None else None
+        if node is None or node.name == self.view.node:
+            return None
+        is_first = any(
+            source in cidr and int(source) - int(cidr.network_address) in (0, 1)
+            for cidr in node.pod_cidrs
+        )
+        return node.name if is_first else None
 
     # What is noted
 
@@ -297,6 +324,9 @@ class _Case:
             elif self.match.via is Via.CLUSTER_IP:
                 key = self.match.service.key
                 self._note(lambda: f"Service {key} was reached by its ClusterIP from inside")
+        if isinstance(self.match, HostPortMatch):
+            pod, port = self.match.pod, self.match.port.port
+            self._note(lambda: f"reached by host port {port} of pod {pod.namespace}/{pod.name}")
         if self.is_marked and self.connection.hook is Hook.NF_POSTROUTING:
             self._note(
                 lambda: "the packet carried kube-proxy's mark, but nothing replaced its source"
@@ -307,7 +337,7 @@ class _Case:
         names = ", ".join(str(service.key) for service in services[:_SHOWN])
         more = f" and {len(services) - _SHOWN} more" if len(services) > _SHOWN else ""
         self._note(
-            lambda: f"the client {orig.src} is the node {node}, and this node replaced nothing"
+            lambda: f"the client {orig.src} is an address of {node}, and this node replaced nothing"
         )
         self._note(
             lambda: (
@@ -358,11 +388,8 @@ def _owner(rule: Rule) -> str:
     return "an unknown owner" if rule.owner is Owner.UNKNOWN else str(rule.owner)
 
 
-def _upstream_reference(service: Service) -> ServiceRef:
+def _reference(service: Service, via: Via) -> ServiceRef:
+    policy = service.external_policy if via is Via.NONE else None
     return ServiceRef(
-        namespace=service.namespace,
-        name=service.name,
-        port=None,
-        via=Via.NONE,
-        policy=service.external_policy,
+        namespace=service.namespace, name=service.name, port=None, via=via, policy=policy
     )
