@@ -48,8 +48,9 @@ def views():
     small = snapshot.load(DATA / "objects.json")
     yield "2 nodes, 13 Services", View(cluster=small, **common)
     large = small.changed(put=filter(None, map(parse, bench_cluster.everything())))
-    yield f"{large.counts.nodes:,} nodes, {large.counts.services:,} Services", View(
-        cluster=large, **common
+    yield (
+        f"{large.counts.nodes:,} nodes, {large.counts.services:,} Services",
+        View(cluster=large, **common),
     )
 
 
