@@ -20,7 +20,13 @@ struct mark_slot {
 };
 
 BPF_RINGBUF_OUTPUT(connections, SRCIP_CONNECTION_RING_PAGES);
-BPF_PERCPU_HASH(paths, struct srcip_path_key, __u64, SRCIP_PATHS);
+/* Nothing is deleted from a map that counts: another CPU may hold a pointer to
+ * the count. User space lets the two take turns, and empties the idle one.
+ */
+BPF_PERCPU_HASH(paths_0, struct srcip_path_key, __u64, SRCIP_PATHS);
+BPF_PERCPU_HASH(paths_1, struct srcip_path_key, __u64, SRCIP_PATHS);
+/* One connection of each path, for what the key does not say. */
+BPF_HASH(samples, struct srcip_path_key, struct srcip_connection, SRCIP_PATHS * 2);
 BPF_LPM_TRIE(classes, struct srcip_prefix, __u32, SRCIP_PREFIXES);
 BPF_PERCPU_ARRAY(marks, struct mark_slot, MARK_SLOTS);
 BPF_PERCPU_ARRAY(unannounced, __u64, 1);
@@ -152,9 +158,10 @@ SRCIP_INLINE void stream(const struct srcip_config *settings, const struct srcip
 		count_lost(SRCIP_LOST_RING_FULL);
 }
 
-SRCIP_INLINE __u8 class_of(const __u8 *address)
+/* Class and flags of an address; 0, external, where no prefix covers it. */
+SRCIP_INLINE __u32 class_of(__u32 netns, const __u8 *address)
 {
-	struct srcip_prefix prefix = {.length = 128};
+	struct srcip_prefix prefix = {.length = 32 + 128, .netns = netns};
 	__u32 *class;
 
 	__builtin_memcpy(prefix.address, address, 16);
@@ -174,7 +181,7 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip
 		__builtin_memcpy(key->backend, record->reply.src, 16);
 		key->backend_port = record->reply.sport;
 	} else {
-		key->dst_class = class_of(record->orig.dst);
+		key->dst_class = class_of(key->netns, record->orig.dst);
 		if (key->dst_class == SRCIP_CLASS_EXTERNAL)
 			return;
 		if (record->hook == SRCIP_HOOK_NF_INPUT) {
@@ -189,15 +196,24 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip
 SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_config *settings,
 			       const struct srcip_connection *record)
 {
+	__u32 client = class_of(record->header.netns, record->orig.src);
+
 	key->netns = record->header.netns;
 	key->zone = record->zone;
 	key->proto = record->orig.proto;
 	key->family = record->orig.family;
-	key->client_class = class_of(record->orig.src);
+	key->client_class = client;
+	key->client_flags = client >> 8;
 	if (!srcip_address_equal(record->orig.src, record->reply.dst)) {
 		key->flags |= SRCIP_PATH_SNAT;
 		__builtin_memcpy(key->seen, record->reply.dst, 16);
 	}
+	if (srcip_address_equal(record->orig.src, record->reply.src))
+		key->flags |= SRCIP_PATH_HAIRPIN;
+	if (record->status & IPS_SRC_NAT)
+		key->flags |= SRCIP_PATH_SRC_NAT;
+	if (record->flags & SRCIP_CONNECTION_HAS_MARK)
+		key->flags |= SRCIP_PATH_HAS_MARK;
 	if (record->mark & settings->masquerade_mark)
 		key->flags |= SRCIP_PATH_MARKED;
 	if (record->hook == SRCIP_HOOK_NF_INPUT)
@@ -205,22 +221,35 @@ SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_co
 	set_destination(key, record);
 }
 
+SRCIP_INLINE __u64 *find_total(__u8 active, struct srcip_path_key *key)
+{
+	return active ? paths_1.lookup(key) : paths_0.lookup(key);
+}
+
 SRCIP_INLINE void count(const struct srcip_config *settings, const struct srcip_connection *record)
 {
+	/* Read once: it may change between here and the insertion. */
+	__u8 active = *(const volatile __u8 *)&settings->active_paths;
 	struct srcip_path_key key = {};
 	__u64 zero = 0, *total;
 
 	set_path_key(&key, settings, record);
-	total = paths.lookup(&key);
+	total = find_total(active, &key);
 	if (!total) {
 		/* Another CPU may have been first: then this does nothing. */
-		paths.insert(&key, &zero);
-		total = paths.lookup(&key);
+		if (active)
+			paths_1.insert(&key, &zero);
+		else
+			paths_0.insert(&key, &zero);
+		total = find_total(active, &key);
 	}
-	if (total)
-		__sync_fetch_and_add(total, 1);
-	else
+	if (!total) {
 		count_lost(SRCIP_LOST_PATHS_FULL);
+		return;
+	}
+	__sync_fetch_and_add(total, 1);
+	if (!samples.lookup(&key))
+		samples.insert(&key, (struct srcip_connection *)record);
 }
 
 SRCIP_INLINE __u32 device_index(const void *state, int offset)

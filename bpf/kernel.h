@@ -40,6 +40,7 @@
 #define NFCT_INFOMASK 7ULL
 
 #define IPS_CONFIRMED (1 << 3)
+#define IPS_SRC_NAT (1 << 4)
 
 /* What a netfilter program is called with (struct bpf_nf_ctx). The verifier
  * knows the types behind both pointers.

@@ -47,6 +47,12 @@ enum srcip_client_class {
 	SRCIP_CLASS_LOOPBACK = 4,
 };
 
+/* What else a prefix says of an address; the map holds class | flags << 8. */
+enum srcip_address_flag {
+	SRCIP_ADDRESS_HERE = 1,	   /* the traced node's own */
+	SRCIP_ADDRESS_CLUSTER = 2, /* in a range that kube-proxy takes for pods */
+};
+
 enum srcip_connection_flag {
 	SRCIP_CONNECTION_HAS_MARK = 1, /* mark was seen before SNAT */
 	SRCIP_CONNECTION_RELATED = 2,  /* expected by a conntrack helper */
@@ -61,10 +67,13 @@ enum srcip_drop_flag {
 };
 
 enum srcip_path_flag {
-	SRCIP_PATH_SNAT = 1,   /* the source is replaced: seen is filled */
-	SRCIP_PATH_DNAT = 2,   /* dst is what the client addressed */
-	SRCIP_PATH_MARKED = 4, /* the masquerade mark was set before SNAT */
-	SRCIP_PATH_INPUT = 8,  /* delivered on this node, not sent on */
+	SRCIP_PATH_SNAT = 1,	  /* the source is replaced: seen is filled */
+	SRCIP_PATH_DNAT = 2,	  /* dst is what the client addressed */
+	SRCIP_PATH_MARKED = 4,	  /* the masquerade mark was set before SNAT */
+	SRCIP_PATH_INPUT = 8,	  /* delivered on this node, not sent on */
+	SRCIP_PATH_HAS_MARK = 16, /* the mark was seen before SNAT */
+	SRCIP_PATH_HAIRPIN = 32,  /* the client is the backend */
+	SRCIP_PATH_SRC_NAT = 64,  /* conntrack says it did SNAT (IPS_SRC_NAT) */
 };
 
 /* Addresses stay in network order, IPv4 as ::ffff:a.b.c.d. Everything else is
@@ -125,9 +134,12 @@ struct srcip_accept {
 	struct srcip_tuple peer; /* src is the peer, dst the socket's own */
 };
 
-/* A prefix of the mapped address: IPv4 10.0.0.0/8 has length 96 + 8. */
+/* A prefix of the mapped address as seen from one namespace, whose bits come
+ * first: IPv4 10.0.0.0/8 has length 32 + 96 + 8.
+ */
 struct srcip_prefix {
 	__u32 length;
+	__u32 netns;
 	__u8 address[16];
 };
 
@@ -152,7 +164,8 @@ struct srcip_config {
 	__u8 is_streaming;
 	__u8 is_counting;
 	__u8 is_filtered;
-	__u8 pad[5];
+	__u8 active_paths; /* which of the two maps counts, 0 or 1 */
+	__u8 pad[4];
 };
 
 /* What a path through the node is, without who used it: a connection count
@@ -171,7 +184,7 @@ struct srcip_path_key {
 	__u8 client_class;
 	__u8 dst_class;
 	__u8 flags;
-	__u8 pad[1];
+	__u8 client_flags; /* enum srcip_address_flag */
 };
 
 _Static_assert(sizeof(struct srcip_tuple) == 40, "wire layout changed");
@@ -179,7 +192,7 @@ _Static_assert(sizeof(struct srcip_header) == 16, "wire layout changed");
 _Static_assert(sizeof(struct srcip_connection) == 128, "wire layout changed");
 _Static_assert(sizeof(struct srcip_drop) == 136, "wire layout changed");
 _Static_assert(sizeof(struct srcip_accept) == 56, "wire layout changed");
-_Static_assert(sizeof(struct srcip_prefix) == 20, "wire layout changed");
+_Static_assert(sizeof(struct srcip_prefix) == 24, "wire layout changed");
 _Static_assert(sizeof(struct srcip_filter) == 72, "wire layout changed");
 _Static_assert(sizeof(struct srcip_config) == 120, "wire layout changed");
 _Static_assert(sizeof(struct srcip_path_key) == 64, "wire layout changed");

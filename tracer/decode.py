@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 from tracer.errors import DecodeError
 from tracer.model import (
     Accept,
+    AddressFlag,
     ClientClass,
     Connection,
     Drop,
@@ -93,8 +94,11 @@ def decode_path_key(key: bytes) -> PathKey:
         backend=_address(wire.backend, wire.family) if flags & PathFlag.DNAT else None,
         backend_port=wire.backend_port,
         seen_source=_address(wire.seen, wire.family) if flags & PathFlag.SNAT else None,
-        is_marked=bool(flags & PathFlag.MARKED),
+        is_marked=bool(flags & PathFlag.MARKED) if flags & PathFlag.HAS_MARK else None,
         is_input=bool(flags & PathFlag.INPUT),
+        is_hairpin=bool(flags & PathFlag.HAIRPIN),
+        has_snat_status=bool(flags & PathFlag.SRC_NAT),
+        client_flags=AddressFlag(wire.client_flags),
     )
 
 

@@ -30,6 +30,7 @@ def encode_config(
     masquerade_mark: int,
     is_streaming: bool,
     is_counting: bool,
+    active_paths: int = 0,
 ) -> bytes:
     """
     Encode ``struct srcip_config``.
@@ -41,6 +42,7 @@ def encode_config(
         masquerade_mark: kube-proxy's masquerade bit.
         is_streaming: Whether records are written at all.
         is_counting: Whether connections are counted by path.
+        active_paths: Which of the two maps of paths counts.
     """
     config = WireConfig(
         filter=_filter(wanted),
@@ -49,6 +51,7 @@ def encode_config(
         is_streaming=is_streaming,
         is_counting=is_counting,
         is_filtered=not wanted.is_empty,
+        active_paths=active_paths,
     )
     for reason in reasons:
         if 0 <= reason < _REASON_BITS:
@@ -56,10 +59,11 @@ def encode_config(
     return bytes(config)
 
 
-def encode_prefix(network: IPNetwork) -> bytes:
+def encode_prefix(netns: int, network: IPNetwork) -> bytes:
     """Encode ``struct srcip_prefix``, the key of the map of client classes."""
-    length = network.prefixlen + (96 if network.version == 4 else 0)
-    return bytes(WirePrefix(length=length, address=_octets(mapped(network.network_address))))
+    length = 32 + network.prefixlen + (96 if network.version == 4 else 0)
+    address = _octets(mapped(network.network_address))
+    return bytes(WirePrefix(length=length, netns=netns, address=address))
 
 
 def encode_connection(connection: Connection) -> bytes:

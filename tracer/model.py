@@ -77,6 +77,20 @@ class ClientClass(IntEnum):
     LOOPBACK = 4
 
 
+class AddressFlag(IntFlag):
+    """
+    What else an address is to a node. Values are ``enum srcip_address_flag``.
+
+    ``HERE`` is the node's own; ``CLUSTER`` in a range that kube-proxy takes for pods.
+    """
+
+    HERE = 1
+    CLUSTER = 2
+
+
+NO_FLAGS = AddressFlag(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiveTuple:
     """
@@ -176,6 +190,17 @@ class Drop:
     iif: int
     dst_ifindex: int
 
+    @property
+    def flow(self) -> FiveTuple | None:
+        """
+        What the client sent: the entry's original tuple, else the packet's own.
+
+        An ICMP error carries the entry of the flow that it speaks of, and is not a packet of it.
+        """
+        if self.orig is None or (self.packet is not None and self.packet.proto != self.orig.proto):
+            return self.packet
+        return self.orig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
@@ -195,7 +220,9 @@ class PathKey:
     What a connection count is kept by: a way through the node, never who used it.
 
     ``dst`` is None where the client addressed something outside that nothing translated;
-    ``backend`` is None without DNAT, ``seen_source`` without SNAT.
+    ``backend`` is None without DNAT, ``seen_source`` without SNAT. ``is_marked`` is None where
+    nobody saw the mark; ``is_hairpin`` says that the client is the backend, ``has_snat_status``
+    what conntrack's status says, ``client_flags`` what else the client's address is.
     """
 
     netns: int
@@ -209,8 +236,11 @@ class PathKey:
     backend: IPAddress | None
     backend_port: int
     seen_source: IPAddress | None
-    is_marked: bool
+    is_marked: bool | None
     is_input: bool
+    is_hairpin: bool = False
+    has_snat_status: bool = False
+    client_flags: AddressFlag = NO_FLAGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,9 @@ class PathFlag(IntFlag):
     DNAT = 2
     MARKED = 4
     INPUT = 8
+    HAS_MARK = 16
+    HAIRPIN = 32
+    SRC_NAT = 64
 
 
 class WireTuple(ctypes.Structure):
@@ -126,7 +129,7 @@ class WireAccept(ctypes.Structure):
 class WirePrefix(ctypes.Structure):
     """``struct srcip_prefix``."""
 
-    _fields_ = (("length", ctypes.c_uint32), ("address", _ADDRESS))
+    _fields_ = (("length", ctypes.c_uint32), ("netns", ctypes.c_uint32), ("address", _ADDRESS))
 
 
 class WireFilter(ctypes.Structure):
@@ -155,7 +158,8 @@ class WireConfig(ctypes.Structure):
         ("is_streaming", ctypes.c_uint8),
         ("is_counting", ctypes.c_uint8),
         ("is_filtered", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 5),
+        ("active_paths", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 4),
     )
 
 
@@ -175,7 +179,7 @@ class WirePathKey(ctypes.Structure):
         ("client_class", ctypes.c_uint8),
         ("dst_class", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 1),
+        ("client_flags", ctypes.c_uint8),
     )
 
 

@@ -1,13 +1,15 @@
 """Counting by path: exact totals that no client can inflate."""
 
 import socket
+from collections import Counter
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
 
 from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, udp_datagram
-from tracer.decode import decode_path_key
+from tracer.decode import decode, decode_path_key
+from tracer.kernel.counters import AddressClass
 from tracer.kernel.programs import Sizes
-from tracer.model import UDP, ClientClass
+from tracer.model import UDP, AddressFlag, ClientClass
 
 PORT = 8080
 SERVICE = f"""
@@ -108,6 +110,65 @@ def test_full_map_is_counted(box, trace):
     total = sum(paths(tracer).values())
     assert 0 < total < 400
     assert total + tracer.lost()["paths_full"] == 400
+
+
+def test_drains_lose_nothing_while_maps_take_turns(box, trace):
+    """What many drains bring is what was sent, though the maps were emptied between them."""
+    box.rules(SERVICE.replace("80 dnat", "82-89 dnat"))
+    tracer = trace(**COUNTING, sizes=Sizes(paths=6))
+    counters = tracer.source.counters
+    drained = Counter()
+    for turn in range(6):
+        for port in (82 + turn, 83 + turn):
+            send_flows(box, 50, port, first=1024 + turn * 1000 + port)
+        for _ in range(2):
+            drained.update(counters.drain())
+
+    assert len(drained) > 6
+    assert tracer.lost()["paths_full"] == 0
+    assert drained.total() == 600
+    for key, total in drained.items():
+        dport = decode_path_key(key).dport
+        assert total == (50 if dport in (82, 88) else 100)
+    assert counters.entries <= 3
+
+
+def test_a_sample_for_each_path(box, trace):
+    """Each path has the record of its first connection, and of a later one once forgotten."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    counters = tracer.source.counters
+    send_flows(box, 1, 80, first=5000)
+    ((key, _),) = counters.read()
+    assert decode(counters.sample(key)).orig.sport == 5000
+    send_flows(box, 1, 80, first=6000)
+    assert decode(counters.sample(key)).orig.sport == 5000
+    counters.forget_sample(key)
+    send_flows(box, 1, 80, first=7000)
+    assert decode(counters.sample(key)).orig.sport == 7000
+
+
+def test_prefixes_are_replaced(box, trace):
+    """Prefixes that are not named any more are gone; flags reach the key."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    counters = tracer.source.counters
+    netns = box.target().inode
+    network = ip_network(CLIENT[4])
+    here = AddressClass(ClientClass.NODE, AddressFlag.HERE)
+    counters.replace_classes({netns: {network: here}})
+    send_flows(box, 1, 80, first=1)
+    counters.replace_classes({netns: {ip_network("198.51.0.0/16"): AddressClass(ClientClass.POD)}})
+    send_flows(box, 1, 80, first=2)
+    counters.replace_classes({netns + 1: {network: here}})
+    send_flows(box, 1, 80, first=3)
+
+    told = {(key.client_class, key.client_flags) for key in paths(tracer)}
+    assert told == {
+        (ClientClass.NODE, AddressFlag.HERE),
+        (ClientClass.POD, AddressFlag(0)),
+        (ClientClass.EXTERNAL, AddressFlag(0)),
+    }
 
 
 def test_counting_and_streaming_agree(box, trace):

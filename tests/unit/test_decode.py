@@ -11,7 +11,17 @@ from tests.unit import samples
 from tracer.decode import decode, decode_path_key
 from tracer.encode import encode_connection
 from tracer.errors import DecodeError
-from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, PathKey, Status
+from tracer.model import (
+    Accept,
+    AddressFlag,
+    ClientClass,
+    Connection,
+    Drop,
+    FiveTuple,
+    Hook,
+    PathKey,
+    Status,
+)
 
 
 def host(value, size):
@@ -81,8 +91,8 @@ PATH_KEY = (
     + host(7, 2)  # u16 zone
     + b"\x06\x02"  # u8 proto, family
     + b"\x00\x02"  # u8 client_class, dst_class
-    + b"\x07"  # u8 flags: SNAT, DNAT, MARKED
-    + b"\0"
+    + b"\x57"  # u8 flags: SNAT, DNAT, MARKED, HAS_MARK, SRC_NAT
+    + b"\x02"  # u8 client_flags: CLUSTER
 )
 RECORDS = {"connection": CONNECTION, "drop": DROP, "accept": ACCEPT}
 
@@ -293,14 +303,17 @@ def test_path_key():
         seen_source=ip_address("10.240.0.6"),
         is_marked=True,
         is_input=False,
+        has_snat_status=True,
+        client_flags=AddressFlag.CLUSTER,
     )
 
 
 def test_path_key_to_anywhere():
     """Without destination, DNAT or SNAT the addresses are None, not zeros."""
-    key = decode_path_key(bytes(48) + PATH_KEY[48:52] + bytes(6) + b"\x06\x0a\x01\x00\x08\0")
+    key = decode_path_key(bytes(48) + PATH_KEY[48:52] + bytes(6) + b"\x06\x0a\x01\x00\x28\0")
     assert (key.dst, key.backend, key.seen_source, key.family) == (None, None, None, "ipv6")
-    assert (key.client_class, key.is_input, key.is_marked) == (ClientClass.POD, True, False)
+    assert (key.client_class, key.is_input, key.is_marked) == (ClientClass.POD, True, None)
+    assert key.is_hairpin
 
 
 @pytest.mark.parametrize(

@@ -212,16 +212,17 @@ def test_settings(is_streaming, is_counting):
 )
 def test_prefix(network, length, octets):
     """A prefix of IPv4 is 96 bits longer, because it is one of the mapped form."""
-    prefix = WirePrefix.from_buffer_copy(encode_prefix(ip_network(network)))
-    assert (prefix.length, bytes(prefix.address).hex()) == (length, octets)
+    prefix = WirePrefix.from_buffer_copy(encode_prefix(7, ip_network(network)))
+    assert (prefix.netns, prefix.length - 32) == (7, length)
+    assert bytes(prefix.address).hex() == octets
 
 
 @given(any_network, any_address)
 def test_prefix_covers_as_ipaddress_says(network, address):
     """The longest-prefix map finds an address under a network if ipaddress does."""
     assume(network.version in (address.version, 4))
-    prefix = WirePrefix.from_buffer_copy(encode_prefix(network))
-    shift = 128 - prefix.length
+    prefix = WirePrefix.from_buffer_copy(encode_prefix(7, network))
+    shift = 128 + 32 - prefix.length
     covered = int.from_bytes(prefix.address) >> shift == int.from_bytes(mapped(address)) >> shift
     assert covered == (address in network)
 

@@ -33,6 +33,7 @@ ENUM_MIRRORS = {
     "srcip_hook": (model.Hook, "SRCIP_HOOK_"),
     "srcip_lost": (wire.Lost, "SRCIP_LOST_"),
     "srcip_client_class": (model.ClientClass, "SRCIP_CLASS_"),
+    "srcip_address_flag": (model.AddressFlag, "SRCIP_ADDRESS_"),
     "srcip_connection_flag": (wire.ConnectionFlag, "SRCIP_CONNECTION_"),
     "srcip_drop_flag": (wire.DropFlag, "SRCIP_DROP_"),
     "srcip_path_flag": (wire.PathFlag, "SRCIP_PATH_"),

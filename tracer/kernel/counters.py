@@ -1,31 +1,112 @@
 """The kernel's count of connections by path, read in batches."""
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from tracer.encode import encode_prefix
 from tracer.kernel.bpf_syscall import Map, sum_cpus
-from tracer.kernel.programs import CONNECTIONS, Loaded
-from tracer.model import ClientClass, IPNetwork
-from tracer.wire import WirePathKey, WirePrefix
+from tracer.kernel.programs import CONNECTIONS, Loaded, Sizes
+from tracer.model import NO_FLAGS, AddressFlag, ClientClass, IPNetwork
+from tracer.wire import WireConnection, WirePathKey, WirePrefix
+
+
+@dataclass(frozen=True, slots=True)
+class AddressClass:
+    """What a prefix says of its addresses."""
+
+    client_class: ClientClass
+    flags: AddressFlag = NO_FLAGS
+
+    @property
+    def wire(self) -> bytes:
+        """The value in the map of classes."""
+        return (self.client_class | self.flags << 8).to_bytes(4, "little")
+
+
+@dataclass(slots=True)
+class _Half:
+    """One of the two maps that take turns, and what was read of it last."""
+
+    paths: Map
+    totals: dict[bytes, int] = field(default_factory=dict)
 
 
 class PathCounters:
     """
     Counts of new connections by path, and the classes of address that the paths are told by.
 
-    Totals only grow: nothing is ever deleted, because a program may hold a pointer to it.
+    Two maps take turns. What counts is never deleted, because a program may hold a pointer to it;
+    the one that has had its turn is emptied once no program can.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
-        self._paths = Map(
-            loaded.map(CONNECTIONS, "paths"), ctypes.sizeof(WirePathKey), 8, is_per_cpu=True
+    def __init__(
+        self,
+        loaded: Loaded,
+        namespaces: Iterable[int],
+        sizes: Sizes,
+        activate: Callable[[int], None],
+    ) -> None:
+        key_size = ctypes.sizeof(WirePathKey)
+        self._halves = [
+            _Half(Map(loaded.map(CONNECTIONS, name), key_size, 8, is_per_cpu=True))
+            for name in ("paths_0", "paths_1")
+        ]
+        self._samples = Map(
+            loaded.map(CONNECTIONS, "samples"), key_size, ctypes.sizeof(WireConnection)
         )
         self._classes = Map(loaded.map(CONNECTIONS, "classes"), ctypes.sizeof(WirePrefix), 4)
+        self._known: dict[bytes, bytes] = {}
+        self._namespaces = tuple(namespaces)
+        self._activate = activate
+        self._active = 0
+        self._is_idle_full = False
+        self.sizes = sizes
 
     def read(self) -> list[tuple[bytes, int]]:
-        """Return each path's wire key and its total since the start."""
-        return [(key, sum_cpus(value)) for key, value in self._paths.items()]
+        """Return each path's wire key and its total in the maps, as long as none was emptied."""
+        totals: dict[bytes, int] = {}
+        for half in self._halves:
+            for key, value in half.paths.items():
+                totals[key] = totals.get(key, 0) + sum_cpus(value)
+        return list(totals.items())
+
+    def drain(self) -> dict[bytes, int]:
+        """
+        Return what was added to each path since the last drain.
+
+        Drains must be seconds apart: one that makes the maps change places leaves the programs
+        that still count in the former one until the next.
+        """
+        added: dict[bytes, int] = {}
+        for half in self._halves:
+            for key, value in half.paths.items():
+                total = sum_cpus(value)
+                more = total - half.totals.get(key, 0)
+                if more:
+                    half.totals[key] = total
+                    added[key] = added.get(key, 0) + more
+        self._take_turns()
+        return added
+
+    @property
+    def entries(self) -> int:
+        """How many paths there were in the map that counts, at the last drain."""
+        return len(self._halves[self._active].totals)
+
+    @property
+    def class_entries(self) -> int:
+        """How many prefixes there are."""
+        return len(self._known)
+
+    def sample(self, key: bytes) -> bytes | None:
+        """Return the record of one connection of a path."""
+        return self._samples.lookup(key)
+
+    def forget_sample(self, key: bytes) -> None:
+        """Have the path's next connection give a sample."""
+        self._samples.delete(key)
 
     def set_classes(self, prefixes: Iterable[tuple[IPNetwork, ClientClass]]) -> None:
         """
@@ -35,4 +116,54 @@ class PathCounters:
             OSError: ENOSPC if there are more prefixes than ``Sizes.prefixes``.
         """
         for network, client_class in prefixes:
-            self._classes.update(encode_prefix(network), client_class.to_bytes(4, "little"))
+            for netns in self._namespaces:
+                self._put(encode_prefix(netns, network), AddressClass(client_class).wire)
+
+    def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
+        """
+        Put these prefixes, by namespace, in the place of all former ones.
+
+        Returns:
+            How many found no room; the shortest prefixes go first.
+        """
+        wanted = {
+            encode_prefix(netns, network): found.wire
+            for netns, prefixes in classes.items()
+            for network, found in sorted(prefixes.items(), key=lambda item: item[0].prefixlen)
+        }
+        for prefix in self._known.keys() - wanted.keys():
+            self._classes.delete(prefix)
+            del self._known[prefix]
+        refused = 0
+        for prefix, value in wanted.items():
+            if self._known.get(prefix) == value:
+                continue
+            try:
+                self._put(prefix, value)
+            except OSError:
+                refused += 1
+        return refused
+
+    def _put(self, prefix: bytes, value: bytes) -> None:
+        self._classes.update(prefix, value)
+        self._known[prefix] = value
+
+    def _take_turns(self) -> None:
+        idle = self._halves[1 - self._active]
+        if self._is_idle_full:
+            self._empty(idle)
+        elif self.entries * 2 > self.sizes.paths and not idle.totals:
+            self._active = 1 - self._active
+            self._activate(self._active)
+            self._is_idle_full = True
+
+    def _empty(self, idle: _Half) -> None:
+        """Empty the idle map: it was read after its programs had ended."""
+        used = self._halves[self._active].totals
+        for key in idle.totals:
+            idle.paths.delete(key)
+            if key not in used:
+                with suppress(OSError):
+                    self._samples.delete(key)
+        idle.totals.clear()
+        self._is_idle_full = False

@@ -43,7 +43,7 @@ CONNECTIONS = Program(
         (name, _NETFILTER, _ATTACH_NETFILTER)
         for name in ("srcip_mark", "srcip_postrouting", "srcip_input")
     ),
-    maps=("connections", "paths", "classes", "config", "lost"),
+    maps=("connections", "paths_0", "paths_1", "samples", "classes", "config", "lost"),
 )
 ACCEPTS = Program(
     file="accepts.c",
@@ -62,13 +62,13 @@ class Sizes:
     """
     How much room the programs' maps get.
 
-    Rings are in pages, a power of two. The large one holds 30,000 connections that nobody has read
+    Rings are in pages, a power of two. The large one holds 15,000 connections that nobody has read
     yet; every page of a ring counts twice in our resident memory, because it is mapped twice.
     """
 
-    connection_ring_pages: int = 1024
-    accept_ring_pages: int = 256
-    drop_ring_pages: int = 256
+    connection_ring_pages: int = 512
+    accept_ring_pages: int = 128
+    drop_ring_pages: int = 128
     paths: int = 16384
     prefixes: int = 65536
     namespaces: int = 1024

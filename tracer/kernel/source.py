@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tracer.encode import encode_config
 from tracer.errors import LoadError
@@ -14,7 +14,7 @@ from tracer.kernel.bpf_syscall import Map, possible_cpus, program_runs, sum_cpus
 from tracer.kernel.counters import PathCounters
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
-from tracer.kernel.programs import ACCEPTS, CONNECTIONS, DROPS, Loaded, Sizes
+from tracer.kernel.programs import ACCEPTS, CONNECTIONS, DROPS, Loaded, Program, Sizes
 from tracer.kernel.ring import RingReader
 from tracer.model import Filter
 from tracer.source import SourceInfo
@@ -44,6 +44,7 @@ REASONS = frozenset(
 # Rings in the order in which they are drained. An accept follows its connection: draining
 # connections last makes sure that both are in one batch, which is then sorted by time.
 _RINGS = ((ACCEPTS, "accepts"), (DROPS, "drops"), (CONNECTIONS, "connections"))
+_PROGRAMS = (CONNECTIONS, ACCEPTS, DROPS)
 _RECORD_BYTES = 128 + 8
 _CHECK_INTERVAL_NS = 500_000_000
 _ZERO = bytes(4)
@@ -55,12 +56,14 @@ class Settings:
     What the kernel side shall do.
 
     ``wanted`` is applied before a record is written. ``is_counting`` keeps the counters of
-    ``KernelSource.counters``; ``is_streaming`` writes records.
+    ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of drops even
+    where nothing else is streamed.
     """
 
     wanted: Filter = field(default_factory=Filter)
     is_streaming: bool = True
     is_counting: bool = False
+    has_drops: bool = False
     masquerade_mark: int = 0x4000
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -78,6 +81,7 @@ class KernelSource:
 
     def __init__(self, namespaces: Sequence[Netns], settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
+        self._active_paths = 0
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
         self._links = Links()
@@ -85,8 +89,11 @@ class KernelSource:
         self._reader: RingReader | None = None
         self._next_check_ns = 0
         try:
-            self._loaded = programs.load((CONNECTIONS, ACCEPTS, DROPS), self._settings.sizes)
+            self._loaded = programs.load(_PROGRAMS, self._settings.sizes)
             self._configure()
+            self.counters = PathCounters(
+                self._loaded, self._namespaces, self._settings.sizes, self._set_active_paths
+            )
             self._attach()
         except BaseException:
             self.close()
@@ -98,10 +105,13 @@ class KernelSource:
             rung=RUNG,
         )
 
-    @property
-    def counters(self) -> PathCounters:
-        """The kernel's count of connections by path."""
-        return PathCounters(self._loaded)
+    def count(self, *, masquerade_mark: int) -> None:
+        """Begin to count by path, or go on with another mark."""
+        if not self._settings.is_counting or self._settings.masquerade_mark != masquerade_mark:
+            self._settings = replace(
+                self._settings, is_counting=True, masquerade_mark=masquerade_mark
+            )
+            self._configure()
 
     def read(self, timeout_s: float) -> list[bytes] | None:
         """Return the next records; None when every traced namespace is gone."""
@@ -116,12 +126,14 @@ class KernelSource:
     def lost(self) -> Mapping[str, int]:
         """Sum up what the programs could not report, by reason."""
         totals = {slot.name.lower(): 0 for slot in Lost}
-        for program in (CONNECTIONS, ACCEPTS, DROPS):
-            counters = Map(self._loaded.map(program, "lost"), 4, 8, is_per_cpu=True)
-            for slot in Lost:
-                value = counters.lookup(slot.to_bytes(4, "little"))
-                totals[slot.name.lower()] += sum_cpus(value or b"")
+        for lost in self.lost_by_program().values():
+            for reason, count in lost.items():
+                totals[reason] += count
         return totals
+
+    def lost_by_program(self) -> dict[str, dict[str, int]]:
+        """Return what each program could not report, by reason."""
+        return {program.file.removesuffix(".c"): self._lost(program) for program in _PROGRAMS}
 
     def symbol(self, address: int) -> str | None:
         """Name the kernel function that an address belongs to."""
@@ -140,22 +152,35 @@ class KernelSource:
         self._loaded.close()
         self._kallsyms.close()
 
+    def _lost(self, program: Program) -> dict[str, int]:
+        counters = Map(self._loaded.map(program, "lost"), 4, 8, is_per_cpu=True)
+        values = {slot: counters.lookup(slot.to_bytes(4, "little")) for slot in Lost}
+        return {slot.name.lower(): sum_cpus(value or b"") for slot, value in values.items()}
+
+    def _set_active_paths(self, active: int) -> None:
+        self._active_paths = active
+        self._configure()
+
     def _configure(self) -> None:
+        for program in _PROGRAMS:
+            config = self._config(program)
+            Map(self._loaded.map(program, "config"), 4, len(config)).update(_ZERO, config)
+
+    def _config(self, program: Program) -> bytes:
         settings = self._settings
         ring_records = (
             settings.sizes.connection_ring_pages * os.sysconf("SC_PAGE_SIZE") // _RECORD_BYTES
         )
-        config = encode_config(
+        return encode_config(
             wanted=settings.wanted,
             reasons=[n for n, name in self._loaded.drop_reasons.items() if name in REASONS],
             # All CPUs together must not fill more than a quarter of the ring in silence.
             wakeup_records=max(1, ring_records // 4 // possible_cpus()),
             masquerade_mark=settings.masquerade_mark,
-            is_streaming=settings.is_streaming,
+            is_streaming=settings.is_streaming or (settings.has_drops and program is DROPS),
             is_counting=settings.is_counting,
+            active_paths=self._active_paths,
         )
-        for program in (CONNECTIONS, ACCEPTS, DROPS):
-            Map(self._loaded.map(program, "config"), 4, len(config)).update(_ZERO, config)
 
     def _attach(self) -> None:
         self._reader = RingReader([self._loaded.map(program, name) for program, name in _RINGS])
