@@ -228,6 +228,16 @@ SRCIP_INLINE bool is_multicast(const struct srcip_tuple *tuple)
 	return tuple->dst[0] == 0xff;
 }
 
+/* An ICMP error carries the entry of the flow that it speaks of, and is not a
+ * packet of it. NAT discards redirects behind every hairpin, for example.
+ */
+SRCIP_INLINE bool is_error_about(const struct srcip_drop *record)
+{
+	__u8 both = SRCIP_DROP_HAS_TUPLE | SRCIP_DROP_HAS_ORIG;
+
+	return (record->flags & both) == both && record->packet.proto != record->orig.proto;
+}
+
 SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srcip_drop *record)
 {
 	if (record->flags & SRCIP_DROP_HAS_ORIG && matches(filter, &record->orig))
@@ -287,6 +297,8 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 	if (!traced.lookup(&record.header.netns))
 		return 0;
 	read_tuples(&record, skb, nfct, nf_conn);
+	if (!settings->is_filtered && is_error_about(&record))
+		return 0;
 	if (settings->is_filtered ? !is_wanted(&settings->filter, &record)
 				  : is_multicast(&record.packet))
 		return 0;

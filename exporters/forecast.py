@@ -10,6 +10,7 @@ from exporters.terminal import printable
 from tracer.judge.cause import MEANINGS
 from tracer.judge.forecast import CLIENT, Forecast
 from tracer.judge.preview import Preview
+from tracer.judge.verdict import Verdict
 from tracer.model import protocol_name
 
 _HEADINGS = ("WAY", "CLIENT", "TO", "THROUGH", "BACKEND ON", "BACKEND SEES", "VERDICT", "CAUSE")
@@ -152,7 +153,8 @@ def _seen(forecast: Forecast) -> str:
     if forecast.seen_source == CLIENT:
         return "the client"
     if forecast.seen_source is None:
-        return forecast.seen_name or "nothing"
+        unknown = "not known" if forecast.verdict is Verdict.UNKNOWN else "nothing"
+        return forecast.seen_name or unknown
     name = f" ({forecast.seen_name})" if forecast.seen_name else ""
     return f"{forecast.seen_source}{name}"
 

@@ -13,6 +13,7 @@ from tracer.judge.verdict import (
     Opinion,
     SeenAccept,
     Summary,
+    Verdict,
 )
 from tracer.model import FiveTuple, IPAddress, protocol_name
 
@@ -70,7 +71,8 @@ class TextWriter:
 def explanation(opinion: Opinion) -> list[str]:
     """Return evidence and advice as lines that a terminal may show."""
     lines = [f"because  {line}" for line in opinion.evidence]
-    lines += [f"to keep  {line}" for line in opinion.advice]
+    label = "to mend " if opinion.verdict is Verdict.DROPPED else "to keep "
+    lines += [f"{label} {line}" for line in opinion.advice]
     return [printable(line) for line in lines]
 
 

@@ -369,7 +369,7 @@ def test_tracing_without_root(unprivileged, name):
     done = unprivileged(name)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "srcip: tracing takes root: CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON missing; try with sudo\n"
+        "srcip: tracing takes root: CAP_NET_ADMIN, CAP_SYSLOG, CAP_BPF, CAP_PERFMON missing; try with sudo\n"
     )  # fmt: skip
 
 

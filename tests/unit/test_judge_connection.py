@@ -797,7 +797,7 @@ PATCH = (
         ("nodeport-cluster", [PATCH, "price: nodes without a ready endpoint drop"]),
         ("cluster-ip-from-outside", ["from inside the cluster, or route to the pods' own"]),
         ("hairpin", ["unavoidable through a Service: connect to the pod itself, 10.244.1.11 port"]),
-        ("node-to-nodeport-local", ["from a node use the ClusterIP 10.0.170.95"]),
+        ("node-to-nodeport-local", ["connect from a pod, to the ClusterIP 10.0.170.95"]),
         ("loopback-nodeport", ["use an address of the node instead of loopback"]),
         ("nodeport-local", []),
         ("cluster-ip", []),
@@ -818,7 +818,8 @@ def test_cluster_ip_of_the_family():
     connection = entry(node6, node6, NODE_PORT_LOCAL, backend6, gateway6, mark=MARK)
     opinion = judge(connection, view())
     assert (opinion.cause, opinion.rule.family) == (Cause.NODE_LOCAL_SOURCE, "ipv6")
-    assert opinion.advice == ("from a node use the ClusterIP 2001:db8:96::5f",)
+    (line,) = opinion.advice
+    assert line.startswith("connect from a pod, to the ClusterIP 2001:db8:96::5f: ")
 
 
 @pytest.mark.parametrize("name", ["; reboot", "$(reboot)", "a b", "-x", "`id`", "x'y", "ü\n#"])

@@ -96,7 +96,7 @@ def test_explanation():
         "    to keep  set externalTrafficPolicy: Local",
         "    to keep  price: some nodes drop",
         "    because  there is none",
-        "    to keep  run an endpoint",
+        "    to mend  run an endpoint",
     ]
 
 

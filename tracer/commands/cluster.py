@@ -1,5 +1,6 @@
 """The options that say where the cluster's objects come from, and opening them."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # is well hears a bookmark about every minute.
 _PATIENCE_S = 10.0
 _STALE_S = 150.0
+_NO_CLUSTER = (
+    "no cluster to ask (no --cluster, --kubeconfig, KUBECONFIG, service account or ~/.kube/config)"
+)
 
 
 class HexInt(click.ParamType[int]):
@@ -120,6 +124,12 @@ class ClusterChoice:
             )
         return choice
 
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether the cluster is to be looked for where kubectl and pods find it."""
+        named = (self.file, self.kubeconfig, self.context)
+        return not self.is_off and all(each is None for each in named)
+
 
 @contextmanager
 def live_views(choice: ClusterChoice, namespaces: Sequence[Netns]) -> Iterator[LiveViews]:
@@ -165,6 +175,10 @@ def fixed_views(choice: ClusterChoice, places: Mapping[int, Place]) -> FixedView
 def cluster_check(choice: ClusterChoice) -> Check:
     """Try to read the cluster's objects, and say what came of it."""
     name = "cluster objects"
+    if choice.is_off:
+        return Check(name=name, is_ok=False, detail="not asked for", is_needed=False)
+    if choice.is_unnamed and not _has_usual_place():
+        return Check(name=name, is_ok=False, detail=_NO_CLUSTER, is_needed=False)
     try:
         counts = load_cluster(choice).counts
     except ClusterError as error:
@@ -214,10 +228,14 @@ def _feed(choice: ClusterChoice, node: str | None, *, is_quiet: bool = False) ->
 
 
 def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
+    is_named = not choice.is_unnamed
+    if not is_named and not _has_usual_place():
+        click.echo(f"srcip: {_NO_CLUSTER}; judging without it", err=True)
+        yield _Feed()
+        return
     # Its client weighs as much as the tracer: only who watches shall carry it.
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
-    is_named = choice.kubeconfig is not None or choice.context is not None
     with ExitStack() as stack:
         try:
             watch = Watch(kubeconfig=choice.kubeconfig, context=choice.context, node=node)
@@ -233,6 +251,17 @@ def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
         yield _Feed(lambda: watch.history, lambda: _stale(watch.status))
 
 
+def _has_usual_place() -> bool:
+    """Whether there is anything at the places where kubectl and pods find their cluster."""
+    if os.environ.get("KUBECONFIG") or "KUBERNETES_SERVICE_HOST" in os.environ:
+        return True
+    try:
+        return Path("~/.kube/config").expanduser().exists()
+    except (OSError, RuntimeError):
+        # In a home that is closed to us, or without one: let the client say so.
+        return True
+
+
 def _stale(status: "WatchStatus") -> tuple[str, ...]:
     age_s = status.age_s(time.time_ns())
     if age_s is None or (age_s < _STALE_S and status.error is None):
@@ -245,5 +274,5 @@ def _watched_once(choice: ClusterChoice) -> Cluster:
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
     with Watch(kubeconfig=choice.kubeconfig, context=choice.context) as watch:
-        watch.start()
+        watch.start(_PATIENCE_S)
         return watch.cluster

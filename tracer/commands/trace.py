@@ -65,7 +65,7 @@ def trace(
       srcip trace --count 1 --explain               one connection, with all reasons
       srcip trace --netns 4711                      the namespace of process 4711
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
-      srcip trace -o json | jq -r .seen_source      for programs
+      srcip trace -o json | jq -r 'select(.kind == "connection").seen_source'
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
     choice = ClusterChoice.of(parameters)

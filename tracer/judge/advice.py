@@ -5,7 +5,7 @@ import shlex
 from ipaddress import ip_address
 
 from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
-from tracer.cluster.objects import Service
+from tracer.cluster.objects import Service, ServiceType
 from tracer.judge.cause import Cause
 from tracer.ruleset.model import Owner, Rule
 
@@ -57,7 +57,10 @@ def for_source(
                 "localhost",
             )
         case Cause.NODE_LOCAL_SOURCE:
-            return (f"from a node use the ClusterIP{_cluster_ip(service, version)}",)
+            return (
+                f"connect from a pod, to the ClusterIP{_cluster_ip(service, version)}: what a node "
+                "itself sends to a Service is masqueraded on every way",
+            )
         case Cause.LOCALHOST_NODEPORT:
             return ("use an address of the node instead of loopback",)
         case Cause.POD_EGRESS | Cause.OTHER_RULE:
@@ -101,10 +104,9 @@ def for_drop(cause: Cause | None, match: Match, node: str) -> tuple[str, ...]:
 
 
 def _policy_local(service: Service | None) -> tuple[str, ...]:
-    price = (
-        "price: nodes without a ready endpoint drop, load is uneven across pods, and the load "
-        "balancer must probe healthCheckNodePort"
-    )
+    price = "price: nodes without a ready endpoint drop, and load is uneven across pods"
+    if service is None or service.load_balancer or service.type is ServiceType.LOAD_BALANCER:
+        price += "; the load balancer must probe healthCheckNodePort"
     if service is None:
         return ("set externalTrafficPolicy: Local on the Service", price)
     patch = json.dumps({"spec": {"externalTrafficPolicy": "Local"}}, separators=(",", ":"))

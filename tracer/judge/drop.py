@@ -98,7 +98,7 @@ class _Case:
 
     @cached_property
     def flow(self) -> FiveTuple | None:
-        return self.drop.orig or self.drop.packet
+        return self.drop.flow
 
     @cached_property
     def match(self) -> ServiceMatch | HostPortMatch | None:

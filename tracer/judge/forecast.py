@@ -202,15 +202,15 @@ class Forecaster:
             return Cause.HAIRPIN
         if way.to.is_loopback:
             return Cause.LOCALHOST_NODEPORT
-        service, is_pod = way.match.service, way.client_class is ClientClass.POD
         if way.match.via in EXTERNAL_WAYS:
             if way.client_class is ClientClass.NODE:
                 return Cause.NODE_LOCAL_SOURCE
-            if service.external_policy is Policy.CLUSTER:
-                return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
-        elif not is_pod and not self.proxy.is_masquerading_all:
-            return Cause.OFF_CLUSTER_SOURCE
-        return Cause.MASQUERADE_ALL if self.proxy.is_masquerading_all else None
+            is_cluster = way.match.service.external_policy is Policy.CLUSTER
+            return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER if is_cluster else None
+        # masqueradeAll is about ClusterIPs alone.
+        if self.proxy.is_masquerading_all:
+            return Cause.MASQUERADE_ALL
+        return None if way.client_class is ClientClass.POD else Cause.OFF_CLUSTER_SOURCE
 
     def _masqueraded(self, way: Way, endpoint: EndpointAddress) -> tuple[IPAddress | None, str]:
         """Return the address of the interface that leads to the endpoint, and what it is."""

@@ -105,7 +105,7 @@ class JudgedDrop:
     @property
     def flow(self) -> FiveTuple | None:
         """What the client sent: the conntrack entry's original tuple, else the packet's own."""
-        return self.drop.orig or self.drop.packet
+        return self.drop.flow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,8 @@ def probe(
             answer = connection.getresponse()
             body = answer.read(_MAX_ANSWER)
         except (OSError, http.client.HTTPException) as error:
-            return Health(node=node, error=str(error) or type(error).__name__)
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return Health(node=node, error=reason)
     return Health(node=node, status=answer.status, local_endpoints=_local_endpoints(body))
 
 

@@ -3,12 +3,13 @@
 import ctypes
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from tracer.errors import LoadError
 
 # include/uapi/linux/capability.h
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_SYSLOG, _CAP_PERFMON, _CAP_BPF = 12, 21, 34, 38, 39
 _VERSION_3 = 0x20080522
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
 _NOBODY = 65534
@@ -31,7 +32,12 @@ def missing_for_tracing() -> list[str]:
     def has(number: int) -> bool:
         return bool(mask >> number & 1)
 
-    missing = [] if has(_CAP_NET_ADMIN) else ["CAP_NET_ADMIN"]
+    # Without CAP_SYSLOG the kernel hides the symbols by which BCC tells what it may call.
+    missing = [
+        name
+        for name, number in (("CAP_NET_ADMIN", _CAP_NET_ADMIN), ("CAP_SYSLOG", _CAP_SYSLOG))
+        if not has(number)
+    ]
     if not has(_CAP_SYS_ADMIN):
         missing += [
             name
@@ -65,9 +71,11 @@ def drop() -> None:
             # Fails with EINVAL past the last capability that the kernel knows.
             if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
                 break
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        # A container may give root no CAP_SETUID: then it stays root by name, without powers.
+        with suppress(PermissionError):
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     header = struct.pack("=Ii", _VERSION_3, 0)
     if _libc.capset(header, bytes(24)) or _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise LoadError(f"cannot drop privileges: {os.strerror(ctypes.get_errno())}")
