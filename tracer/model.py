@@ -201,17 +201,6 @@ class Drop:
             return self.packet
         return self.orig
 
-    @property
-    def flow(self) -> FiveTuple | None:
-        """
-        What the client sent: the entry's original tuple, else the packet's own.
-
-        An ICMP error carries the entry of the flow that it speaks of, and is not a packet of it.
-        """
-        if self.orig is None or (self.packet is not None and self.packet.proto != self.orig.proto):
-            return self.packet
-        return self.orig
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
