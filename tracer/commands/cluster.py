@@ -55,7 +55,6 @@ class HexInt(click.ParamType[int]):
 cluster_options = together(
     click.option(
         "--cluster",
-        "cluster_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Read the cluster's objects from FILE: what 'kubectl get"
@@ -110,7 +109,7 @@ class ClusterChoice:
         """
         mode = options.pop("proxy_mode")
         choice = cls(
-            file=options.pop("cluster_file"),
+            file=options.pop("cluster"),
             kubeconfig=options.pop("kubeconfig"),
             context=options.pop("context"),
             is_off=options.pop("no_cluster"),

@@ -35,7 +35,6 @@ _OBJECTS = ClusterChoice(
 @click.command(short_help="Run the tutorial's scenarios on a cluster in a box.")
 @click.option(
     "--scenario",
-    "scenarios",
     multiple=True,
     type=click.Choice([scenario.id for scenario in SCENARIOS]),
     metavar="ID",
@@ -43,27 +42,23 @@ _OBJECTS = ClusterChoice(
 )
 @click.option(
     "--mode",
-    "modes",
     multiple=True,
     type=click.Choice(kube_proxy.MODES),
     help="Only this mode of kube-proxy. May be given several times.",
 )
 @click.option(
     "--family",
-    "families",
     multiple=True,
     type=click.Choice(FAMILIES),
     help="Only this address family.",
 )
-@click.option(
-    "--proto", "protos", multiple=True, type=click.Choice(PROTOS), help="Only this protocol."
-)
+@click.option("--proto", multiple=True, type=click.Choice(PROTOS), help="Only this protocol.")
 @options.output_option
 def demo(
-    scenarios: tuple[str, ...],
-    modes: tuple[str, ...],
-    families: tuple[str, ...],
-    protos: tuple[str, ...],
+    scenario: tuple[str, ...],
+    mode: tuple[str, ...],
+    family: tuple[str, ...],
+    proto: tuple[str, ...],
     output: str,
 ) -> None:
     """
@@ -82,26 +77,26 @@ def demo(
     """
     privileges.require_for_tracing()
     wanted = cases(
-        modes=modes or kube_proxy.MODES,
-        families=families or FAMILIES,
-        protos=protos or PROTOS,
-        scenarios=scenarios,
+        modes=mode or kube_proxy.MODES,
+        families=family or FAMILIES,
+        protos=proto or PROTOS,
+        scenarios=scenario,
     )
     if not wanted:
         raise click.UsageError("no scenario has such a variant")
     writer = DemoWriter(sys.stdout)
     findings: list[Finding] = []
-    for mode in kube_proxy.MODES:
-        chosen = [case for case in wanted if case.mode == mode]
+    for each in kube_proxy.MODES:
+        chosen = [case for case in wanted if case.mode == each]
         if not chosen:
             continue
-        found, judged = _run_mode(mode, chosen)
+        found, judged = _run_mode(each, chosen)
         findings += found
         if output == "json":
             for line in (*map(jsonl.to_line, judged), *map(scenario_to_line, found)):
                 click.echo(line)
         else:
-            writer.write(mode, found)
+            writer.write(each, found)
     disagreeing = [finding for finding in findings if not finding.agrees]
     click.echo(
         f"{len(findings)} connections, {len(findings) - len(disagreeing)} answered as the backend"

@@ -17,9 +17,7 @@ from tracer.kernel.features import Check, Report, examine
 @options.where_options
 @cluster_options
 @options.output_option
-def doctor(
-    netns_specs: tuple[str, ...], node_name: str | None, output: str, **parameters: Any
-) -> None:
+def doctor(output: str, **parameters: Any) -> None:
     """
     Show what this node can see, which way of looking is in use, and what stays hidden.
 
@@ -27,7 +25,7 @@ def doctor(
     Exits with 1 if nothing can be traced.
     """
     choice = ClusterChoice.of(parameters)
-    report = examine(options.namespaces(netns_specs, node_name))
+    report = examine(options.namespaces(parameters))
     objects = cluster_check(choice)
     not_seen = [*report.not_seen]
     if not objects.is_ok:

@@ -60,7 +60,6 @@ class Setting(click.ParamType[tuple[str, Policy]]):
 @cluster_options
 @click.option(
     "--set",
-    "settings",
     type=Setting(),
     multiple=True,
     metavar="POLICY=VALUE",
@@ -94,9 +93,6 @@ class Setting(click.ParamType[tuple[str, Policy]]):
 @options.output_option
 def explain(
     service: tuple[str, str] | None,
-    netns_specs: tuple[str, ...],
-    node_name: str | None,
-    settings: tuple[tuple[str, Policy], ...],
     from_recording: Path | None,
     from_conntrack: bool,
     probe_health: bool,
@@ -120,6 +116,7 @@ def explain(
       srcip explain --causes
     """
     choice = ClusterChoice.of(parameters)
+    settings: tuple[tuple[str, Policy], ...] = parameters.pop("set")
     if causes:
         click.echo("\n".join(export.cause_legend()))
         return
@@ -128,7 +125,7 @@ def explain(
     if (from_recording or from_conntrack) and not settings:
         raise click.UsageError("--from-recording and --from-conntrack go with --set")
     cluster = load_cluster(choice)
-    namespaces = _namespaces(netns_specs, node_name, cluster)
+    namespaces = _namespaces(parameters, cluster)
     forecaster = _forecaster(cluster, namespaces, choice)
     found = _find(cluster, service)
     changed = change(found, dict(settings))
@@ -162,11 +159,11 @@ def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
     return service
 
 
-def _namespaces(specs: tuple[str, ...], node_name: str | None, cluster: Cluster) -> list[Netns]:
+def _namespaces(parameters: dict[str, Any], cluster: Cluster) -> list[Netns]:
     """Return the nodes' namespaces that can be looked into; none on a machine that is no node."""
-    if specs:
-        return options.namespaces(specs, node_name)
-    here = node_name or socket.gethostname()
+    if parameters["netns"]:
+        return options.namespaces(parameters)
+    here = parameters["node_name"] or socket.gethostname()
     return [netns.current(here)] if cluster.node(here) is not None else []
 
 

@@ -27,10 +27,8 @@ from tracer.recording import Recorder
 @options.count_option
 @options.expect_option
 def flows(
-    netns_specs: tuple[str, ...],
-    node_name: str | None,
     output: str,
-    is_explaining: bool,
+    explain: bool,
     record: Path | None,
     count: int | None,
     expect: str | None,
@@ -50,7 +48,7 @@ def flows(
     wanted = options.wanted(parameters, has_strays=False)
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
-    namespaces = options.namespaces(netns_specs, node_name)
+    namespaces = options.namespaces(parameters)
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces))
         source = stack.enter_context(closing(DumpSource(namespaces, clock_offset_ns())))
@@ -60,7 +58,7 @@ def flows(
             else None
         )
         pipeline = Pipeline(source, wanted, views)
-        out = writer(output, is_explaining=is_explaining)
+        out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
             run(source, pipeline, out, expectation, recorder=recorder, count=count, stop=stop)
         out.end(pipeline.summary())

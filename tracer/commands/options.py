@@ -62,7 +62,6 @@ def together(*options: Decorator) -> Decorator:
 where_options = together(
     click.option(
         "--netns",
-        "netns_specs",
         multiple=True,
         metavar="NAME|PID|PATH[=NODE]",
         help="Network namespace to look into: a name of 'ip netns list', a process id, or a path;"
@@ -133,7 +132,6 @@ output_option = click.option(
 
 explain_option = click.option(
     "--explain",
-    "is_explaining",
     is_flag=True,
     help="Under each row of the table: what the verdict rests on, and what would keep the source.",
 )
@@ -159,14 +157,15 @@ record_option = click.option(
 )
 
 
-def namespaces(specs: tuple[str, ...], node_name: str | None) -> list[Netns]:
+def namespaces(parameters: dict[str, Any]) -> list[Netns]:
     """
-    Turn ``--netns`` and ``--node-name`` into namespaces.
+    Take ``--netns`` and ``--node-name`` out of a command's parameters.
 
     Raises:
         NetnsError: If one does not exist.
     """
-    node = node_name or socket.gethostname()
+    specs: tuple[str, ...] = parameters.pop("netns")
+    node = parameters.pop("node_name") or socket.gethostname()
     if not specs:
         return [netns.current(node)]
     found = [netns.find(spec, node) for spec in specs]

@@ -26,7 +26,7 @@ from tracer.recording import RecordingSource
 def replay(
     file: Path,
     output: str,
-    is_explaining: bool,
+    explain: bool,
     count: int | None,
     expect: str | None,
     **parameters: Any,
@@ -46,7 +46,7 @@ def replay(
     expectation = Expectation.of(expect)
     with closing(RecordingSource(file)) as source:
         pipeline = Pipeline(source, wanted, fixed_views(choice, source.places))
-        out = writer(output, is_explaining=is_explaining)
+        out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
             run(source, pipeline, out, expectation, count=count, stop=stop)
         out.end(pipeline.summary())

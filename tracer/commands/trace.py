@@ -41,10 +41,8 @@ from tracer.recording import Recorder
 )
 @options.expect_option
 def trace(
-    netns_specs: tuple[str, ...],
-    node_name: str | None,
     output: str,
-    is_explaining: bool,
+    explain: bool,
     record: Path | None,
     ready_file: Path | None,
     count: int | None,
@@ -70,7 +68,7 @@ def trace(
     wanted = options.wanted(parameters, has_strays=output == "json")
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
-    namespaces = options.namespaces(netns_specs, node_name)
+    namespaces = options.namespaces(parameters)
     privileges.require_for_tracing()
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces))
@@ -81,7 +79,7 @@ def trace(
             else None
         )
         pipeline = Pipeline(source, wanted, views)
-        out = writer(output, is_explaining=is_explaining)
+        out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
             if ready_file:
                 _make(ready_file)
