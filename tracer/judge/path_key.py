@@ -78,8 +78,8 @@ def surroundings(key: PathKey, sample: Connection, view: View) -> tuple[object, 
     is_node = key.client_class is ClientClass.NODE
     return (
         *(has_cluster, view.node, view.mode, view.masquerade_mark),
-        # A new reading of the rules is another object; so are interfaces.
-        *(id(view.rules), view.addresses, id(view.interfaces)),
+        *(view.rules, view.addresses, view.interfaces),
+        is_typical(key, sample, view),
         view.match(orig) if key.dst is not None else None,
         view.classify(reply.src),
         view.behind(reply.src, reply.sport, reply.proto) if is_node else (),

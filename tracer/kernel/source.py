@@ -143,6 +143,14 @@ class KernelSource:
         """Return run time in ns and runs by function; 0 unless kernel.bpf_stats_enabled."""
         return {name: program_runs(fd) for (_, name), fd in self._loaded.functions.items()}
 
+    def map_usage(self) -> dict[str, tuple[int, int]]:
+        """Return elements and room of the maps that grow."""
+        sizes, counters = self._settings.sizes, self.counters
+        return {
+            "paths": (counters.entries, sizes.paths),
+            "classes": (counters.class_entries, sizes.prefixes),
+        }
+
     def close(self) -> None:
         """Detach and unload. May be called twice."""
         self._links.close()

@@ -1,0 +1,338 @@
+"""The agent's numbers for Prometheus: a snapshot, its text, and the server that hands it out."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET6, socket
+from typing import Any, NamedTuple
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from tracer.errors import TracerError
+
+# A drain is due every few seconds.
+_DEAD_S = 60
+# A client that neither asks nor reads holds a thread for so long; so many may.
+_PATIENCE_S = 10
+_CLIENTS = 32
+
+
+class ConnectionLabels(NamedTuple):
+    """The labels of ``srcip_connections_total``."""
+
+    service_namespace: str
+    service: str
+    via: str
+    policy: str
+    verdict: str
+    cause: str
+    client_class: str
+    family: str
+    proto: str
+
+
+class DropLabels(NamedTuple):
+    """The labels of ``srcip_dropped_packets_total``."""
+
+    service_namespace: str
+    service: str
+    via: str
+    cause: str
+    reason: str
+    family: str
+    proto: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """
+    All that is exported, as it was at one time. What each is stands in docs/metrics.md.
+
+    ``not_ready`` says what is missing, None if nothing is. Times are Unix seconds.
+    """
+
+    version: str
+    not_ready: str | None = None
+    drained_at_s: float = 0.0
+    drain_s: float = 0.0
+    connections: Mapping[ConnectionLabels, int] = field(default_factory=dict)
+    drops: Mapping[DropLabels, int] = field(default_factory=dict)
+    overflow: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    undecodable: int = 0
+    untracked: int = 0
+    maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    programs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    cluster_objects: Mapping[str, int] = field(default_factory=dict)
+    cluster_age_s: float | None = None
+    proxy_modes: Mapping[str, str] = field(default_factory=dict)
+    rung: str = ""
+    not_seen: tuple[str, ...] = ()
+
+
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """Yield the metrics of a snapshot."""
+    yield _counter(
+        "srcip_connections",
+        "New connections seen by this node, by what became of their source address.",
+        ConnectionLabels._fields,
+        snapshot.connections,
+    )
+    yield _counter(
+        "srcip_dropped_packets",
+        "Packets that the kernel discarded, for reasons of netfilter, routing or no listener.",
+        DropLabels._fields,
+        snapshot.drops,
+    )
+    yield from _untold(snapshot)
+    yield from _agent(snapshot)
+
+
+def _untold(snapshot: Snapshot) -> Iterator[Metric]:
+    yield _counter(
+        "srcip_lost_records",
+        "What the kernel programs or the agent could not tell in full, where it was lost.",
+        ("stage", "reason"),
+        snapshot.lost,
+    )
+    yield CounterMetricFamily(
+        "srcip_undecodable_records",
+        "Records and keys from the kernel that could not be read.",
+        value=snapshot.undecodable,
+    )
+    yield CounterMetricFamily(
+        "srcip_untracked_packets",
+        "Packets that conntrack was told to skip: nobody can see their connections.",
+        value=snapshot.untracked,
+    )
+    yield _counter(
+        "srcip_series_overflow",
+        "Increments that went to the series 'other' of a metric.",
+        ("metric",),
+        _by_one(snapshot.overflow),
+    )
+    series = {
+        "srcip_connections_total": len(snapshot.connections),
+        "srcip_dropped_packets_total": len(snapshot.drops),
+    }
+    yield _gauge("srcip_series", "Series of a metric now.", ("metric",), _by_one(series))
+    yield _gauge(
+        "srcip_not_seen_info",
+        "Something that this agent cannot see, in words.",
+        ("what",),
+        {(what,): 1 for what in snapshot.not_seen},
+    )
+
+
+def _agent(snapshot: Snapshot) -> Iterator[Metric]:
+    entries = {name: used for name, (used, _) in snapshot.maps.items()}
+    capacity = {name: room for name, (_, room) in snapshot.maps.items()}
+    yield _gauge("srcip_map_entries", "Elements in a BPF map.", ("map",), _by_one(entries))
+    yield _gauge("srcip_map_capacity", "Room in a BPF map.", ("map",), _by_one(capacity))
+    # Without kernel.bpf_stats_enabled the kernel keeps neither.
+    runs = {name: n for name, (_, n) in snapshot.programs.items() if n}
+    seconds = {name: ns / 1e9 for name, (ns, n) in snapshot.programs.items() if n}
+    yield _counter(
+        "srcip_program_runs", "Runs of a BPF program, if kept.", ("program",), _by_one(runs)
+    )
+    yield _counter(
+        "srcip_program_run_seconds",
+        "Time spent in a BPF program, if kept.",
+        ("program",),
+        _by_one(seconds),
+    )
+    yield GaugeMetricFamily(
+        "srcip_drain_timestamp_seconds",
+        "Unix time of the last drain of the kernel's counters.",
+        value=snapshot.drained_at_s,
+    )
+    yield GaugeMetricFamily(
+        "srcip_drain_duration_seconds", "How long the last drain took.", value=snapshot.drain_s
+    )
+    yield _gauge(
+        "srcip_cluster_objects",
+        "Kubernetes objects known.",
+        ("kind",),
+        _by_one(snapshot.cluster_objects),
+    )
+    if snapshot.cluster_age_s is not None:
+        yield GaugeMetricFamily(
+            "srcip_cluster_age_seconds",
+            "Seconds since the API server last confirmed the objects.",
+            value=snapshot.cluster_age_s,
+        )
+    yield _gauge(
+        "srcip_kube_proxy_info",
+        "kube-proxy's mode.",
+        ("node", "mode"),
+        dict.fromkeys(snapshot.proxy_modes.items(), 1),
+    )
+    yield _gauge(
+        "srcip_rung_info", "How the kernel is looked at.", ("rung",), {(snapshot.rung,): 1}
+    )
+    yield GaugeMetricFamily(
+        "srcip_ready", "1 if /readyz answers 200, else 0.", value=snapshot.not_ready is None
+    )
+    yield _gauge("srcip_build_info", "Version of srcip.", ("version",), {(snapshot.version,): 1})
+
+
+def _counter(
+    name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _gauge(
+    name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _by_one(values: Mapping[str, float]) -> dict[tuple[str], float]:
+    return {(name,): value for name, value in values.items()}
+
+
+class Page(Collector):
+    """
+    The latest snapshot, and its text in the formats that scrapers asked for.
+
+    The text is made once a snapshot, however many ask for it.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.snapshot = Snapshot(version=version, not_ready="the agent is starting")
+        self._process = ProcessCollector(registry=None)
+        self._lock = threading.Lock()
+        self._texts: dict[str, tuple[Snapshot, bytes]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics, those of the process included."""
+        yield from families(self.snapshot)
+        yield from self._process.collect()
+
+    def text(self, accept: str) -> tuple[bytes, str]:
+        """Return the text in the format that a scraper accepts, and its content type."""
+        encoder, content_type = choose_encoder(accept)
+        with self._lock:
+            made_of, text = self._texts.get(content_type, (None, b""))
+            if made_of is not self.snapshot:
+                made_of = self.snapshot
+                text = encoder(self)
+                # Whoever asks for formats that nobody heard of fills no memory.
+                if len(self._texts) > 8:
+                    self._texts.clear()
+                self._texts[content_type] = (made_of, text)
+        return text, content_type
+
+    def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
+        """Return status, content type and body for a request."""
+        snapshot, plain = self.snapshot, "text/plain; charset=utf-8"
+        match path.partition("?")[0]:
+            case "/metrics":
+                text, content_type = self.text(accept)
+                return 200, content_type, text
+            case "/healthz":
+                age_s = time.time() - snapshot.drained_at_s
+                if snapshot.drained_at_s and age_s > _DEAD_S:
+                    return 503, plain, f"no drain for {age_s:.0f} s\n".encode()
+                return 200, plain, b"ok\n"
+            case "/readyz":
+                if snapshot.not_ready is not None:
+                    return 503, plain, f"not ready: {snapshot.not_ready}\n".encode()
+                return 200, plain, b"ok\n"
+            case "/":
+                return 200, plain, b"srcip: /metrics /healthz /readyz\n"
+        return 404, plain, b"not found: there are /metrics, /healthz and /readyz\n"
+
+
+class PageServer:
+    """
+    Hands out a page over HTTP, in threads of its own.
+
+    The port is taken at once, while we are still root; `start` answers.
+
+    Raises:
+        TracerError: If the address cannot be used.
+    """
+
+    def __init__(self, page: Page, address: str, port: int) -> None:
+        try:
+            self._server = _Server((address, port), _handler(page.answer))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise TracerError(
+                f"cannot listen on {address} port {port}: {why}; choose another with --bind and "
+                "--port"
+            ) from error
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and let go of the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # Closing waits for nobody.
+    block_on_close = False
+
+    def __init__(self, where: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in where[0]:
+            self.address_family = AF_INET6
+        self._free = threading.BoundedSemaphore(_CLIENTS)
+        super().__init__(where, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
+        """A client that went away is not worth a word."""
+
+
+def _handler(
+    answer: Callable[[str, str], tuple[int, str, bytes]],
+) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _PATIENCE_S
+        server_version = "srcip"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            status, content_type, body = answer(self.path, self.headers.get("Accept", ""))
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
+            """Scrapes are no news."""
+
+    return Handler

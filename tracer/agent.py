@@ -1,0 +1,506 @@
+"""
+The node agent: the kernel's counts, judged by path, as totals that only grow.
+
+One thread drains, judges and publishes; whoever scrapes reads what it published.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Generic, Protocol, TypeVar
+
+from exporters.prometheus import ConnectionLabels, DropLabels, Snapshot
+from tracer.cluster.index import Cluster
+from tracer.cluster.match import Via
+from tracer.decode import decode, decode_path_key
+from tracer.errors import DecodeError
+from tracer.judge.path_key import JudgedPath, is_typical, judge_path, surroundings
+from tracer.judge.verdict import JudgedDrop
+from tracer.judge.view import View
+from tracer.kernel.counters import AddressClass
+from tracer.model import (
+    AddressFlag,
+    ClientClass,
+    Connection,
+    IPNetwork,
+    PathKey,
+    protocol_name,
+)
+from tracer.pipeline import Pipeline
+from tracer.source import Source
+from tracer.views import Views
+
+_log = logging.getLogger(__name__)
+
+Labels = TypeVar("Labels", ConnectionLabels, DropLabels)
+
+OTHER = "other"
+CONNECTIONS, DROPS = "srcip_connections_total", "srcip_dropped_packets_total"
+OTHER_CONNECTIONS = ConnectionLabels(*(OTHER,) * len(ConnectionLabels._fields))
+OTHER_DROPS = DropLabels(*(OTHER,) * len(DropLabels._fields))
+# How long the series of a Service that is gone stay, and how long a judged path is remembered.
+KEEP_S = 600.0
+# Drops that are judged in a second, and at once. Each costs about a third of a millisecond.
+DROPS_PER_S, DROPS_AT_ONCE = 1000, 5000
+# How long the start waits for the cluster before it counts without one.
+CLUSTER_PATIENCE_S = 30.0
+# Prefixes are written this often at the most, and never more than a hundredth of the time.
+_CLASSES_S, _CLASSES_SHARE = 1.0, 100
+_LOOPBACKS: tuple[IPv4Network | IPv6Network, ...] = (
+    IPv4Network("127.0.0.0/8"),
+    IPv6Network("::1/128"),
+)
+
+
+class Counts(Protocol):
+    """The kernel's counts by path: see `tracer.kernel.counters.PathCounters`."""
+
+    def drain(self) -> Mapping[bytes, int]:
+        """Return what was added to each path since the last drain."""
+
+    def sample(self, key: bytes) -> bytes | None:
+        """Return the record of one connection of a path."""
+
+    def forget_sample(self, key: bytes) -> None:
+        """Have the path's next connection give a sample."""
+
+    def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
+        """Set the classes of addresses by namespace; return how many found no room."""
+
+
+class Kernel(Source, Protocol):
+    """What the agent asks of `tracer.kernel.source.KernelSource`."""
+
+    @property
+    def counters(self) -> Counts:
+        """The counts by path."""
+
+    def count(self, *, masquerade_mark: int) -> None:
+        """Begin to count, or go on with another mark."""
+
+    def lost_by_program(self) -> Mapping[str, Mapping[str, int]]:
+        """Return what each program could not report, by reason."""
+
+    def run_statistics(self) -> Mapping[str, tuple[int, int]]:
+        """Return run time in ns and runs by program."""
+
+    def map_usage(self) -> Mapping[str, tuple[int, int]]:
+        """Return elements and room of the maps that grow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """
+    How good the cluster's objects are.
+
+    ``missing`` says what is waited for, None if nothing is. ``age_s`` is None where nothing is
+    watched.
+    """
+
+    missing: str | None = None
+    age_s: float | None = None
+    is_stale: bool = False
+
+
+class Tally(Generic[Labels]):
+    """Totals by labels that only grow, with a bound on how many series there are."""
+
+    def __init__(self, other: Labels, max_series: int) -> None:
+        """
+        Args:
+            other: The labels of the series that takes what finds no room.
+            max_series: How many series there may be beside it.
+        """
+        self.totals: dict[Labels, int] = {}
+        self.overflow = 0
+        self._other: Labels = other
+        self._max_series = max_series
+        self._gone_since_s: dict[tuple[str, str], float] = {}
+
+    def add(self, labels: Labels, count: int) -> None:
+        """Add to a series, or to the one for the rest."""
+        has_room = len(self.totals) - (self._other in self.totals) < self._max_series
+        if labels not in self.totals and not has_room:
+            labels = self._other
+        if labels == self._other:
+            self.overflow += count
+        self.totals[labels] = self.totals.get(labels, 0) + count
+
+    def forget_gone(self, is_there: Callable[[str, str], bool], now_s: float) -> None:
+        """Remove the series of Services that have been gone for `KEEP_S`."""
+        services = {(labels[0], labels[1]) for labels in self.totals if labels[0] and labels[1]}
+        gone = {service for service in services if service[0] != OTHER and not is_there(*service)}
+        since_s = {service: self._gone_since_s.get(service, now_s) for service in gone}
+        over = {service for service, at_s in since_s.items() if now_s - at_s >= KEEP_S}
+        self._gone_since_s = {each: at_s for each, at_s in since_s.items() if each not in over}
+        if over:
+            kept = {k: v for k, v in self.totals.items() if (k[0], k[1]) not in over}
+            self.totals = kept
+
+
+@dataclass(slots=True)
+class _Path:
+    """A path as it was judged last."""
+
+    key: PathKey
+    sample: Connection
+    depends_on: tuple[object, ...]
+    labels: ConnectionLabels
+    used_s: float
+
+
+@dataclass(slots=True)
+class _Budget:
+    """How many drops may be judged now."""
+
+    left: float = DROPS_AT_ONCE
+    at_s: float = 0.0
+
+    def take(self, wanted: int, now_s: float) -> int:
+        more = max(0.0, now_s - self.at_s) * DROPS_PER_S
+        self.left = min(DROPS_AT_ONCE, self.left + more)
+        self.at_s = now_s
+        taken = min(wanted, int(self.left))
+        self.left -= taken
+        return taken
+
+
+class Agent:
+    """
+    Keeps the totals of one node.
+
+    Call `step` again and again. ``publish`` gets a snapshot after each drain, and whenever the
+    agent turns ready or not.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        views: Views,
+        publish: Callable[[Snapshot], None],
+        *,
+        version: str,
+        cluster_status: Callable[[], ClusterStatus] = ClusterStatus,
+        max_series: int = 10_000,
+        drain_interval_s: float = 5.0,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kernel = kernel
+        self._views = views
+        self._publish = publish
+        self._version = version
+        self._cluster_status = cluster_status
+        self._interval_s = drain_interval_s
+        self._clock_s = clock_s
+        self._pipeline = Pipeline(kernel, views=views)
+        self.connections = Tally(OTHER_CONNECTIONS, max_series)
+        self.drops = Tally(OTHER_DROPS, max_series)
+        self._paths: dict[bytes, _Path] = {}
+        self._pending: Counter[bytes] = Counter()
+        self._lost: Counter[tuple[str, str]] = Counter()
+        self._undecodable = 0
+        self._paths_full = 0
+        self._budget = _Budget()
+        self._started_s = clock_s()
+        self._is_counting = False
+        self._next_drain_s = self._next_classes_s = self._next_tidy_s = self._started_s
+        self._classes_of: tuple[object, ...] = ()
+        self._not_ready: str | None = ""
+        self._drained: Snapshot | None = None
+
+    def step(self, timeout_s: float) -> bool:
+        """
+        Do what is due, and wait for drops the rest of the time.
+
+        Returns:
+            Whether there is still something to look at: not when all namespaces are gone.
+        """
+        now_s = self._clock_s()
+        self._views.refresh()
+        self._follow_cluster(now_s)
+        if self._is_counting and now_s >= self._next_drain_s:
+            self.drain()
+            self._next_drain_s = now_s + self._interval_s
+        elif self._missing() != self._not_ready:
+            self._tell()
+        if not self._is_counting:
+            # What is dropped meanwhile waits in its ring.
+            time.sleep(timeout_s)
+            return True
+        records = self._kernel.read(timeout_s)
+        if records is None:
+            self.drain()
+            return False
+        self._take_drops(records)
+        return True
+
+    def drain(self) -> None:
+        """Take in what the kernel has counted, and publish."""
+        began_s, now_s = time.monotonic(), self._clock_s()
+        self._take_paths(now_s)
+        # What is lost is read after what was counted: it never hides in between.
+        self._take_lost()
+        if now_s >= self._next_tidy_s:
+            self._tidy(now_s)
+            self._next_tidy_s = now_s + KEEP_S / 20
+        self._drained = self._snapshot(drain_s=time.monotonic() - began_s)
+        self._tell()
+
+    # Connections
+
+    def _take_paths(self, now_s: float) -> None:
+        added = Counter(self._pending)
+        late, self._pending = set(self._pending), Counter()
+        added.update(self._kernel.counters.drain())
+        for raw, count in added.items():
+            try:
+                labels = self._labels(raw, now_s)
+            except DecodeError as error:
+                self._undecodable += 1
+                _log.debug("undecodable path: %s", error)
+                labels = OTHER_CONNECTIONS
+            if labels is None and raw not in late:
+                # The sample is written just after the count: it is there next time.
+                self._pending[raw] = count
+            else:
+                self.connections.add(labels or OTHER_CONNECTIONS, count)
+
+    def _labels(self, raw: bytes, now_s: float) -> ConnectionLabels | None:
+        """Return the labels of a path now; None without a sample."""
+        path = self._paths.get(raw)
+        key, sample = (path.key, path.sample) if path else self._read_path(raw)
+        if sample is None:
+            return None
+        view = self._view(key.netns)
+        depends_on = surroundings(key, sample, view)
+        if path is None or path.depends_on != depends_on:
+            labels = _connection_labels(key, judge_path(key, sample, view))
+            path = _Path(key, sample, depends_on, labels, now_s)
+            if is_typical(key, sample, view):
+                self._paths[raw] = path
+            else:
+                self._paths.pop(raw, None)
+                self._kernel.counters.forget_sample(raw)
+        path.used_s = now_s
+        return path.labels
+
+    def _read_path(self, raw: bytes) -> tuple[PathKey, Connection | None]:
+        sample = self._kernel.counters.sample(raw)
+        record = decode(sample) if sample is not None else None
+        if record is not None and not isinstance(record, Connection):
+            raise DecodeError("the sample of a path is no connection")
+        return decode_path_key(raw), record
+
+    def _view(self, netns: int) -> View:
+        node = self._kernel.info.nodes.get(netns, f"netns {netns}")
+        return self._views.at(netns, node, time.time_ns())
+
+    # Drops and losses
+
+    def _take_drops(self, records: Sequence[bytes]) -> None:
+        allowed = self._budget.take(len(records), self._clock_s())
+        if allowed < len(records):
+            self._lost["agent", "rate_limited"] += len(records) - allowed
+        if not records:
+            return
+        for judged in self._pipeline.judge(records[:allowed]):
+            if isinstance(judged, JudgedDrop):
+                self.drops.add(_drop_labels(judged), 1)
+
+    def _take_lost(self) -> None:
+        full = self._kernel.lost_by_program().get("connections", {}).get("paths_full", 0)
+        if full > self._paths_full:
+            self.connections.add(OTHER_CONNECTIONS, full - self._paths_full)
+            self._paths_full = full
+
+    # The cluster
+
+    def _follow_cluster(self, now_s: float) -> None:
+        """Begin to count once the cluster is known; then keep the kernel's classes up to date."""
+        is_late = now_s - self._started_s >= CLUSTER_PATIENCE_S
+        is_due = self._cluster_status().missing is None or is_late
+        if now_s >= self._next_classes_s or (is_due and not self._is_counting):
+            views = {netns: self._view(netns) for netns in self._kernel.info.nodes}
+            self._set_classes(views)
+            took_s = self._clock_s() - now_s
+            self._next_classes_s = now_s + max(_CLASSES_S, took_s * _CLASSES_SHARE)
+            if is_due:
+                mark = max(view.masquerade_mark for view in views.values())
+                self._kernel.count(masquerade_mark=mark)
+        if is_due and not self._is_counting:
+            self._next_drain_s = now_s
+            self._is_counting = True
+
+    def _set_classes(self, views: Mapping[int, View]) -> None:
+        parts = tuple(
+            part
+            for view in views.values()
+            for part in (view.cluster, view.addresses, view.rules and view.rules.cluster_cidrs)
+        )
+        if len(parts) == len(self._classes_of) and all(
+            a is b or a == b for a, b in zip(parts, self._classes_of, strict=True)
+        ):
+            return
+        self._classes_of = parts
+        refused = self._kernel.counters.replace_classes(
+            {netns: address_classes(view) for netns, view in views.items()}
+        )
+        if refused:
+            self._lost["agent", "prefixes_full"] += refused
+
+    def _tidy(self, now_s: float) -> None:
+        self._paths = {
+            raw: path for raw, path in self._paths.items() if now_s - path.used_s < KEEP_S
+        }
+        cluster = self._cluster()
+        if cluster is None or self._cluster_status().missing is not None:
+            return
+        for tally in (self.connections, self.drops):
+            tally.forget_gone(lambda *key: cluster.service(*key) is not None, now_s)
+
+    def _cluster(self) -> Cluster | None:
+        for netns in self._kernel.info.nodes:
+            return self._view(netns).cluster
+        return None
+
+    # What is told
+
+    def _missing(self) -> str | None:
+        missing = self._cluster_status().missing
+        return missing or (None if self._drained else "nothing was drained yet")
+
+    def _tell(self) -> None:
+        self._not_ready = self._missing()
+        snapshot = self._drained or Snapshot(version=self._version)
+        self._publish(replace(snapshot, not_ready=self._not_ready))
+
+    def _snapshot(self, *, drain_s: float) -> Snapshot:
+        lost, untracked = Counter(self._lost), 0
+        for stage, reasons in self._kernel.lost_by_program().items():
+            untracked += reasons.get("untracked", 0)
+            lost.update({(stage, reason): reasons[reason] for reason in _REASONS[stage]})
+        status, cluster = self._cluster_status(), self._cluster()
+        not_seen = list(self._kernel.info.not_seen)
+        if status.is_stale:
+            not_seen.append("changes of the cluster since the API server was last heard")
+        return Snapshot(
+            version=self._version,
+            drained_at_s=time.time(),
+            drain_s=drain_s,
+            connections=dict(self.connections.totals),
+            drops=dict(self.drops.totals),
+            overflow={CONNECTIONS: self.connections.overflow, DROPS: self.drops.overflow},
+            lost={("agent", "rate_limited"): 0, **lost},
+            undecodable=self._undecodable + self._pipeline.summary().lost["undecodable"],
+            untracked=untracked,
+            maps=self._kernel.map_usage(),
+            programs=self._kernel.run_statistics(),
+            cluster_objects=_counts(cluster) if cluster else {},
+            cluster_age_s=status.age_s,
+            proxy_modes={
+                node: self._view(netns).mode or "unknown"
+                for netns, node in self._kernel.info.nodes.items()
+            },
+            rung=self._kernel.info.rung,
+            not_seen=tuple(not_seen),
+        )
+
+
+# What each program can lose at all.
+_REASONS = {
+    "connections": ("paths_full", "mark_overtaken", "unreadable"),
+    "drops": ("ring_full",),
+    "accepts": (),
+}
+
+
+def address_classes(view: View) -> dict[IPNetwork, AddressClass]:
+    """Return prefixes whose longest match says of an address what the view says of it."""
+    if view.cluster is None:
+        classes = dict.fromkeys(_LOOPBACKS, ClientClass.LOOPBACK)
+    else:
+        classes = dict(view.cluster.prefixes())
+    for address in view.addresses:
+        if not address.is_loopback:
+            classes[ip_network(address)] = ClientClass.NODE
+    cidrs = view.rules.cluster_cidrs if view.rules else ()
+    for cidr in cidrs:
+        classes.setdefault(cidr, _covering(cidr, classes))
+    return {
+        network: AddressClass(found, _flags(network, found, view, cidrs))
+        for network, found in classes.items()
+    }
+
+
+def _covering(network: IPNetwork, classes: Mapping[IPNetwork, ClientClass]) -> ClientClass:
+    """Return the class that holds for a network by the prefixes that cover it."""
+    for length in range(network.prefixlen - 1, -1, -1):
+        found = classes.get(network.supernet(new_prefix=length))
+        if found is not None:
+            return found
+    return ClientClass.EXTERNAL
+
+
+def _flags(
+    network: IPNetwork, found: ClientClass, view: View, cidrs: Iterable[IPNetwork]
+) -> AddressFlag:
+    flags = AddressFlag(0)
+    is_own = found is ClientClass.NODE and view.is_here(network.network_address)
+    if is_own or found is ClientClass.LOOPBACK:
+        flags |= AddressFlag.HERE
+    if any(_is_under(network, cidr) for cidr in cidrs):
+        flags |= AddressFlag.CLUSTER
+    return flags
+
+
+def _is_under(network: IPNetwork, cidr: IPNetwork) -> bool:
+    return (
+        network.version == cidr.version
+        and network.prefixlen >= cidr.prefixlen
+        and network.network_address in cidr
+    )
+
+
+def _connection_labels(key: PathKey, judged: JudgedPath) -> ConnectionLabels:
+    opinion = judged.opinion
+    service = opinion.service
+    return ConnectionLabels(
+        service_namespace=service.namespace if service else "",
+        service=service.name if service else "",
+        via=str(service.via if service else judged.via),
+        policy=str(service.policy or "") if service else "",
+        verdict=str(opinion.verdict),
+        cause=str(opinion.cause or ""),
+        client_class="unknown"
+        if opinion.client_class is None
+        else opinion.client_class.name.lower(),
+        family=key.family,
+        proto=protocol_name(key.proto),
+    )
+
+
+def _drop_labels(judged: JudgedDrop) -> DropLabels:
+    opinion, flow = judged.opinion, judged.flow
+    service = opinion.service
+    return DropLabels(
+        service_namespace=service.namespace if service else "",
+        service=service.name if service else "",
+        via=str(service.via if service else Via.NONE),
+        cause=str(opinion.cause or ""),
+        reason=judged.reason,
+        family=flow.family if flow else "",
+        proto=protocol_name(flow.proto) if flow else "",
+    )
+
+
+def _counts(cluster: Cluster) -> dict[str, int]:
+    counts = cluster.counts
+    return {
+        "service": counts.services,
+        "endpoint_slice": counts.endpoint_slices,
+        "node": counts.nodes,
+        "pod": counts.pods,
+    }
