@@ -7,13 +7,16 @@ docs/decisions/0003-conntrack-netlink.md.
 
 import errno
 import os
+import select
 import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain, islice
+from pathlib import Path
 
 from tracer.encode import encode_connection
 from tracer.errors import ConntrackError
@@ -36,6 +39,7 @@ _CTA_PROTO_ICMPV6_ID, _CTA_PROTO_ICMPV6_TYPE, _CTA_PROTO_ICMPV6_CODE = 7, 8, 9
 
 _NFGENMSG_SIZE = 4
 _EVENT_BUFFER = 4 << 20
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; Python does not name it
 
 
 def dump(netns: Netns) -> Iterator[Connection]:
@@ -107,6 +111,7 @@ class ConntrackSource:
         "dropped packets",
         "what backends' sockets accepted",
     )
+    _BATCH = 1024
 
     def __init__(self, namespaces: Sequence[Netns], clock_offset_ns: int) -> None:
         self.info = SourceInfo(
@@ -117,11 +122,15 @@ class ConntrackSource:
         )
         self._lost = {"conntrack_overrun": 0, "undecodable": 0}
         self._channels: list[tuple[Netns, socket.socket]] = []
+        self._poll = select.poll()
         try:
             for netns in namespaces:
+                _require_events(netns)
                 channel = _open(netns, groups=_GROUP_NEW)
                 self._channels.append((netns, channel))
-                channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+                self._poll.register(channel, select.POLLIN)
+                channel.setblocking(False)
+                _enlarge(channel)
         except BaseException:
             self.close()
             raise
@@ -129,10 +138,14 @@ class ConntrackSource:
     def read(self, timeout_s: float) -> list[bytes] | None:
         """Return the connections made since the last call."""
         records: list[bytes] = []
-        share_s = timeout_s / max(1, len(self._channels))
+        self._poll.poll(timeout_s * 1000)
         for netns, channel in self._channels:
-            channel.settimeout(share_s)
-            records += self._drain(netns, channel)
+            # The kernel sends each event by itself. Bounded, so that what came is shown under load.
+            for _ in range(self._BATCH):
+                found = self._receive(netns, channel)
+                if found is None:
+                    break
+                records += found
         return records
 
     def lost(self) -> Mapping[str, int]:
@@ -149,11 +162,12 @@ class ConntrackSource:
             channel.close()
         self._channels.clear()
 
-    def _drain(self, netns: Netns, channel: socket.socket) -> list[bytes]:
+    def _receive(self, netns: Netns, channel: socket.socket) -> list[bytes] | None:
+        """Return the connections of one datagram, None if there is none."""
         try:
             data = channel.recv(netlink.RECEIVE)
-        except (TimeoutError, BlockingIOError):
-            return []
+        except BlockingIOError:
+            return None
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise ConntrackError(f"conntrack events of {netns.node}: {error}") from error
@@ -248,6 +262,38 @@ def _open(netns: Netns, groups: int = 0) -> socket.socket:
         channel.close()
         raise _refused(error.errno or 0, netns) from error
     return channel
+
+
+def setting(netns: Netns, name: str) -> int:
+    """
+    Return one of a namespace's sysctls ``net.netfilter.nf_conntrack_*``.
+
+    Raises:
+        OSError: If there is none of that name, or conntrack is not loaded.
+        NetnsError: If the namespace is gone or may not be entered.
+    """
+    with inside(netns.path):
+        directory = Path("/proc/thread-self/root/proc/sys/net/netfilter")
+        return int((directory / f"nf_conntrack_{name}").read_text())
+
+
+def _require_events(netns: Netns) -> None:
+    """Have conntrack netlink loaded, and refuse where it would stay silent."""
+    # A dump waits until the kernel has loaded the modules; to join a group does not.
+    next(dump(netns), None)
+    with suppress(OSError):
+        if not setting(netns, "events"):
+            raise ConntrackError(
+                f"conntrack of {netns.node} tells no events: "
+                "set the sysctl net.netfilter.nf_conntrack_events to 1"
+            )
+
+
+def _enlarge(channel: socket.socket) -> None:
+    """Make room for a burst, past ``net.core.rmem_max`` where we may (CAP_NET_ADMIN)."""
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+    with suppress(PermissionError):
+        channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER)
 
 
 def _refused(number: int, netns: Netns) -> ConntrackError:

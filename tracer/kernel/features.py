@@ -1,6 +1,7 @@
 """What the running kernel offers, found by trying, never by its version."""
 
 import ctypes
+import errno
 import os
 import struct
 import subprocess
@@ -9,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from tracer.errors import ConntrackError, LoadError, NetnsError
 from tracer.kernel import bpf_syscall, btf, conntrack, privileges, programs, proxy_mode
 from tracer.kernel.conntrack import ConntrackSource
-from tracer.kernel.netns import Netns, inside
+from tracer.kernel.netns import Netns
 from tracer.kernel.source import RUNG, KernelSource
 from tracer.ruleset import reader
 from tracer.ruleset.model import Ruleset
@@ -69,6 +69,20 @@ def has_netfilter_links() -> bool:
     return _loads(NETFILTER, ATTACH_NETFILTER)
 
 
+def has_tcx_links() -> bool:
+    """Whether the kernel has links at tc (6.6): it then misses the interface that we leave out."""
+    # To load a program is no proof: before 6.6 any attach type would do.
+    try:
+        program = load_trivial(SCHED_CLS, 0)
+    except OSError:
+        return False
+    try:
+        link = btf.libbpf().bpf_link_create(program, 0, ATTACH_TCX_INGRESS, None)
+        return bool(link == -errno.ENODEV)
+    finally:
+        os.close(program)
+
+
 def examine(namespaces: Sequence[Netns]) -> Report:
     """
     Try everything that tracing some namespaces takes. Attaches for a moment; changes nothing.
@@ -81,16 +95,16 @@ def examine(namespaces: Sequence[Netns]) -> Report:
         # Everything else would only say that it is not allowed to try.
         return Report(checks=checks, rung=None, not_seen=["anything, without privileges"])
     checks += [*_program_checks(), *_conntrack_checks(namespaces)]
-    attached = _attach_check(namespaces)
+    has_links = has_netfilter_links()
+    attached = _attach_check(namespaces) if has_links else _events_check(namespaces)
     checks += [attached, *_rule_checks(namespaces), *_other_tracers()]
-    has_conntrack = any(c.is_ok for c in checks if c.name.startswith("conntrack netlink"))
+    if not attached.is_ok:
+        return Report(checks=checks, rung=None, not_seen=["anything"])
     not_seen = list(_blind_spots(namespaces))
-    if attached.is_ok:
+    if has_links:
         return Report(checks=checks, rung=RUNG, not_seen=not_seen)
-    if has_conntrack and not has_netfilter_links():
-        seen = [*ConntrackSource.NOT_SEEN, *not_seen]
-        return Report(checks=checks, rung=ConntrackSource.RUNG, not_seen=seen)
-    return Report(checks=checks, rung=None, not_seen=["anything"])
+    not_seen = [*ConntrackSource.NOT_SEEN, *not_seen]
+    return Report(checks=checks, rung=ConntrackSource.RUNG, not_seen=not_seen)
 
 
 def _kernel_checks() -> Iterator[Check]:
@@ -132,16 +146,18 @@ def _bcc_check() -> Check:
 
 
 def _program_checks() -> Iterator[Check]:
+    has_links = has_netfilter_links()
     yield Check(
         name="netfilter programs",
-        is_ok=has_netfilter_links(),
-        detail="connections with their marks" if has_netfilter_links() else "refused",
+        is_ok=has_links,
+        detail="connections with their marks" if has_links else "none in this kernel (Linux 6.4)",
+        is_needed=False,
     )
-    has_tcx = _loads(SCHED_CLS, ATTACH_TCX_INGRESS)
+    has_tcx = has_tcx_links()
     yield Check(
         name="TCX programs",
         is_ok=has_tcx,
-        detail="present; nothing uses them yet" if has_tcx else "refused",
+        detail="present; nothing uses them yet" if has_tcx else "none in this kernel (Linux 6.6)",
         is_needed=False,
     )
 
@@ -161,11 +177,7 @@ def _conntrack_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
 
 
 def _conntrack_fill(netns: Netns) -> tuple[int, int]:
-    with inside(netns.path):
-        directory = Path("/proc/thread-self/root/proc/sys/net/netfilter")
-        held = int((directory / "nf_conntrack_count").read_text())
-        room = int((directory / "nf_conntrack_max").read_text())
-    return held, room
+    return conntrack.setting(netns, "count"), conntrack.setting(netns, "max")
 
 
 def _attach_check(namespaces: Sequence[Netns]) -> Check:
@@ -182,6 +194,16 @@ def _attach_check(namespaces: Sequence[Netns]) -> Check:
         is_ok=True,
         detail=f"every program compiled, loaded and attached in {names} in {took_ms} ms, and gone",
     )
+
+
+def _events_check(namespaces: Sequence[Netns]) -> Check:
+    """Try what is done in a kernel without netfilter links."""
+    try:
+        ConntrackSource(namespaces, 0).close()
+    except (ConntrackError, NetnsError) as error:
+        return Check(name="conntrack events", is_ok=False, detail=str(error))
+    names = ", ".join(netns.node for netns in namespaces)
+    return Check(name="conntrack events", is_ok=True, detail=f"followed in {names}, and left")
 
 
 def _rule_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
