@@ -1,0 +1,179 @@
+"""What is exported: every number under the name that docs/metrics.md gives it, in both formats."""
+
+import re
+import socket
+import time
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from exporters.prometheus import (
+    ConnectionLabels,
+    DropLabels,
+    Page,
+    PageServer,
+    Snapshot,
+)
+from tracer.errors import TracerError
+
+DOCS = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+SEEN = ConnectionLabels(
+    "default", 'we"b\\\n', "nodeport", "Cluster", "replaced", "x", "pod", "ipv4", "tcp"
+)
+SNAPSHOT = Snapshot(
+    version="1.2",
+    drained_at_s=1.5e9,
+    drain_s=0.25,
+    connections={SEEN: 5, SEEN._replace(cause=""): 2**53},
+    drops={DropLabels("default", "web", "nodeport", "no-listener", "NO_SOCKET", "ipv4", "tcp"): 7},
+    overflow={"srcip_connections_total": 3},
+    lost={("drops", "ring_full"): 4},
+    undecodable=6,
+    untracked=8,
+    maps={"paths": (9, 16384)},
+    programs={"srcip_mark": (2_500_000_000, 10), "srcip_drop": (0, 0)},
+    cluster_objects={"service": 11},
+    cluster_age_s=12.5,
+    proxy_modes={"node1": "nftables"},
+    rung="BPF",
+    not_seen=("this",),
+)
+
+
+def page_of(snapshot):
+    page = Page("1.2")
+    page.snapshot = snapshot
+    return page
+
+
+def samples(text, parse=text_string_to_metric_families):
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(text.decode())
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("accept", "parse"),
+    [("", text_string_to_metric_families), (OPENMETRICS, parse_openmetrics)],
+    ids=["text", "OpenMetrics"],
+)
+def test_every_number(accept, parse):
+    """A parser of Prometheus' own reads back what was told."""
+    text, content_type = page_of(SNAPSHOT).text(accept)
+    assert content_type.startswith(accept.split(";")[0] or "text/plain")
+    told = samples(text, parse)
+
+    def value(name, **labels):
+        return told[name, frozenset(labels.items())]
+
+    assert value("srcip_connections_total", **SEEN._asdict()) == 5
+    assert value("srcip_connections_total", **SEEN._replace(cause="")._asdict()) == 2**53
+    assert sum(v for (name, _), v in told.items() if name == "srcip_dropped_packets_total") == 7
+    assert value("srcip_series_overflow_total", metric="srcip_connections_total") == 3
+    assert value("srcip_series", metric="srcip_connections_total") == 2
+    assert value("srcip_lost_records_total", stage="drops", reason="ring_full") == 4
+    assert value("srcip_undecodable_records_total") == 6
+    assert value("srcip_untracked_packets_total") == 8
+    assert value("srcip_map_entries", map="paths") == 9
+    assert value("srcip_map_capacity", map="paths") == 16384
+    assert value("srcip_program_runs_total", program="srcip_mark") == 10
+    assert value("srcip_program_run_seconds_total", program="srcip_mark") == 2.5
+    assert value("srcip_cluster_objects", kind="service") == 11
+    assert value("srcip_cluster_age_seconds") == 12.5
+    assert value("srcip_kube_proxy_info", node="node1", mode="nftables") == 1
+    assert value("srcip_rung_info", rung="BPF") == 1
+    assert value("srcip_not_seen_info", what="this") == 1
+    assert value("srcip_build_info", version="1.2") == 1
+    assert value("srcip_drain_timestamp_seconds") == 1.5e9
+    assert value("srcip_drain_duration_seconds") == 0.25
+    assert value("srcip_ready") == 1
+    assert value("process_cpu_seconds_total") > 0
+    # Without kernel.bpf_stats_enabled a program has no runs to tell of.
+    assert ("srcip_program_runs_total", frozenset({("program", "srcip_drop")})) not in told
+
+
+def test_metrics_are_those_of_the_documentation():
+    """docs/metrics.md lists every metric that is exported, with its labels, and no other."""
+    told = {}
+    for (name, labels), _ in samples(page_of(SNAPSHOT).text("")[0]).items():
+        told.setdefault(name, set()).update(key for key, _ in labels)
+    listed = {}
+    for line in DOCS.splitlines():
+        cells = line.split("|")
+        if len(cells) > 4 and (name := re.fullmatch(r" `((?:srcip|process)_\w+)` ", cells[1])):
+            listed[name[1]] = set(re.findall(r"`(\w+)`", cells[3]))
+    for name in re.findall(r"`(process_\w+)`", DOCS):
+        listed.setdefault(name, set())
+    assert told == listed
+
+
+def test_help_is_that_of_the_code():
+    """Every metric has a help text."""
+    text = page_of(SNAPSHOT).text("")[0].decode()
+    for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE):
+        assert re.search(rf"^# HELP {name} \S.*\.$", text, re.MULTILINE), name
+
+
+def test_without_a_cluster():
+    """What is not known is absent, not zero."""
+    told = samples(page_of(Snapshot(version="1")).text("")[0])
+    names = {name for name, _ in told}
+    assert not names & {"srcip_cluster_age_seconds", "srcip_cluster_objects"}
+
+
+def test_text_is_made_once():
+    """A second scrape gets the same bytes; a new snapshot, new ones."""
+    page = page_of(SNAPSHOT)
+    assert page.text("")[0] is page.text("")[0]
+    before = page.text("")[0]
+    page.snapshot = Snapshot(version="2")
+    assert page.text("")[0] != before
+
+
+def test_strange_accept_headers_fill_no_memory():
+    """Whatever scrapers ask for, a handful of texts is kept."""
+    page = page_of(SNAPSHOT)
+    for i in range(50):
+        page.text(f"application/openmetrics-text; version=1.0.0; escaping=x{i}")
+        page.text(f"text/plain; version=0.0.{i}")
+    assert len(page._texts) < 12
+
+
+def test_health():
+    """Alive while it drains; ready once nothing is missing."""
+    page = page_of(SNAPSHOT)
+    assert page.answer("/healthz", "")[0] == 503
+    assert page.answer("/readyz", "")[0] == 200
+    page.snapshot = Snapshot(version="1", drained_at_s=time.time(), not_ready="objects")
+    assert page.answer("/healthz", "")[0] == 200
+    assert page.answer("/readyz?verbose", "")[::2] == (503, b"not ready: objects\n")
+    assert page.answer("/metric", "")[0] == 404
+    assert Page("1").answer("/readyz", "")[0] == 503
+
+
+def test_server():
+    """It answers over IPv4 and IPv6, and lets go of its port."""
+    for host, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
+        server = PageServer(page_of(SNAPSHOT), host, 0)
+        server.start()
+        with (
+            closing(server),
+            urllib.request.urlopen(f"http://{shown}:{server.port}/metrics", timeout=5) as answer,
+        ):
+            assert b"srcip_connections_total{" in answer.read()
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((host, server.port), timeout=5)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_bad_address(host):
+    """An address that is not ours is one line."""
+    with pytest.raises(TracerError, match=f"cannot listen on {host} port 1: "):
+        PageServer(Page("1"), host, 1)
