@@ -3,10 +3,15 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tracer.kernel.features import has_netfilter_links
 
 SWITCH = "SRCIP_KERNEL_TESTS"
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("srcip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("srcip")
 
 
 @pytest.fixture(scope="session")

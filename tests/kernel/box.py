@@ -77,6 +77,11 @@ class Box:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
+    def set(self, host, knob, value):
+        """Set a value below /proc/sys/net of a host; sysctl(8) need not be installed."""
+        with netns.inside(self.path(host)):
+            (Path("/proc/sys/net") / knob).write_text(str(value))
+
     def rules(self, text):
         """Load nftables rules on the node, in place of those before; blocks may be on one line."""
         lines = text.replace("}", "\n}\n")
@@ -105,13 +110,14 @@ def built():
     try:
         for name in box.names.values():
             _ip("netns", "add", name)
-            for knob in ("net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"):
-                _ip("netns", "exec", name, "sysctl", "-qw", knob)
+        for host in box.names:
+            for knob in ("ipv6/conf/all/accept_dad", "ipv6/conf/default/accept_dad"):
+                box.set(host, knob, 0)
         _ip("-batch", "-", stdin=_LINKS.format(**box.names))
         for host, lines in _ADDRESSES.items():
             _ip("-n", box.names[host], "-batch", "-", stdin=lines)
-        for knob in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
-            box.run("node", "sysctl", "-qw", knob)
+        box.set("node", "ipv4/ip_forward", 1)
+        box.set("node", "ipv6/conf/all/forwarding", 1)
         yield box
     finally:
         for name in box.names.values():

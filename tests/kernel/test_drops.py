@@ -129,7 +129,7 @@ def test_nobody_listens(box, trace):
 def test_reverse_path_filter(box, trace):
     """A source that should come in elsewhere is discarded before conntrack: no original tuple."""
     for name in ("all", "n0"):
-        box.run("node", "sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter=1")
+        box.set("node", f"ipv4/conf/{name}/rp_filter", 1)
     tracer = trace()
     box.run("client", "ip", "addr", "add", "10.9.0.99/32", "dev", "lo")
     # The node would not even answer who-has from there.

@@ -1,5 +1,7 @@
 """Netlink messages and attributes, and dumps: what conntrack and interfaces have in common."""
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -21,16 +23,38 @@ def dump(channel: socket.socket, kind: int, payload: bytes) -> Iterator[tuple[in
     Raises:
         OSError: As the kernel answers.
     """
-    flags = _NLM_F_REQUEST | _NLM_F_DUMP
-    channel.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags, 1, 0) + payload)
+    _send(channel, kind, _NLM_F_DUMP, payload)
     while True:
-        for found, answer in messages(channel.recv(RECEIVE)):
+        for found, answer in _checked(channel):
             if found == NLMSG_DONE:
                 return
-            if found == NLMSG_ERROR:
-                number = -struct.unpack_from("=i", answer)[0]
-                raise OSError(number, "netlink")
             yield found, answer
+
+
+def ask(channel: socket.socket, kind: int, payload: bytes) -> tuple[int, bytes]:
+    """
+    Ask for one thing, and return the answer as type and payload.
+
+    Raises:
+        OSError: As the kernel answers; EBADMSG if it makes no sense.
+    """
+    _send(channel, kind, 0, payload)
+    for found, answer in _checked(channel):
+        return found, answer
+    raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+
+
+def _send(channel: socket.socket, kind: int, flags: int, payload: bytes) -> None:
+    length = _HEADER.size + len(payload)
+    channel.send(_HEADER.pack(length, kind, _NLM_F_REQUEST | flags, 1, 0) + payload)
+
+
+def _checked(channel: socket.socket) -> Iterator[tuple[int, bytes]]:
+    for found, answer in messages(channel.recv(RECEIVE)):
+        if found == NLMSG_ERROR:
+            number = -struct.unpack_from("=i", answer)[0]
+            raise OSError(number, os.strerror(number))
+        yield found, answer
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
