@@ -49,6 +49,9 @@ class View:
         """Whether an address is one of this node's own."""
         if address.is_loopback or address in self.addresses:
             return True
+        # The interfaces are the whole truth where they were read; the API knows but a part.
+        if self.addresses:
+            return False
         return self.cluster is not None and self.cluster.node_of(address) == self.node
 
     def classify(self, address: IPAddress) -> ClientClass | None:

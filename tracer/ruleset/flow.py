@@ -71,13 +71,13 @@ class Flow:
             oif: The name of its outgoing interface.
             local_addresses: All addresses of the node.
         """
-        orig, answered = connection.orig, connection.reply.inverted
+        orig, reply = connection.orig, connection.reply
         was_seen = connection.hook is not Hook.CONNTRACK
         return cls(
             src=orig.src,
-            dst=answered.dst,
+            dst=reply.src,
             sport=orig.sport,
-            dport=answered.dport,
+            dport=reply.inverted.dport if reply.is_icmp else reply.sport,
             proto=orig.proto,
             orig_dst=orig.dst,
             orig_dport=orig.dport,

@@ -117,20 +117,21 @@ class Ruleset:
 
         The answer for a client and a backend is remembered, unless rules ask for the source port.
         """
+        key = _identity(flow, hook)
+        known = self._answers.get(key)
+        if known is not None:
+            return known
         chains = [
             chain
             for chain in self.base_chains
             if chain.kind == "nat" and chain.hook == hook and _sees(chain, flow)
         ]
-        if any(chain.effects.asks_source_port for chain in chains):
-            return self._snat_candidates(chains, flow)
-        key = _identity(flow, hook)
-        known = self._answers.get(key)
-        if known is None:
+        answer = self._snat_candidates(chains, flow)
+        if not any(chain.effects.asks_source_port for chain in chains):
             if len(self._answers) >= _REMEMBERED:
                 self._answers.clear()
-            known = self._answers[key] = self._snat_candidates(chains, flow)
-        return known
+            self._answers[key] = answer
+        return answer
 
     def _snat_candidates(self, chains: list[BaseChain], flow: Flow) -> Candidates:
         walked = walk(chains, flow, wants_drops=False)
