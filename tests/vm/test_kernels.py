@@ -1,0 +1,121 @@
+"""
+srcip under other kernels, each in a virtual machine: 'make vm', and docs/kernels.md.
+
+Only with SRCIP_VM_TESTS=1: it downloads kernels, and takes minutes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SWITCH = "SRCIP_VM_TESTS"
+VMRUN = Path(__file__).with_name("vmrun.sh")
+ROOT = Path(__file__).parents[2]
+PYTHON = sys.executable
+# Debian's newest of each series.
+WITH_LINKS = ("6.12", "6.18", "7.3")
+WITHOUT_LINKS = ("5.10", "6.1")
+NEEDED = ("qemu-system-x86_64", "busybox", "cpio", "depmod", "modprobe", "xz", "zstd")
+EVENTS = "conntrack events"
+TESTS = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+# Drops with reason, place and hook, accepts from the socket's tracepoint, NAT in both families.
+KERNEL_TESTS = (
+    "tests/kernel/test_connections.py::test_23_connections[4-tcp-both]",
+    "tests/kernel/test_connections.py::test_23_connections[6-udp-both]",
+    "tests/kernel/test_connections.py::test_accepts_are_the_servers_peers[6-both]",
+    "tests/kernel/test_drops.py::test_dropped_by_a_rule[forward-client-address2-Hook.NF_FORWARD-4]",
+    "tests/kernel/test_drops.py::test_dropped_by_a_rule[output-node-address4-Hook.NF_OUTPUT-6]",
+    "tests/kernel/test_drops.py::test_original_tuple_behind_dnat",
+)
+
+
+def why_not():
+    """What is missing to run a virtual machine, None if nothing is."""
+    if os.environ.get(SWITCH) != "1":
+        return f"{SWITCH} is not 1; see docs/kernels.md"
+    missing = [program for program in NEEDED if shutil.which(program) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}; see docs/kernels.md"
+    return "not root" if os.geteuid() else None
+
+
+@pytest.fixture(scope="module", params=[*WITHOUT_LINKS, *WITH_LINKS])
+def run_in_vm(request):
+    """Run a command under one kernel."""
+    if reason := why_not():
+        pytest.skip(reason)
+    fetched = subprocess.run(
+        [VMRUN, "--fetch-only", request.param], capture_output=True, text=True, check=False
+    )
+    if fetched.returncode:
+        pytest.skip(f"no kernel {request.param}: {fetched.stderr.strip()}")
+
+    def run(*command, modules="", timeout_s=900):
+        options = ["--modules", modules, "--timeout", str(timeout_s), "--mem", "3G"]
+        options += ["--env", "SRCIP_KERNEL_TESTS=1"]
+        return subprocess.run(
+            [VMRUN, *options, run.kernel, "--", *command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s + 60,
+        )
+
+    run.kernel = request.param
+    run.has_links = request.param in WITH_LINKS
+    return run
+
+
+def assert_well(done):
+    """vmrun.sh also fails on a BUG, a WARNING or an Oops in the kernel's log."""
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("modules", ["", "nf_conntrack nf_conntrack_netlink nf_nat nf_tables veth"])
+def test_doctor(run_in_vm, modules):
+    """doctor names the way of looking, conntrack loaded yet or not, and fails nothing."""
+    done = run_in_vm(
+        PYTHON, "-m", "tracer.cli", "doctor", "--no-cluster", "-o", "json", modules=modules
+    )
+    assert_well(done)
+    report = json.loads(done.stdout)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert report["rung"] == ("BPF netfilter links" if run_in_vm.has_links else EVENTS)
+    assert [check for check in checks.values() if check["needed"] and not check["ok"]] == []
+    for name in ("netfilter programs", "TCX programs"):
+        assert checks[name]["ok"] == run_in_vm.has_links
+    assert ("dropped packets" in report["not_seen"]) == (not run_in_vm.has_links)
+
+
+def test_what_holds_on_every_kernel(run_in_vm):
+    """Trace, flows and events equal conntrack's table."""
+    assert_well(run_in_vm(*TESTS, "tests/vm/test_any_kernel.py"))
+
+
+def test_demo(run_in_vm):
+    """Every scenario is answered as the backend saw it; without links, one line says why not."""
+    command = ("demo", "--mode", "nftables", "--family", "ipv4", "-o", "json")
+    done = run_in_vm(PYTHON, "-m", "tracer.cli", *command)
+    if not run_in_vm.has_links:
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("srcip: ")
+        return
+    assert_well(done)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    agreements = [row["agrees"] for row in rows if row["kind"] == "scenario"]
+    assert len(agreements) >= 50
+    assert all(agreements)
+
+
+def test_kernel_tests(run_in_vm):
+    """Connections, accepts and drops of the kernel tests."""
+    if not run_in_vm.has_links:
+        pytest.skip("this kernel has no netfilter links")
+    assert_well(run_in_vm(*TESTS, *KERNEL_TESTS))
