@@ -8,7 +8,7 @@ DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptab
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test vm lint format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -25,6 +25,11 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 20 minutes.
+vm: setup
+	./setup-packages qemu-system-x86 seabios busybox-static cpio kmod xz-utils zstd
+	SRCIP_VM_TESTS=1 $(VENV)/bin/python -m pytest -v tests/vm
 
 lint: setup
 	$(VENV)/bin/ruff check

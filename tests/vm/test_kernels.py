@@ -18,18 +18,18 @@ VMRUN = Path(__file__).with_name("vmrun.sh")
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
 # Debian's newest of each series.
-WITH_LINKS = ("6.12", "6.18", "7.3")
+WITH_LINKS = ("6.12", "7.3")
 WITHOUT_LINKS = ("5.10", "6.1")
 NEEDED = ("qemu-system-x86_64", "busybox", "cpio", "depmod", "modprobe", "xz", "zstd")
-EVENTS = "conntrack events"
+LIMIT_S = 600
 TESTS = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 # Drops with reason, place and hook, accepts from the socket's tracepoint, NAT in both families.
 KERNEL_TESTS = (
     "tests/kernel/test_connections.py::test_23_connections[4-tcp-both]",
     "tests/kernel/test_connections.py::test_23_connections[6-udp-both]",
     "tests/kernel/test_connections.py::test_accepts_are_the_servers_peers[6-both]",
-    "tests/kernel/test_drops.py::test_dropped_by_a_rule[forward-client-address2-Hook.NF_FORWARD-4]",
-    "tests/kernel/test_drops.py::test_dropped_by_a_rule[output-node-address4-Hook.NF_OUTPUT-6]",
+    "tests/kernel/test_drops.py::test_dropped_by_a_rule[forward-client-address2-3-4]",
+    "tests/kernel/test_drops.py::test_dropped_by_a_rule[output-node-address4-4-6]",
     "tests/kernel/test_drops.py::test_original_tuple_behind_dnat",
 )
 
@@ -55,16 +55,14 @@ def run_in_vm(request):
     if fetched.returncode:
         pytest.skip(f"no kernel {request.param}: {fetched.stderr.strip()}")
 
-    def run(*command, modules="", timeout_s=900):
-        options = ["--modules", modules, "--timeout", str(timeout_s), "--mem", "3G"]
-        options += ["--env", "SRCIP_KERNEL_TESTS=1"]
+    def run(*command):
+        options = ["--timeout", str(LIMIT_S), "--mem", "3G", "--env", "SRCIP_KERNEL_TESTS=1"]
         return subprocess.run(
             [VMRUN, *options, run.kernel, "--", *command],
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
-            timeout=timeout_s + 60,
         )
 
     run.kernel = request.param
@@ -77,16 +75,15 @@ def assert_well(done):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("modules", ["", "nf_conntrack nf_conntrack_netlink nf_nat nf_tables veth"])
-def test_doctor(run_in_vm, modules):
-    """doctor names the way of looking, conntrack loaded yet or not, and fails nothing."""
-    done = run_in_vm(
-        PYTHON, "-m", "tracer.cli", "doctor", "--no-cluster", "-o", "json", modules=modules
-    )
+def test_doctor(run_in_vm):
+    """
+    doctor names the way of looking, and fails nothing. No module is loaded before: not conntrack's.
+    """
+    done = run_in_vm(PYTHON, "-m", "tracer.cli", "doctor", "--no-cluster", "-o", "json")
     assert_well(done)
     report = json.loads(done.stdout)
     checks = {check["name"]: check for check in report["checks"]}
-    assert report["rung"] == ("BPF netfilter links" if run_in_vm.has_links else EVENTS)
+    assert report["rung"] == ("BPF netfilter links" if run_in_vm.has_links else "conntrack events")
     assert [check for check in checks.values() if check["needed"] and not check["ok"]] == []
     for name in ("netfilter programs", "TCX programs"):
         assert checks[name]["ok"] == run_in_vm.has_links
@@ -99,13 +96,13 @@ def test_what_holds_on_every_kernel(run_in_vm):
 
 
 def test_demo(run_in_vm):
-    """Every scenario is answered as the backend saw it; without links, one line says why not."""
+    """Every scenario is answered as the backend saw it; without links, one error says so."""
     command = ("demo", "--mode", "nftables", "--family", "ipv4", "-o", "json")
     done = run_in_vm(PYTHON, "-m", "tracer.cli", *command)
     if not run_in_vm.has_links:
         assert done.returncode == 1
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith("srcip: ")
+        assert done.stderr.startswith("srcip: the kernel (")
+        assert "Traceback" not in done.stderr
         return
     assert_well(done)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
