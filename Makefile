@@ -26,7 +26,7 @@ demo: setup
 test: setup
 	$(VENV)/bin/python -m pytest
 
-# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 20 minutes.
+# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 15 minutes.
 vm: setup
 	./setup-packages qemu-system-x86 seabios busybox-static cpio kmod xz-utils zstd
 	SRCIP_VM_TESTS=1 $(VENV)/bin/python -m pytest -v tests/vm
