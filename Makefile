@@ -46,6 +46,7 @@ bench: setup
 	$(VENV)/bin/python -m tests.bench
 	$(VENV)/bin/python -m tests.bench.bench_judge
 	$(VENV)/bin/python -m tests.bench.bench_cluster
+	$(VENV)/bin/python -m tests.bench.bench_agent
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -7,12 +7,12 @@ One thread drains, judges and publishes; whoever scrapes reads what it published
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from exporters.prometheus import ConnectionLabels, DropLabels, Snapshot
+from tracer.address_classes import address_classes
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import Via
 from tracer.decode import decode, decode_path_key
@@ -22,8 +22,6 @@ from tracer.judge.verdict import JudgedDrop
 from tracer.judge.view import View
 from tracer.kernel.counters import AddressClass
 from tracer.model import (
-    AddressFlag,
-    ClientClass,
     Connection,
     IPNetwork,
     PathKey,
@@ -31,28 +29,20 @@ from tracer.model import (
 )
 from tracer.pipeline import Pipeline
 from tracer.source import Source
+from tracer.tally import KEEP_S, OTHER, Tally
 from tracer.views import Views
 
 _log = logging.getLogger(__name__)
 
-Labels = TypeVar("Labels", ConnectionLabels, DropLabels)
-
-OTHER = "other"
 CONNECTIONS, DROPS = "srcip_connections_total", "srcip_dropped_packets_total"
 OTHER_CONNECTIONS = ConnectionLabels(*(OTHER,) * len(ConnectionLabels._fields))
 OTHER_DROPS = DropLabels(*(OTHER,) * len(DropLabels._fields))
-# How long the series of a Service that is gone stay, and how long a judged path is remembered.
-KEEP_S = 600.0
 # Drops that are judged in a second, and at once. Each costs about a third of a millisecond.
 DROPS_PER_S, DROPS_AT_ONCE = 1000, 5000
 # How long the start waits for the cluster before it counts without one.
 CLUSTER_PATIENCE_S = 30.0
 # Prefixes are written this often at the most, and never more than a hundredth of the time.
 _CLASSES_S, _CLASSES_SHARE = 1.0, 100
-_LOOPBACKS: tuple[IPv4Network | IPv6Network, ...] = (
-    IPv4Network("127.0.0.0/8"),
-    IPv6Network("::1/128"),
-)
 
 
 class Counts(Protocol):
@@ -103,42 +93,6 @@ class ClusterStatus:
     missing: str | None = None
     age_s: float | None = None
     is_stale: bool = False
-
-
-class Tally(Generic[Labels]):
-    """Totals by labels that only grow, with a bound on how many series there are."""
-
-    def __init__(self, other: Labels, max_series: int) -> None:
-        """
-        Args:
-            other: The labels of the series that takes what finds no room.
-            max_series: How many series there may be beside it.
-        """
-        self.totals: dict[Labels, int] = {}
-        self.overflow = 0
-        self._other: Labels = other
-        self._max_series = max_series
-        self._gone_since_s: dict[tuple[str, str], float] = {}
-
-    def add(self, labels: Labels, count: int) -> None:
-        """Add to a series, or to the one for the rest."""
-        has_room = len(self.totals) - (self._other in self.totals) < self._max_series
-        if labels not in self.totals and not has_room:
-            labels = self._other
-        if labels == self._other:
-            self.overflow += count
-        self.totals[labels] = self.totals.get(labels, 0) + count
-
-    def forget_gone(self, is_there: Callable[[str, str], bool], now_s: float) -> None:
-        """Remove the series of Services that have been gone for `KEEP_S`."""
-        services = {(labels[0], labels[1]) for labels in self.totals if labels[0] and labels[1]}
-        gone = {service for service in services if service[0] != OTHER and not is_there(*service)}
-        since_s = {service: self._gone_since_s.get(service, now_s) for service in gone}
-        over = {service for service, at_s in since_s.items() if now_s - at_s >= KEEP_S}
-        self._gone_since_s = {each: at_s for each, at_s in since_s.items() if each not in over}
-        if over:
-            kept = {k: v for k, v in self.totals.items() if (k[0], k[1]) not in over}
-            self.totals = kept
 
 
 @dataclass(slots=True)
@@ -415,53 +369,6 @@ _REASONS = {
     "drops": ("ring_full",),
     "accepts": (),
 }
-
-
-def address_classes(view: View) -> dict[IPNetwork, AddressClass]:
-    """Return prefixes whose longest match says of an address what the view says of it."""
-    if view.cluster is None:
-        classes = dict.fromkeys(_LOOPBACKS, ClientClass.LOOPBACK)
-    else:
-        classes = dict(view.cluster.prefixes())
-    for address in view.addresses:
-        if not address.is_loopback:
-            classes[ip_network(address)] = ClientClass.NODE
-    cidrs = view.rules.cluster_cidrs if view.rules else ()
-    for cidr in cidrs:
-        classes.setdefault(cidr, _covering(cidr, classes))
-    return {
-        network: AddressClass(found, _flags(network, found, view, cidrs))
-        for network, found in classes.items()
-    }
-
-
-def _covering(network: IPNetwork, classes: Mapping[IPNetwork, ClientClass]) -> ClientClass:
-    """Return the class that holds for a network by the prefixes that cover it."""
-    for length in range(network.prefixlen - 1, -1, -1):
-        found = classes.get(network.supernet(new_prefix=length))
-        if found is not None:
-            return found
-    return ClientClass.EXTERNAL
-
-
-def _flags(
-    network: IPNetwork, found: ClientClass, view: View, cidrs: Iterable[IPNetwork]
-) -> AddressFlag:
-    flags = AddressFlag(0)
-    is_own = found is ClientClass.NODE and view.is_here(network.network_address)
-    if is_own or found is ClientClass.LOOPBACK:
-        flags |= AddressFlag.HERE
-    if any(_is_under(network, cidr) for cidr in cidrs):
-        flags |= AddressFlag.CLUSTER
-    return flags
-
-
-def _is_under(network: IPNetwork, cidr: IPNetwork) -> bool:
-    return (
-        network.version == cidr.version
-        and network.prefixlen >= cidr.prefixlen
-        and network.network_address in cidr
-    )
 
 
 def _connection_labels(key: PathKey, judged: JudgedPath) -> ConnectionLabels:

@@ -14,7 +14,8 @@ from tests.unit import samples, world
 from tests.unit.test_judge_properties import connections, views
 from tests.unit.world import CLIENT, ETH0, MARK, NODE2, NODE_PORT, P11, P12, entry, rules_of, view
 from tracer import agent as agents
-from tracer.agent import OTHER_CONNECTIONS, Agent, ClusterStatus, Tally, address_classes
+from tracer.address_classes import address_classes
+from tracer.agent import OTHER_CONNECTIONS, Agent, ClusterStatus
 from tracer.cluster.index import Cluster
 from tracer.encode import encode_connection, mapped
 from tracer.judge.cause import Cause
@@ -26,6 +27,7 @@ from tracer.kernel.counters import AddressClass
 from tracer.model import AddressFlag, ClientClass, Hook, PathKey, Status
 from tracer.ruleset.model import Ruleset
 from tracer.source import SourceInfo
+from tracer.tally import Tally
 from tracer.wire import PathFlag, WirePathKey
 
 LABELS = ConnectionLabels("default", "web", "nodeport", "Cluster", "replaced", "x", "pod", "v", "p")

@@ -369,8 +369,9 @@ def test_tracing_without_root(unprivileged, name):
     done = unprivileged(name)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "srcip: tracing takes root: CAP_NET_ADMIN, CAP_SYSLOG, CAP_BPF, CAP_PERFMON missing; try with sudo\n"
-    )  # fmt: skip
+        "srcip: tracing takes root: CAP_NET_ADMIN, CAP_SYSLOG, CAP_BPF, CAP_PERFMON missing; "
+        "try with sudo\n"
+    )
 
 
 def test_flows_without_root(unprivileged):

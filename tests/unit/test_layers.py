@@ -17,6 +17,7 @@ LAYERS = (
     {"tracer.agent"},
     {"tracer.pipeline", "tracer.surroundings"},
     # A recording keeps of a node what its connections cannot be judged without.
+    {"tracer.tally", "tracer.address_classes"},
     {"tracer.recording"},
     {"tracer.place"},
     {"tracer.views"},

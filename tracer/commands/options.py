@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tracer.errors import TracerError
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
 from tracer.kernel import netns
@@ -149,6 +150,13 @@ count_option = click.option(
     help="Stop after N connections and drops.",
 )
 
+ready_option = click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Make FILE once everything is attached, for scripts that wait for it.",
+)
+
 record_option = click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -171,6 +179,19 @@ def namespaces(parameters: dict[str, Any]) -> list[Netns]:
     found = [netns.find(spec, node) for spec in specs]
     # Named twice, a namespace is still traced once.
     return list({each.inode: each for each in found}.values())
+
+
+def make_ready_file(path: Path) -> None:
+    """
+    Make the file of ``--ready-file``.
+
+    Raises:
+        TracerError: If it cannot be made.
+    """
+    try:
+        path.touch()
+    except OSError as error:
+        raise TracerError(f"cannot make the ready file {path}: {error.strerror}") from error
 
 
 def wanted(parameters: dict[str, Any], *, has_strays: bool) -> Wanted:

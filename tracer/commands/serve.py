@@ -18,7 +18,7 @@ from tracer.cluster.history import History
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options
 from tracer.commands.run import stop_on_signals
-from tracer.errors import LoadError, TracerError
+from tracer.errors import LoadError
 from tracer.kernel import privileges
 from tracer.kernel.features import has_netfilter_links
 from tracer.kernel.netns import Netns
@@ -55,12 +55,7 @@ _SIZES = Sizes(connection_ring_pages=1, accept_ring_pages=1, drop_ring_pages=256
     metavar="PORT",
     help="Port to listen on; 0 for any, which is then printed.",
 )
-@click.option(
-    "--ready-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Make FILE once everything is attached, for scripts that wait for it.",
-)
+@options.ready_option
 @click.option(
     "--max-series",
     type=click.IntRange(min=1),
@@ -123,7 +118,7 @@ def serve(
         kernel = stack.enter_context(closing(KernelSource(namespaces, settings)))
         stop = stack.enter_context(stop_on_signals())
         if ready_file:
-            _make(ready_file)
+            options.make_ready_file(ready_file)
         privileges.drop()
 
         def publish(told: Snapshot) -> None:
@@ -147,13 +142,6 @@ def serve(
 def _url(address: str, port: int) -> str:
     host = f"[{address}]" if ":" in address else address
     return f"http://{printable(host)}:{port}/metrics"
-
-
-def _make(path: Path) -> None:
-    try:
-        path.touch()
-    except OSError as error:
-        raise TracerError(f"cannot make the ready file {path}: {error.strerror}") from error
 
 
 class _NoCluster:

@@ -13,7 +13,6 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
-from tracer.errors import TracerError
 from tracer.kernel import privileges, sources
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
@@ -26,12 +25,7 @@ from tracer.recording import Recorder
 @options.output_option
 @options.explain_option
 @options.record_option
-@click.option(
-    "--ready-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Make FILE once everything is attached, for scripts that wait for it.",
-)
+@options.ready_option
 @options.count_option
 @click.option(
     "--timeout",
@@ -82,7 +76,7 @@ def trace(
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
             if ready_file:
-                _make(ready_file)
+                options.make_ready_file(ready_file)
             privileges.drop()
             click.echo(f"tracing {_names(source.info.nodes.values())}; Ctrl-C ends", err=True)
             run(
@@ -97,13 +91,6 @@ def trace(
             )
             out.end(pipeline.summary())
     sys.exit(expectation.exit_code())
-
-
-def _make(path: Path) -> None:
-    try:
-        path.touch()
-    except OSError as error:
-        raise TracerError(f"cannot make the ready file {path}: {error.strerror}") from error
 
 
 def _names(nodes: Iterable[str]) -> str:

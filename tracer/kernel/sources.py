@@ -8,6 +8,7 @@ from tracer.kernel import privileges
 from tracer.kernel.conntrack import ConntrackSource
 from tracer.kernel.features import has_netfilter_links
 from tracer.kernel.netns import Netns
+from tracer.kernel.programs import Sizes
 from tracer.kernel.source import KernelSource, Settings, clock_offset_ns
 from tracer.model import Filter
 from tracer.source import Source
@@ -25,7 +26,8 @@ def live(namespaces: Sequence[Netns], wanted: Filter) -> Source:
     """
     privileges.require_for_tracing()
     if has_netfilter_links():
-        return KernelSource(namespaces, Settings(wanted=wanted))
+        # Nobody counts here: the maps of paths need no room.
+        return KernelSource(namespaces, Settings(wanted=wanted, sizes=Sizes(paths=1, prefixes=1)))
     source = ConntrackSource(namespaces, clock_offset_ns())
     _log.warning(
         "kernel %s has no BPF netfilter links: following conntrack's events instead, without %s",
