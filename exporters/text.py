@@ -16,6 +16,7 @@ from tracer.judge.verdict import (
     Verdict,
 )
 from tracer.model import FiveTuple, IPAddress, protocol_name
+from tracer.ruleset.rule import Owner, Rule
 
 # Most addresses are IPv4: "255.255.255.255:65535".
 _ENDPOINT = 21
@@ -107,8 +108,7 @@ def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
     opinion = judged.opinion
     words = [str(opinion.cause)] if opinion.cause is not None else []
     if opinion.cause in (Cause.POD_EGRESS, Cause.OTHER_RULE, Cause.NETFILTER_DROP):
-        owner = f"by {opinion.rule.owner}" if opinion.rule is not None else "by a rule not told"
-        words.append(f"({owner})")
+        words.append(f"({_owner(opinion.rule)})")
     if isinstance(judged, JudgedDrop):
         if opinion.cause is None or opinion.cause is Cause.NETFILTER_DROP:
             words.append(judged.reason)
@@ -117,6 +117,12 @@ def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
         if judged.drop.is_reply:
             words.append("(an answer)")
     return " ".join(words) or "-"
+
+
+def _owner(rule: Rule | None) -> str:
+    if rule is None:
+        return "by a rule not told"
+    return f"by table {rule.table}" if rule.owner is Owner.UNKNOWN else f"by {rule.owner}"
 
 
 def _connection_cells(judged: JudgedConnection) -> list[str]:
