@@ -19,8 +19,10 @@ from lab.services import OBJECTS, PROTOS
 from lab.topology import Lab
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, live_views
+from tracer.errors import LoadError
 from tracer.judge.verdict import Judged
 from tracer.kernel import netns, privileges
+from tracer.kernel.features import has_netfilter_links
 from tracer.kernel.source import KernelSource
 from tracer.pipeline import Pipeline, Wanted
 
@@ -76,6 +78,8 @@ def demo(
       srcip demo -o json | jq -c 'select(.kind == "scenario")'
     """
     privileges.require_for_tracing()
+    if not has_netfilter_links():
+        raise LoadError("the demo takes BPF netfilter links (Linux 6.4); see 'srcip doctor'")
     wanted = cases(
         modes=mode or kube_proxy.MODES,
         families=family or FAMILIES,
