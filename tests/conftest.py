@@ -1,6 +1,7 @@
 """What all tiers share: the switch that says whether kernel and lab tests run."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,11 @@ SWITCH = "SRCIP_KERNEL_TESTS"
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("srcip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("srcip")
+
+
+def pytest_configure():
+    """End on SIGTERM as on Ctrl-C, so that fixtures remove their namespaces."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
