@@ -134,8 +134,8 @@ SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter,
 		return false;
 	if (filter->family && filter->family != record->orig.family)
 		return false;
-	if (filter->port && filter->port != record->orig.dport &&
-	    filter->port != record->reply.sport)
+	if (filter->port && (srcip_is_icmp(&record->orig) || (filter->port != record->orig.dport &&
+							      filter->port != record->reply.sport)))
 		return false;
 	return srcip_address_in(record->orig.src, filter->client, filter->client_mask) &&
 	       srcip_address_in(record->reply.src, filter->backend, filter->backend_mask);
@@ -170,16 +170,19 @@ SRCIP_INLINE __u32 class_of(__u32 netns, const __u8 *address)
 }
 
 /* Whatever an outsider can choose freely must not reach the key, or he fills
- * the map: no client address or port, no address out in the world, and no port
- * of a node where nothing translates it.
+ * the map: no client address or port, no id of a ping, no address out in the
+ * world, and no port of a node where nothing translates it.
  */
 SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip_connection *record)
 {
+	bool has_ports = !srcip_is_icmp(&record->orig);
+
 	if (!srcip_address_equal(record->orig.dst, record->reply.src) ||
-	    record->orig.dport != record->reply.sport) {
+	    (has_ports && record->orig.dport != record->reply.sport)) {
 		key->flags |= SRCIP_PATH_DNAT;
 		__builtin_memcpy(key->backend, record->reply.src, 16);
-		key->backend_port = record->reply.sport;
+		if (has_ports)
+			key->backend_port = record->reply.sport;
 	} else {
 		key->dst_class = class_of(key->netns, record->orig.dst);
 		if (key->dst_class == SRCIP_CLASS_EXTERNAL)
@@ -190,7 +193,8 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip
 		}
 	}
 	__builtin_memcpy(key->dst, record->orig.dst, 16);
-	key->dport = record->orig.dport;
+	if (has_ports)
+		key->dport = record->orig.dport;
 }
 
 SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_config *settings,

@@ -210,7 +210,8 @@ SRCIP_INLINE bool matches(const struct srcip_filter *filter, const struct srcip_
 		return false;
 	if (filter->family && filter->family != tuple->family)
 		return false;
-	if (filter->port && filter->port != tuple->dport && filter->port != tuple->sport)
+	if (filter->port && (srcip_is_icmp(tuple) ||
+			     (filter->port != tuple->dport && filter->port != tuple->sport)))
 		return false;
 	return (srcip_address_in(tuple->src, filter->client, filter->client_mask) ||
 		srcip_address_in(tuple->dst, filter->client, filter->client_mask)) &&

@@ -164,6 +164,12 @@ SRCIP_INLINE const __u8 *srcip_entry_tuple(const struct srcip_entry *entry, int 
 	       SRCIP_OFFSET(nf_conntrack_tuple_hash, tuple);
 }
 
+/* Of ICMP the ports hold an id, a type and a code: no ports to compare. */
+SRCIP_INLINE bool srcip_is_icmp(const struct srcip_tuple *tuple)
+{
+	return tuple->proto == IPPROTO_ICMP || tuple->proto == IPPROTO_ICMPV6;
+}
+
 SRCIP_INLINE bool srcip_address_equal(const __u8 *a, const __u8 *b)
 {
 	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;

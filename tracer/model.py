@@ -249,7 +249,7 @@ class Filter:
     Which connections are wanted; an empty filter wants all.
 
     ``client`` holds for the original source, ``backend`` for the address that answers, and
-    ``port`` for the one the client addressed or the one that answers.
+    ``port`` for the one the client addressed or the one that answers; ICMP has none.
     """
 
     client: IPNetwork | None = None
@@ -267,7 +267,7 @@ class Filter:
         orig, reply = connection.orig, connection.reply
         return (
             self.proto in (None, orig.proto)
-            and self.port in (None, orig.dport, reply.sport)
+            and (self.port is None or (not orig.is_icmp and self.port in (orig.dport, reply.sport)))
             and _is_in(orig.src, self.client)
             and _is_in(reply.src, self.backend)
         )
@@ -276,7 +276,10 @@ class Filter:
         """Whether a packet belongs to a wanted flow, in either direction (``drops.c``)."""
         return (
             self.proto in (None, packet.proto)
-            and self.port in (None, packet.dport, packet.sport)
+            and (
+                self.port is None
+                or (not packet.is_icmp and self.port in (packet.dport, packet.sport))
+            )
             and (_is_in(packet.src, self.client) or _is_in(packet.dst, self.client))
             and (_is_in(packet.src, self.backend) or _is_in(packet.dst, self.backend))
         )

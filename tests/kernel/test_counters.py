@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
 
-from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, udp_datagram
+from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, echo_request, udp_datagram
 from tracer.decode import decode, decode_path_key
 from tracer.kernel.counters import AddressClass
 from tracer.kernel.programs import Sizes
@@ -78,6 +78,19 @@ def test_outsiders_cannot_fill_the_map(box, trace):
     assert len(counted) == 2
     assert sum(counted.values()) == 398
     assert {key.dst for key in counted} == {None}
+
+
+def test_pings_make_one_path(box, trace):
+    """The id of a ping is the sender's choice: it makes no path of its own, nor a translation."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    with box.socket("client", 4, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sent:
+        for identifier in range(1000, 1020):
+            sent.sendto(echo_request(4, identifier), (SERVER[4], 0))
+
+    ((key, total),) = paths(tracer).items()
+    assert (key.backend, key.dport, key.backend_port) == (None, 0, 0)
+    assert total == 20
 
 
 def test_longest_prefix_decides(box, trace):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # is well hears a bookmark about every minute.
 _PATIENCE_S = 10.0
 _STALE_S = 150.0
-_NO_CLUSTER = (
+NO_CLUSTER = (
     "no cluster to ask (no --cluster, --kubeconfig, KUBECONFIG, service account or ~/.kube/config)"
 )
 
@@ -176,8 +176,8 @@ def cluster_check(choice: ClusterChoice) -> Check:
     name = "cluster objects"
     if choice.is_off:
         return Check(name=name, is_ok=False, detail="not asked for", is_needed=False)
-    if choice.is_unnamed and not _has_usual_place():
-        return Check(name=name, is_ok=False, detail=_NO_CLUSTER, is_needed=False)
+    if choice.is_unnamed and not has_usual_place():
+        return Check(name=name, is_ok=False, detail=NO_CLUSTER, is_needed=False)
     try:
         counts = load_cluster(choice).counts
     except ClusterError as error:
@@ -228,8 +228,8 @@ def _feed(choice: ClusterChoice, node: str | None, *, is_quiet: bool = False) ->
 
 def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
     is_named = not choice.is_unnamed
-    if not is_named and not _has_usual_place():
-        click.echo(f"srcip: {_NO_CLUSTER}; judging without it", err=True)
+    if not is_named and not has_usual_place():
+        click.echo(f"srcip: {NO_CLUSTER}; judging without it", err=True)
         yield _Feed()
         return
     # Its client weighs as much as the tracer: only who watches shall carry it.
@@ -250,7 +250,7 @@ def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
         yield _Feed(lambda: watch.history, lambda: _stale(watch.status))
 
 
-def _has_usual_place() -> bool:
+def has_usual_place() -> bool:
     """Whether there is anything at the places where kubectl and pods find their cluster."""
     if os.environ.get("KUBECONFIG") or "KUBERNETES_SERVICE_HOST" in os.environ:
         return True

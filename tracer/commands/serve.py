@@ -16,7 +16,12 @@ from tracer.cluster import snapshot
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.history import History
 from tracer.commands import options
-from tracer.commands.cluster import ClusterChoice, cluster_options
+from tracer.commands.cluster import (
+    NO_CLUSTER,
+    ClusterChoice,
+    cluster_options,
+    has_usual_place,
+)
 from tracer.commands.run import stop_on_signals
 from tracer.errors import LoadError
 from tracer.kernel import privileges
@@ -192,6 +197,10 @@ def _cluster(choice: ClusterChoice, namespaces: list[Netns]) -> Iterator[_NoClus
         return
     if choice.file is not None:
         yield _FileCluster(choice.file)
+        return
+    if choice.is_unnamed and not has_usual_place():
+        click.echo(f"srcip: {NO_CLUSTER}; judging without it", err=True)
+        yield _NoCluster()
         return
     # Its client weighs as much as the agent: only who watches shall carry it.
     from tracer.cluster.watch import Watch  # noqa: PLC0415
