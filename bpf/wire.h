@@ -15,6 +15,7 @@ enum srcip_kind {
 	SRCIP_KIND_CONNECTION = 1,
 	SRCIP_KIND_DROP = 2,
 	SRCIP_KIND_ACCEPT = 3,
+	SRCIP_KIND_HOP = 4,
 };
 
 /* Where we look. CONNTRACK is no hook of the packet path: the entry was read
@@ -27,6 +28,8 @@ enum srcip_hook {
 	SRCIP_HOOK_NF_OUTPUT = 4,
 	SRCIP_HOOK_NF_POSTROUTING = 5,
 	SRCIP_HOOK_CONNTRACK = 6,
+	SRCIP_HOOK_TC_INGRESS = 7,
+	SRCIP_HOOK_TC_EGRESS = 8,
 };
 
 /* Slots of each program's per-CPU array of things it could not report. */
@@ -36,7 +39,9 @@ enum srcip_lost {
 	SRCIP_LOST_MARK_OVERTAKEN = 2, /* mark: scratch slot was used again */
 	SRCIP_LOST_UNREADABLE = 3,     /* kernel memory could not be read */
 	SRCIP_LOST_UNTRACKED = 4,      /* packet that conntrack was told to skip */
-	SRCIP_LOST_SLOTS = 5,
+	SRCIP_LOST_HOP_OVERTAKEN = 5,  /* hop: its slot was used again */
+	SRCIP_LOST_OVER_LIMIT = 6,     /* packet: its direction has had its number */
+	SRCIP_LOST_SLOTS = 7,
 };
 
 enum srcip_client_class {
@@ -64,6 +69,13 @@ enum srcip_drop_flag {
 	SRCIP_DROP_HAS_DST = 4,	  /* the packet was routed already */
 	SRCIP_DROP_IS_REPLY = 8,  /* it went in the entry's reply direction */
 	SRCIP_DROP_IS_NEW = 16,	  /* conntrack took it for the first packet of its flow */
+};
+
+enum srcip_hop_flag {
+	SRCIP_HOP_HAS_ENTRY = 1, /* the packet had a conntrack entry: orig, reply */
+	SRCIP_HOP_IS_REPLY = 2,	 /* it goes in the entry's reply direction */
+	SRCIP_HOP_IS_NEW = 4,	 /* the entry is not confirmed yet */
+	SRCIP_HOP_AFTER_NAT = 8, /* the last function of its hook; else just before NAT */
 };
 
 enum srcip_path_flag {
@@ -134,6 +146,26 @@ struct srcip_accept {
 	struct srcip_tuple peer; /* src is the peer, dst the socket's own */
 };
 
+/* A packet of a watched connection at one place of its way. The entry's tuples
+ * are as they were then: before DNAT of a first packet, reply is orig inverted.
+ */
+struct srcip_hop {
+	struct srcip_header header;
+	struct srcip_tuple packet; /* as it was here */
+	struct srcip_tuple orig;
+	struct srcip_tuple reply;
+	__u64 skb;    /* the same for all hops of a packet on its way through a node */
+	__u32 mark;   /* the packet's */
+	__u32 iif;    /* at tc_ingress the device itself */
+	__u32 oif;    /* at tc_egress the device itself */
+	__u32 length; /* of the packet, as the kernel handles it: segments may be merged */
+	__u16 number; /* of the packet in its direction since it is watched, from 1 */
+	__u8 hook;
+	__u8 flags;
+	__u8 tcp_flags;
+	__u8 pad[3];
+};
+
 /* A prefix of the mapped address as seen from one namespace, whose bits come
  * first: IPv4 10.0.0.0/8 has length 32 + 96 + 8.
  */
@@ -165,7 +197,8 @@ struct srcip_config {
 	__u8 is_counting;
 	__u8 is_filtered;
 	__u8 active_paths; /* which of the two maps counts, 0 or 1 */
-	__u8 pad[4];
+	__u8 pad[2];
+	__u16 packets; /* of a direction that hops are reported of */
 };
 
 /* What a path through the node is, without who used it: a connection count
@@ -192,6 +225,7 @@ _Static_assert(sizeof(struct srcip_header) == 16, "wire layout changed");
 _Static_assert(sizeof(struct srcip_connection) == 128, "wire layout changed");
 _Static_assert(sizeof(struct srcip_drop) == 136, "wire layout changed");
 _Static_assert(sizeof(struct srcip_accept) == 56, "wire layout changed");
+_Static_assert(sizeof(struct srcip_hop) == 168, "wire layout changed");
 _Static_assert(sizeof(struct srcip_prefix) == 24, "wire layout changed");
 _Static_assert(sizeof(struct srcip_filter) == 72, "wire layout changed");
 _Static_assert(sizeof(struct srcip_config) == 120, "wire layout changed");

@@ -4,16 +4,18 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from tracer.judge.path import Direction, Leg, Path, PathHop, Translation
 from tracer.judge.verdict import (
     Judged,
     JudgedConnection,
     JudgedDrop,
     Opinion,
     SeenAccept,
+    SeenHop,
     ServiceRef,
     Summary,
 )
-from tracer.model import FiveTuple, IPAddress, protocol_name
+from tracer.model import FiveTuple, Hook, Hop, IPAddress, protocol_name
 from tracer.ruleset.rule import Rule
 
 VERSION = 1
@@ -28,6 +30,116 @@ def to_line(judged: Judged) -> str:
             return _line(_drop(judged))
         case SeenAccept():
             return _line(_accept(judged))
+        case SeenHop():
+            return _line(_hop(judged))
+
+
+def path_to_lines(path: Path) -> list[str]:
+    """Return a path as lines of JSON: one for each direction that a packet was seen in."""
+    told = [way for way in Direction if next(path.hops(way), None) is not None]
+    # A path without hops is still one: of what the nodes' conntrack entries say.
+    return [_line(path_object(path, way)) for way in told or [Direction.ORIGINAL]]
+
+
+def path_object(path: Path, direction: Direction) -> dict[str, Any]:
+    """Return a path and the hops of one direction's first packet as an object."""
+    deciding = path.deciding
+    opinion = deciding.opinion
+    found: dict[str, Any] = {
+        "kind": "path",
+        "version": VERSION,
+        "time": timestamp(path.time_ns),
+        "direction": str(direction),
+        "family": path.orig.family,
+        "proto": protocol_name(path.orig.proto),
+        "orig": tuple_object(path.orig),
+    }
+    last = path.legs[-1]
+    if last.reply is not None:
+        found["reply"] = tuple_object(last.reply)
+    if opinion is not None:
+        found["client"] = _client(path.orig.src, opinion)
+    if path.seen_source is not None:
+        found["seen_source"] = str(path.seen_source)
+    if last.judged is not None and path.drop is None:
+        found["backend"] = _backend(last.judged)
+    if opinion is not None:
+        found |= _service(opinion)
+    found["at"] = {"node": deciding.node}
+    found["nodes"] = [_leg(leg) for leg in path.legs]
+    found["hops"] = [_path_hop(leg, hop) for leg, hop in path.hops(direction)]
+    if path.accept is not None:
+        peer = path.accept.accept.peer
+        found["accepted"] = {"address": str(peer.src), "port": peer.sport}
+    if path.missing:
+        found["missing"] = list(path.missing)
+    return found | (_opinion(opinion) if opinion else {"verdict": str(path.verdict)})
+
+
+def _leg(leg: Leg) -> dict[str, Any]:
+    found: dict[str, Any] = {"node": leg.node, "netns": leg.netns, "orig": tuple_object(leg.orig)}
+    if leg.reply is not None:
+        found["reply"] = tuple_object(leg.reply)
+    found["verdict"] = str(leg.verdict)
+    if leg.opinion is not None and leg.opinion.cause is not None:
+        found["cause"] = str(leg.opinion.cause)
+    endings = {way: leg.passage(way) for way in Direction}
+    found |= {f"{way}_ends": str(each.ending) for way, each in endings.items() if each}
+    return found
+
+
+def _path_hop(leg: Leg, path_hop: PathHop) -> dict[str, Any]:
+    device = path_hop.device
+    found = {"node": leg.node, **_place(path_hop.hop)}
+    if device is not None:
+        found["device"] = device.name
+        if device.kind is not None:
+            found["device_kind"] = device.kind
+        if device.pod is not None:
+            found["pod"] = f"{device.pod.namespace}/{device.pod.name}"
+    found |= {"time": timestamp(path_hop.time_ns), **_packet(path_hop.hop)}
+    if path_hop.translations:
+        found["translations"] = [_translation(each) for each in path_hop.translations]
+    return found
+
+
+def _hop(seen: SeenHop) -> dict[str, Any]:
+    found = {
+        "kind": "hop",
+        "version": VERSION,
+        "time": timestamp(seen.time_ns),
+        "node": seen.node,
+        "netns": seen.hop.netns,
+        **_place(seen.hop),
+    }
+    if seen.device is not None:
+        found["device"] = seen.device
+    if seen.device_kind is not None:
+        found["device_kind"] = seen.device_kind
+    return found | _packet(seen.hop)
+
+
+def _place(hop: Hop) -> dict[str, Any]:
+    if hop.is_after_nat is None or hop.hook is Hook.NF_FORWARD:
+        return {"hook": hop.hook.label}
+    return {"hook": hop.hook.label, "stage": "after-nat" if hop.is_after_nat else "before-nat"}
+
+
+def _packet(hop: Hop) -> dict[str, Any]:
+    return {**tuple_object(hop.packet), "mark": hop.mark, "length": hop.length}
+
+
+def _translation(translation: Translation) -> dict[str, Any]:
+    return {
+        "by": str(translation.by),
+        "of": "src" if translation.is_source else "dst",
+        "before": _end(*translation.before),
+        "after": _end(*translation.after),
+    }
+
+
+def _end(address: IPAddress, port: int | None) -> dict[str, Any]:
+    return {"address": str(address)} | ({} if port is None else {"port": port})
 
 
 def summary_to_line(summary: Summary) -> str:

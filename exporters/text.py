@@ -12,6 +12,7 @@ from tracer.judge.verdict import (
     JudgedDrop,
     Opinion,
     SeenAccept,
+    SeenHop,
     Summary,
     Verdict,
 )
@@ -64,7 +65,9 @@ class TextWriter:
                 self._table.row(_drop_cells(judged))
             case SeenAccept():
                 self._table.row(_accept_cells(judged))
-        if self._is_explaining and not isinstance(judged, SeenAccept):
+            case SeenHop():
+                pass  # rows tell of connections; paths are drawn
+        if self._is_explaining and not isinstance(judged, SeenAccept | SeenHop):
             for line in explanation(judged.opinion):
                 print(f"    {line}", file=self._stream, flush=True)
 

@@ -12,6 +12,7 @@ from tracer.model import (
     Drop,
     FiveTuple,
     Hook,
+    Hop,
     IPAddress,
     PathKey,
     Record,
@@ -23,12 +24,14 @@ from tracer.wire import (
     WIRE_VERSION,
     ConnectionFlag,
     DropFlag,
+    HopFlag,
     Kind,
     PathFlag,
     WireAccept,
     WireConnection,
     WireDrop,
     WireHeader,
+    WireHop,
     WirePathKey,
     WireTuple,
 )
@@ -69,6 +72,8 @@ def decode(record: bytes) -> Record:
         return _connection(WireConnection.from_buffer_copy(record))
     if kind is Kind.DROP:
         return _drop(WireDrop.from_buffer_copy(record))
+    if kind is Kind.HOP:
+        return _hop(WireHop.from_buffer_copy(record))
     return _accept(WireAccept.from_buffer_copy(record))
 
 
@@ -103,14 +108,10 @@ def decode_path_key(key: bytes) -> PathKey:
 
 
 def _connection(wire: WireConnection) -> Connection:
-    try:
-        hook = Hook(wire.hook)
-    except ValueError as error:
-        raise DecodeError(f"connection record has unknown hook {wire.hook}") from error
     return Connection(
         ktime_ns=wire.header.ktime_ns,
         netns=wire.header.netns,
-        hook=hook,
+        hook=_hook(wire.hook, "connection"),
         orig=_five_tuple(wire.orig),
         reply=_five_tuple(wire.reply),
         status=Status(wire.status),
@@ -148,6 +149,37 @@ def _accept(wire: WireAccept) -> Accept:
         netns=wire.header.netns,
         peer=_five_tuple(wire.peer),
     )
+
+
+def _hop(wire: WireHop) -> Hop:
+    hook = _hook(wire.hook, "hop")
+    has_entry = wire.flags & HopFlag.HAS_ENTRY
+    is_tc = hook in (Hook.TC_INGRESS, Hook.TC_EGRESS)
+    return Hop(
+        ktime_ns=wire.header.ktime_ns,
+        netns=wire.header.netns,
+        hook=hook,
+        packet=_five_tuple(wire.packet),
+        orig=_five_tuple(wire.orig) if has_entry else None,
+        reply=_five_tuple(wire.reply) if has_entry else None,
+        is_reply=bool(wire.flags & HopFlag.IS_REPLY),
+        is_new=bool(wire.flags & HopFlag.IS_NEW),
+        is_after_nat=None if is_tc else bool(wire.flags & HopFlag.AFTER_NAT),
+        skb=wire.skb,
+        number=wire.number,
+        mark=wire.mark,
+        iif=wire.iif,
+        oif=wire.oif,
+        length=wire.length,
+        tcp_flags=wire.tcp_flags,
+    )
+
+
+def _hook(number: int, kind: str) -> Hook:
+    try:
+        return Hook(number)
+    except ValueError as error:
+        raise DecodeError(f"{kind} record has unknown hook {number}") from error
 
 
 def _five_tuple(wire: WireTuple) -> FiveTuple:

@@ -3,15 +3,17 @@
 import ctypes
 from collections.abc import Iterable
 
-from tracer.model import Connection, Filter, FiveTuple, IPAddress, IPNetwork
+from tracer.model import Connection, Filter, FiveTuple, Hop, IPAddress, IPNetwork
 from tracer.wire import (
     WIRE_VERSION,
     ConnectionFlag,
+    HopFlag,
     Kind,
     WireConfig,
     WireConnection,
     WireFilter,
     WireHeader,
+    WireHop,
     WirePrefix,
     WireTuple,
 )
@@ -31,6 +33,7 @@ def encode_config(
     is_streaming: bool,
     is_counting: bool,
     active_paths: int = 0,
+    packets: int = 0,
 ) -> bytes:
     """
     Encode ``struct srcip_config``.
@@ -43,6 +46,7 @@ def encode_config(
         is_streaming: Whether records are written at all.
         is_counting: Whether connections are counted by path.
         active_paths: Which of the two maps of paths counts.
+        packets: How many packets of a direction hops are reported of.
     """
     config = WireConfig(
         filter=_filter(wanted),
@@ -52,6 +56,7 @@ def encode_config(
         is_counting=is_counting,
         is_filtered=not wanted.is_empty,
         active_paths=active_paths,
+        packets=packets,
     )
     for reason in reasons:
         if 0 <= reason < _REASON_BITS:
@@ -93,6 +98,42 @@ def encode_connection(connection: Connection) -> bytes:
             zone_dir=_BOTH_DIRECTIONS,
             hook=connection.hook,
             flags=flags,
+        )
+    )
+
+
+def encode_hop(hop: Hop) -> bytes:
+    """Encode a hop as the kernel would: the inverse of ``decode``."""
+    flags = HopFlag(0)
+    if hop.orig is not None:
+        flags |= HopFlag.HAS_ENTRY
+    if hop.is_reply:
+        flags |= HopFlag.IS_REPLY
+    if hop.is_new:
+        flags |= HopFlag.IS_NEW
+    if hop.is_after_nat:
+        flags |= HopFlag.AFTER_NAT
+    return bytes(
+        WireHop(
+            header=WireHeader(
+                ktime_ns=hop.ktime_ns,
+                netns=hop.netns,
+                size=ctypes.sizeof(WireHop),
+                version=WIRE_VERSION,
+                kind=Kind.HOP,
+            ),
+            packet=encode_tuple(hop.packet),
+            orig=encode_tuple(hop.orig) if hop.orig else WireTuple(),
+            reply=encode_tuple(hop.reply) if hop.reply else WireTuple(),
+            skb=hop.skb,
+            mark=hop.mark,
+            iif=hop.iif,
+            oif=hop.oif,
+            length=hop.length,
+            number=hop.number,
+            hook=hop.hook,
+            flags=flags,
+            tcp_flags=hop.tcp_flags,
         )
     )
 

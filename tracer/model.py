@@ -39,6 +39,8 @@ class Hook(IntEnum):
     NF_OUTPUT = 4
     NF_POSTROUTING = 5
     CONNTRACK = 6
+    TC_INGRESS = 7
+    TC_EGRESS = 8
 
     @property
     def label(self) -> str:
@@ -211,7 +213,43 @@ class Accept:
     peer: FiveTuple
 
 
-Record = Connection | Drop | Accept
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """
+    A packet of a watched connection at one place of its way through a node.
+
+    ``packet`` is its tuple as it was there. ``orig`` and ``reply`` are those of its conntrack entry
+    at that moment (before DNAT of a first packet, ``reply`` is ``orig`` inverted); None where it
+    had none, as at tc ingress. ``skb`` is the same for all hops of a packet on its way through a
+    node, ``number`` counts the packets of a direction from 1. ``is_after_nat`` tells the two
+    places of a netfilter hook apart, None at tc. ``length`` in bytes is that of what the kernel
+    handles at once: it may be several segments.
+    """
+
+    ktime_ns: int
+    netns: int
+    hook: Hook
+    packet: FiveTuple
+    orig: FiveTuple | None
+    reply: FiveTuple | None
+    is_reply: bool
+    is_new: bool
+    is_after_nat: bool | None
+    skb: int
+    number: int
+    mark: int
+    iif: int
+    oif: int
+    length: int
+    tcp_flags: int
+
+    @property
+    def ifindex(self) -> int:
+        """The device that the packet is on: where it leaves by, if that is known yet."""
+        return self.oif or self.iif
+
+
+Record = Connection | Drop | Accept | Hop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

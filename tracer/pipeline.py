@@ -15,12 +15,13 @@ from tracer.judge.verdict import (
     JudgedConnection,
     JudgedDrop,
     SeenAccept,
+    SeenHop,
     ServiceRef,
     Summary,
     Verdict,
 )
 from tracer.judge.view import View
-from tracer.model import Accept, Connection, Drop, Filter, FiveTuple, Record
+from tracer.model import Accept, Connection, Drop, Filter, FiveTuple, Hop, Record
 from tracer.source import Source
 from tracer.views import FixedViews, Views
 
@@ -94,10 +95,13 @@ class Pipeline:
         lost = dict(self._source.lost())
         # Packets that conntrack was told to skip were not lost: nobody could have seen them.
         untracked = lost.pop("untracked", 0)
+        over_limit = lost.pop("over_limit", 0)
         lost["undecodable"] = lost.get("undecodable", 0) + self._undecodable.total()
         not_seen = [*self._source.info.not_seen, *self._views.notes()]
         if untracked:
             not_seen.append(f"{untracked} packets that conntrack was told not to track (NOTRACK)")
+        if over_limit:
+            not_seen.append(f"{over_limit} packets past the first of their direction (--packets)")
         return Summary(
             connections=self._counts[JudgedConnection],
             drops=self._counts[JudgedDrop],
@@ -127,6 +131,15 @@ class Pipeline:
                 )
             case Accept():
                 return SeenAccept(accept=record, time_ns=time_ns)
+            case Hop():
+                around = view()
+                return SeenHop(
+                    hop=record,
+                    time_ns=time_ns,
+                    node=node,
+                    device=around.interfaces.get(record.ifindex),
+                    device_kind=around.device_kinds.get(record.ifindex),
+                )
 
     def _symbol(self, address: int | None) -> str | None:
         return self._source.symbol(address) if address else None
@@ -146,6 +159,9 @@ class Pipeline:
                 return flows.is_empty or any(flow and flows.matches_packet(flow) for flow in tuples)
             case SeenAccept():
                 return self._wanted.are_stray_accepts or judged.accept.peer in self._shown
+            case SeenHop():
+                # Whose packet it is, and so whether it is wanted, shows when a path is assembled.
+                return True
 
     def _remember(self, peer: FiveTuple) -> None:
         self._shown[peer] = None

@@ -14,6 +14,7 @@ class Kind(IntEnum):
     CONNECTION = 1
     DROP = 2
     ACCEPT = 3
+    HOP = 4
 
 
 class Lost(IntEnum):
@@ -24,6 +25,8 @@ class Lost(IntEnum):
     MARK_OVERTAKEN = 2
     UNREADABLE = 3
     UNTRACKED = 4
+    HOP_OVERTAKEN = 5
+    OVER_LIMIT = 6
 
 
 class ConnectionFlag(IntFlag):
@@ -41,6 +44,15 @@ class DropFlag(IntFlag):
     HAS_DST = 4
     IS_REPLY = 8
     IS_NEW = 16
+
+
+class HopFlag(IntFlag):
+    """``enum srcip_hop_flag``."""
+
+    HAS_ENTRY = 1
+    IS_REPLY = 2
+    IS_NEW = 4
+    AFTER_NAT = 8
 
 
 class PathFlag(IntFlag):
@@ -126,6 +138,27 @@ class WireAccept(ctypes.Structure):
     _fields_ = (("header", WireHeader), ("peer", WireTuple))
 
 
+class WireHop(ctypes.Structure):
+    """``struct srcip_hop``."""
+
+    _fields_ = (
+        ("header", WireHeader),
+        ("packet", WireTuple),
+        ("orig", WireTuple),
+        ("reply", WireTuple),
+        ("skb", ctypes.c_uint64),
+        ("mark", ctypes.c_uint32),
+        ("iif", ctypes.c_uint32),
+        ("oif", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("number", ctypes.c_uint16),
+        ("hook", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("tcp_flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
 class WirePrefix(ctypes.Structure):
     """``struct srcip_prefix``."""
 
@@ -159,7 +192,8 @@ class WireConfig(ctypes.Structure):
         ("is_counting", ctypes.c_uint8),
         ("is_filtered", ctypes.c_uint8),
         ("active_paths", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 4),
+        ("pad", ctypes.c_uint8 * 2),
+        ("packets", ctypes.c_uint16),
     )
 
 
@@ -188,4 +222,5 @@ RECORDS: dict[Kind, type[ctypes.Structure]] = {
     Kind.CONNECTION: WireConnection,
     Kind.DROP: WireDrop,
     Kind.ACCEPT: WireAccept,
+    Kind.HOP: WireHop,
 }

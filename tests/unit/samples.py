@@ -13,7 +13,7 @@ from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, Opinion, ServiceRef, Verdict
 from tracer.judge.view import View
-from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Status
+from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Hop, Status
 from tracer.ruleset.rule import Action, Owner, Rule
 from tracer.source import SourceInfo
 
@@ -228,6 +228,24 @@ def drop_bytes(value):
     )
 
 
+def hop_bytes(value):
+    flags = (
+        (value.orig is not None)
+        | value.is_reply << 1
+        | value.is_new << 2
+        | bool(value.is_after_nat) << 3
+    )
+    return (
+        header_bytes(value, 168, 4)
+        + tuple_bytes(value.packet)
+        + tuple_bytes(value.orig)
+        + tuple_bytes(value.reply)
+        + struct.pack("=QII", value.skb, value.mark, value.iif)
+        + struct.pack("=IIH", value.oif, value.length, value.number)
+        + struct.pack("=BBB3x", value.hook, flags, value.tcp_flags)
+    )
+
+
 def accept_bytes(value):
     return header_bytes(value, 56, 3) + tuple_bytes(value.peer)
 
@@ -292,4 +310,31 @@ drops = st.builds(
     iif=_u32,
     dst_ifindex=_u32,
 )
+_TC = (Hook.TC_INGRESS, Hook.TC_EGRESS)
+
+
+@st.composite
+def hops(draw):
+    hook = draw(st.sampled_from(Hook))
+    has_entry = draw(st.booleans())
+    return Hop(
+        ktime_ns=draw(_u64),
+        netns=draw(_u32),
+        hook=hook,
+        packet=draw(tuples),
+        orig=draw(tuples) if has_entry else None,
+        reply=draw(tuples) if has_entry else None,
+        is_reply=draw(st.booleans()),
+        is_new=draw(st.booleans()),
+        is_after_nat=None if hook in _TC else draw(st.booleans()),
+        skb=draw(_u64),
+        number=draw(_u16),
+        mark=draw(_u32),
+        iif=draw(_u32),
+        oif=draw(_u32),
+        length=draw(_u32),
+        tcp_flags=draw(_u8),
+    )
+
+
 accepts = st.builds(Accept, ktime_ns=_u64, netns=_u32, peer=tuples)

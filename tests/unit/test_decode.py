@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit import samples
 from tracer.decode import decode, decode_path_key
-from tracer.encode import encode_connection
+from tracer.encode import encode_connection, encode_hop
 from tracer.errors import DecodeError
 from tracer.model import (
     Accept,
@@ -19,6 +19,7 @@ from tracer.model import (
     Drop,
     FiveTuple,
     Hook,
+    Hop,
     PathKey,
     Status,
 )
@@ -43,6 +44,13 @@ SENT = (
     + host(46356, 2)  # u16 sport
     + host(30080, 2)  # u16 dport
     + b"\x06\x02\0\0"  # u8 proto, family, pad[2]
+)
+ANSWERED = (
+    bytes.fromhex("00000000000000000000ffff0af4010b")
+    + bytes.fromhex("00000000000000000000ffff0af00005")
+    + host(8080, 2)
+    + host(65241, 2)
+    + b"\x06\x02\0\0"
 )
 ANSWERED6 = (
     bytes.fromhex("fd000244000100000000000000000011")
@@ -94,7 +102,21 @@ PATH_KEY = (
     + b"\x57"  # u8 flags: SNAT, DNAT, MARKED, HAS_MARK, SRC_NAT
     + b"\x02"  # u8 client_flags: CLUSTER
 )
-RECORDS = {"connection": CONNECTION, "drop": DROP, "accept": ACCEPT}
+HOP = (
+    record_header(168, 4)
+    + SENT
+    + SENT
+    + ANSWERED
+    + host(0xFFFF_8881_0000_1200, 8)  # u64 skb
+    + host(0x4000, 4)  # u32 mark
+    + host(2, 4)  # u32 iif
+    + host(3, 4)  # u32 oif
+    + host(60, 4)  # u32 length
+    + host(1, 2)  # u16 number
+    + bytes([5, 13, 2])  # u8 hook, flags, tcp_flags
+    + b"\0\0\0"
+)
+RECORDS = {"connection": CONNECTION, "drop": DROP, "accept": ACCEPT, "hop": HOP}
 
 sent = FiveTuple(
     src=ip_address("198.51.100.10"),
@@ -150,6 +172,29 @@ def test_drop():
         ifindex=4,
         iif=5,
         dst_ifindex=6,
+    )
+
+
+def test_hop():
+    """A hop is read with its place, its packet and the tuples of its conntrack entry."""
+    sent, answered = samples.REPLACED
+    assert decode(HOP) == Hop(
+        ktime_ns=3_600_123_456_789,
+        netns=4026532001,
+        hook=Hook.NF_POSTROUTING,
+        packet=sent,
+        orig=sent,
+        reply=answered,
+        is_reply=False,
+        is_new=True,
+        is_after_nat=True,
+        skb=0xFFFF_8881_0000_1200,
+        number=1,
+        mark=0x4000,
+        iif=2,
+        oif=3,
+        length=60,
+        tcp_flags=2,
     )
 
 
@@ -279,6 +324,14 @@ def test_connection_round_trip(connection):
 def test_drop_round_trip(drop):
     """Any drop that the kernel can write is read as it was."""
     assert decode(samples.drop_bytes(drop)) == drop
+
+
+@given(samples.hops())
+def test_hop_round_trip(hop):
+    """Any hop is read as it was, and written as the kernel writes it."""
+    raw = samples.hop_bytes(hop)
+    assert decode(raw) == hop
+    assert encode_hop(hop) == raw
 
 
 @given(samples.accepts)

@@ -89,6 +89,7 @@ def test_hook_labels():
     """Hooks are spelled as iptables spells its chains."""
     assert [hook.label for hook in Hook] == [
         "prerouting", "input", "forward", "output", "postrouting", "conntrack",
+        "tc_ingress", "tc_egress",
     ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ MIRRORS = {
     "srcip_connection": wire.WireConnection,
     "srcip_drop": wire.WireDrop,
     "srcip_accept": wire.WireAccept,
+    "srcip_hop": wire.WireHop,
     "srcip_prefix": wire.WirePrefix,
     "srcip_filter": wire.WireFilter,
     "srcip_config": wire.WireConfig,
@@ -36,6 +37,7 @@ ENUM_MIRRORS = {
     "srcip_address_flag": (model.AddressFlag, "SRCIP_ADDRESS_"),
     "srcip_connection_flag": (wire.ConnectionFlag, "SRCIP_CONNECTION_"),
     "srcip_drop_flag": (wire.DropFlag, "SRCIP_DROP_"),
+    "srcip_hop_flag": (wire.HopFlag, "SRCIP_HOP_"),
     "srcip_path_flag": (wire.PathFlag, "SRCIP_PATH_"),
 }
 # The number of members, which Python knows without being told.

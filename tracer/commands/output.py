@@ -8,7 +8,7 @@ import click
 
 from exporters import jsonl
 from exporters.text import TextWriter, summary_text
-from tracer.judge.verdict import Judged, SeenAccept, Summary, Verdict
+from tracer.judge.verdict import Judged, SeenAccept, SeenHop, Summary, Verdict
 
 EXIT_UNEXPECTED, EXIT_NOTHING_SEEN = 3, 4
 
@@ -66,8 +66,8 @@ class Expectation:
         return cls(Verdict(text) if text else None)
 
     def look_at(self, judged: Judged) -> None:
-        """Take one judged thing into account; accepts have no verdict."""
-        if isinstance(judged, SeenAccept):
+        """Take one judged thing into account; accepts and hops have no verdict."""
+        if isinstance(judged, SeenAccept | SeenHop):
             return
         self.seen += 1
         if self.verdict is not None and judged.verdict is not self.verdict:

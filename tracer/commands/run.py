@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tracer.commands.output import Expectation, Writer
-from tracer.judge.verdict import SeenAccept
+from tracer.judge.verdict import SeenAccept, SeenHop
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
 from tracer.source import Source
@@ -88,7 +88,7 @@ def _show(
     for judged in pipeline.judge(records):
         writer.write(judged)
         expectation.look_at(judged)
-        if left is not None and not isinstance(judged, SeenAccept):
+        if left is not None and not isinstance(judged, SeenAccept | SeenHop):
             left -= 1
             if left == 0:
                 break

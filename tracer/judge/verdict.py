@@ -7,7 +7,7 @@ from enum import StrEnum
 from tracer.cluster.match import PodRef, Via
 from tracer.cluster.objects import Policy
 from tracer.judge.cause import Cause
-from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, IPAddress
+from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Hop, IPAddress
 from tracer.ruleset.rule import Rule
 
 
@@ -117,6 +117,22 @@ class SeenAccept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenHop:
+    """
+    A watched packet at one place of a node, at a Unix time.
+
+    ``device`` is the interface's name and ``device_kind`` what the kernel says it is; None where
+    they are not known.
+    """
+
+    hop: Hop
+    time_ns: int
+    node: str
+    device: str | None = None
+    device_kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a run saw, and what it could not."""
 
@@ -131,4 +147,4 @@ class Summary:
         return not any(self.lost.values())
 
 
-Judged = JudgedConnection | JudgedDrop | SeenAccept
+Judged = JudgedConnection | JudgedDrop | SeenAccept | SeenHop

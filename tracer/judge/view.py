@@ -26,6 +26,7 @@ class View:
         rules: The node's rules.
         addresses: All addresses of the node's interfaces; Kubernetes knows but a few of them.
         interfaces: The names of the node's interfaces by index.
+        device_kinds: What those are that are no hardware, by index: veth, bridge, vxlan.
         proxy_mode: kube-proxy's mode as it says itself; the rules' word counts where it does not.
         masquerade_mark: The bit by which kube-proxy marks what it will masquerade.
     """
@@ -35,6 +36,7 @@ class View:
     rules: Ruleset | None = None
     addresses: frozenset[IPAddress] = frozenset()
     interfaces: Mapping[int, str] = field(default_factory=dict)
+    device_kinds: Mapping[int, str] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
     masquerade_mark: int = DEFAULT_MARK
 

@@ -1,0 +1,198 @@
+"""The whole way of a connection: its nodes, the packets that crossed each, and their hops."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tracer.cluster.match import PodRef
+from tracer.judge.cause import Cause
+from tracer.judge.verdict import JudgedConnection, JudgedDrop, Opinion, SeenAccept, Verdict
+from tracer.model import FiveTuple, Hop, IPAddress
+
+
+class Direction(StrEnum):
+    """Which way a packet goes, in conntrack's words."""
+
+    ORIGINAL = "original"
+    REPLY = "reply"
+
+
+class Ending(StrEnum):
+    """What became of a packet on one node."""
+
+    SENT = "sent"  # it left by an interface
+    DELIVERED = "delivered"  # it went to a socket of this network namespace
+    DROPPED = "dropped"
+    UNKNOWN = "unknown"  # nobody saw it
+
+
+class Translated(StrEnum):
+    """What replaced an address between two hops of a packet."""
+
+    DNAT = "dnat"
+    SNAT = "snat"
+    UNDO_DNAT = "un-dnat"  # an answer's source is what the client addressed, again
+    UNDO_SNAT = "un-snat"  # an answer's destination is the client, again
+    OTHER = "changed"  # not netfilter: an eBPF datapath, IPVS in direct mode, OVS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """
+    An interface of a node.
+
+    ``kind`` is the kernel's name for what it is (``veth``, ``bridge``, ``vxlan``), None for
+    hardware and where it is not known; ``pod`` the pod at its other end.
+    """
+
+    name: str
+    kind: str | None = None
+    pod: PodRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """
+    An address and port that were replaced since the hop before. ICMP has no port: None.
+
+    ``DNAT`` and ``UNDO_SNAT`` are of the packet's destination, ``SNAT`` and ``UNDO_DNAT`` of its
+    source; ``OTHER`` may be of either, which ``is_source`` tells.
+    """
+
+    by: Translated
+    is_source: bool
+    before: tuple[IPAddress, int | None]
+    after: tuple[IPAddress, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathHop:
+    """One hop of a packet at a Unix time, and what happened to its addresses on the way to it."""
+
+    hop: Hop
+    time_ns: int
+    device: Device | None = None
+    translations: tuple[Translation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A packet's way through one node. ``number`` counts those of a direction there, from 1."""
+
+    direction: Direction
+    number: int
+    hops: tuple[PathHop, ...]
+    ending: Ending
+    drop: JudgedDrop | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """
+    What one node (one network namespace) knows of a connection.
+
+    ``orig`` is what it received, ``reply`` the answer that it expects, None where the packet never
+    got that far. ``judged`` is its conntrack entry, None where it was dropped before or nobody
+    reported one. ``passages`` are the packets that were watched, in order of time; none where only
+    the entry is known. ``drop`` is where the connection's first packet ended, if it did here.
+    """
+
+    node: str
+    netns: int
+    time_ns: int
+    orig: FiveTuple
+    reply: FiveTuple | None
+    judged: JudgedConnection | None = None
+    passages: tuple[Passage, ...] = ()
+    drop: JudgedDrop | None = None
+
+    @property
+    def opinion(self) -> Opinion | None:
+        """What this node says of the source: of the drop, if it ended here."""
+        if self.drop is not None:
+            return self.drop.opinion
+        return self.judged.opinion if self.judged else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """This node's verdict on the source."""
+        return self.opinion.verdict if self.opinion else Verdict.UNKNOWN
+
+    def passage(self, direction: Direction) -> Passage | None:
+        """Return the first packet of a direction that was seen here."""
+        return next((each for each in self.passages if each.direction is direction), None)
+
+
+# Whose word counts for the whole path. One that only saw another node's address knows less than
+# the node that replaced it.
+_DECIDING = (Verdict.DROPPED, Verdict.REPLACED, Verdict.PROXIED, Verdict.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """
+    A connection from its client to where it ends, over all nodes that told of it.
+
+    ``legs`` stand in the order of the original direction; there is at least one. ``accept`` is what
+    the backend's socket says, where it was seen. ``missing`` says what is not known of the way,
+    a line each.
+    """
+
+    legs: tuple[Leg, ...]
+    accept: SeenAccept | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def orig(self) -> FiveTuple:
+        """What the client sent, as the first known node received it."""
+        return self.legs[0].orig
+
+    @property
+    def time_ns(self) -> int:
+        """When the first known node saw it, in Unix time."""
+        return self.legs[0].time_ns
+
+    @property
+    def drop(self) -> JudgedDrop | None:
+        """Where it ended without arriving."""
+        return self.legs[-1].drop
+
+    @property
+    def seen_source(self) -> IPAddress | None:
+        """The address that the backend sees; None if nothing arrives."""
+        reply = self.legs[-1].reply
+        return None if self.drop is not None or reply is None else reply.dst
+
+    @property
+    def backend(self) -> FiveTuple | None:
+        """What arrives at the backend; None if nothing does."""
+        reply = self.legs[-1].reply
+        return None if self.drop is not None or reply is None else reply.inverted
+
+    @property
+    def deciding(self) -> Leg:
+        """The leg whose word counts for the whole path."""
+        for verdict in _DECIDING:
+            for leg in self.legs:
+                if leg.verdict is verdict:
+                    return leg
+        return self.legs[0]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict over the whole path: replaced if one node replaced the source."""
+        return self.deciding.verdict
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why, by the node that decided."""
+        opinion = self.deciding.opinion
+        return opinion.cause if opinion else None
+
+    def hops(self, direction: Direction) -> Iterator[tuple[Leg, PathHop]]:
+        """Yield the hops of a direction's first packet, node by node on its way."""
+        legs = self.legs if direction is Direction.ORIGINAL else self.legs[::-1]
+        for leg in legs:
+            passage = leg.passage(direction)
+            for hop in passage.hops if passage else ():
+                yield leg, hop
