@@ -5,10 +5,13 @@ STAMP := $(VENV)/.ready
 # Debian's packages. BCC comes from here, never from PyPI, where the name is another program's.
 DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptables nftables \
 	conntrack nfacct clang-format bpftool git
+# What the tests of deploy/ need beside them, and the stamp that says it is there.
+DEBIAN_DEPLOY := prometheus
+DEPLOY_STAMP := $(VENV)/.ready-deploy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup demo test vm lint format bench clean
+.PHONY: setup setup-deploy demo test vm lint format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -20,10 +23,17 @@ $(STAMP): pyproject.toml Makefile
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	touch $@
 
+setup-deploy: $(DEPLOY_STAMP)
+
+$(DEPLOY_STAMP): $(STAMP)
+	./setup-packages $(DEBIAN_DEPLOY)
+	$(VENV)/bin/pip install --quiet --editable '.[deploy]'
+	touch $@
+
 demo: setup
 	$(VENV)/bin/srcip demo
 
-test: setup
+test: setup-deploy
 	$(VENV)/bin/python -m pytest
 
 # Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 15 minutes.
