@@ -127,20 +127,6 @@ SRCIP_INLINE bool find_mark(const void *skb, __u64 nf_conn, __u8 hook, __u32 *ma
 	return true;
 }
 
-SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter,
-			    const struct srcip_connection *record)
-{
-	if (filter->proto && filter->proto != record->orig.proto)
-		return false;
-	if (filter->family && filter->family != record->orig.family)
-		return false;
-	if (filter->port && (srcip_is_icmp(&record->orig) || (filter->port != record->orig.dport &&
-							      filter->port != record->reply.sport)))
-		return false;
-	return srcip_address_in(record->orig.src, filter->client, filter->client_mask) &&
-	       srcip_address_in(record->reply.src, filter->backend, filter->backend_mask);
-}
-
 SRCIP_INLINE void stream(const struct srcip_config *settings, const struct srcip_connection *record)
 {
 	__u64 *sent, flags = BPF_RB_NO_WAKEUP;
@@ -311,7 +297,7 @@ SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
 		record.flags |= SRCIP_CONNECTION_RELATED;
 	if (settings->is_counting)
 		count(settings, &record);
-	if (settings->is_streaming && is_wanted(&settings->filter, &record))
+	if (settings->is_streaming && srcip_matches(&settings->filter, &record.orig, &record.reply))
 		stream(settings, &record);
 	return NF_ACCEPT;
 }

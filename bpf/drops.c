@@ -8,38 +8,9 @@
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
+#include "packet.h"
 
 #define REASONS 256
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86DD
-#define IP_OFFSET_MASK 0x1fff
-
-/* RFC 8200 names six extension headers and wants each at most once, one twice;
- * a packet with more is reported without ports.
- */
-#define MAX_EXTENSIONS 7
-
-struct ipv4_header {
-	__u8 version_ihl;
-	__u8 tos;
-	__be16 tot_len;
-	__be16 id;
-	__be16 frag_off;
-	__u8 ttl;
-	__u8 protocol;
-	__be16 check;
-	__be32 saddr;
-	__be32 daddr;
-};
-
-struct ipv6_header {
-	__be32 version_flow;
-	__be16 payload_len;
-	__u8 nexthdr;
-	__u8 hop_limit;
-	__u8 saddr[16];
-	__u8 daddr[16];
-};
 
 BPF_RINGBUF_OUTPUT(drops, SRCIP_DROP_RING_PAGES);
 BPF_HASH(traced, __u32, __u8, SRCIP_NAMESPACES);
@@ -87,110 +58,6 @@ SRCIP_INLINE __u32 netns_of(__u64 skb, __u64 nf_conn, __u64 dst)
 	return srcip_net_inum(srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
 }
 
-/* What conntrack would call the ports: of an ICMP echo the id, and the type and
- * code; of everything with ports, the ports.
- */
-SRCIP_INLINE void read_ports(struct srcip_tuple *out, __u64 at)
-{
-	__be16 words[4] = {};
-
-	bpf_probe_read_kernel(words, sizeof(words), (void *)at);
-	switch (out->proto) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
-	case IPPROTO_SCTP:
-		out->sport = bpf_ntohs(words[0]);
-		out->dport = bpf_ntohs(words[1]);
-		break;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
-		out->sport = bpf_ntohs(words[2]);
-		out->dport = bpf_ntohs(words[0]);
-		break;
-	}
-}
-
-SRCIP_INLINE bool read_ipv4(struct srcip_tuple *out, __u64 at)
-{
-	struct ipv4_header ip;
-
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)at))
-		return false;
-	if (ip.version_ihl >> 4 != 4)
-		return false;
-	out->family = AF_INET;
-	out->proto = ip.protocol;
-	srcip_set_mapped(out->src, &ip.saddr);
-	srcip_set_mapped(out->dst, &ip.daddr);
-	/* Only the first fragment carries ports. */
-	if (!(ip.frag_off & bpf_htons(IP_OFFSET_MASK)))
-		read_ports(out, at + (ip.version_ihl & 15) * 4);
-	return true;
-}
-
-SRCIP_INLINE bool is_extension(__u8 header)
-{
-	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING ||
-	       header == IPPROTO_FRAGMENT || header == IPPROTO_AH || header == IPPROTO_DSTOPTS;
-}
-
-/* Length of an extension header in bytes. Fragment headers are always 8; AH
- * counts in words of 4, less two; the others in words of 8, less one.
- */
-SRCIP_INLINE __u32 extension_length(__u8 header, __u8 length)
-{
-	if (header == IPPROTO_FRAGMENT)
-		return 8;
-	if (header == IPPROTO_AH)
-		return (length + 2) * 4;
-	return (length + 1) * 8;
-}
-
-SRCIP_INLINE bool read_ipv6(struct srcip_tuple *out, __u64 at)
-{
-	struct ipv6_header ip;
-	__u8 extension[4];
-	__u8 header;
-	int i;
-
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)at))
-		return false;
-	if (*(__u8 *)&ip >> 4 != 6)
-		return false;
-	out->family = AF_INET6;
-	__builtin_memcpy(out->src, ip.saddr, 16);
-	__builtin_memcpy(out->dst, ip.daddr, 16);
-	header = ip.nexthdr;
-	at += sizeof(ip);
-#pragma unroll
-	for (i = 0; i < MAX_EXTENSIONS && is_extension(header); i++) {
-		if (bpf_probe_read_kernel(extension, sizeof(extension), (void *)at))
-			return false;
-		at += extension_length(header, extension[1]);
-		if (header == IPPROTO_FRAGMENT && (extension[2] || extension[3] & 0xf8)) {
-			out->proto = extension[0];
-			return true;
-		}
-		header = extension[0];
-	}
-	out->proto = header;
-	read_ports(out, at);
-	return true;
-}
-
-SRCIP_INLINE bool read_packet(struct srcip_tuple *out, __u64 skb)
-{
-	__u16 protocol = srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, protocol));
-	__u64 head = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head));
-	__u64 at = head + srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header));
-
-	if (protocol == bpf_htons(ETH_P_IP))
-		return read_ipv4(out, at);
-	if (protocol == bpf_htons(ETH_P_IPV6))
-		return read_ipv6(out, at);
-	return false;
-}
-
 SRCIP_INLINE bool read_orig(struct srcip_tuple *out, __u64 nf_conn)
 {
 	__u8 tuple[SRCIP_SIZE_nf_conntrack_tuple] __attribute__((aligned(8)));
@@ -201,22 +68,6 @@ SRCIP_INLINE bool read_orig(struct srcip_tuple *out, __u64 nf_conn)
 		return false;
 	srcip_convert_tuple(out, tuple);
 	return true;
-}
-
-/* A packet of a watched flow, in either direction, before or after NAT. */
-SRCIP_INLINE bool matches(const struct srcip_filter *filter, const struct srcip_tuple *tuple)
-{
-	if (filter->proto && filter->proto != tuple->proto)
-		return false;
-	if (filter->family && filter->family != tuple->family)
-		return false;
-	if (filter->port && (srcip_is_icmp(tuple) ||
-			     (filter->port != tuple->dport && filter->port != tuple->sport)))
-		return false;
-	return (srcip_address_in(tuple->src, filter->client, filter->client_mask) ||
-		srcip_address_in(tuple->dst, filter->client, filter->client_mask)) &&
-	       (srcip_address_in(tuple->src, filter->backend, filter->backend_mask) ||
-		srcip_address_in(tuple->dst, filter->backend, filter->backend_mask));
 }
 
 /* Multicast and broadcast packets are no connections, and nodes drop a steady
@@ -241,14 +92,15 @@ SRCIP_INLINE bool is_error_about(const struct srcip_drop *record)
 
 SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srcip_drop *record)
 {
-	if (record->flags & SRCIP_DROP_HAS_ORIG && matches(filter, &record->orig))
+	if (record->flags & SRCIP_DROP_HAS_ORIG && srcip_matches_packet(filter, &record->orig))
 		return true;
-	return record->flags & SRCIP_DROP_HAS_TUPLE && matches(filter, &record->packet);
+	return record->flags & SRCIP_DROP_HAS_TUPLE &&
+	       srcip_matches_packet(filter, &record->packet);
 }
 
 SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct, __u64 nf_conn)
 {
-	if (read_packet(&record->packet, skb))
+	if (srcip_read_packet(&record->packet, skb))
 		record->flags |= SRCIP_DROP_HAS_TUPLE;
 	if (!nf_conn || !read_orig(&record->orig, nf_conn))
 		return;

@@ -64,6 +64,11 @@ SRCIP_INLINE __u32 srcip_load_u32(const void *base, int offset)
 	return *(const volatile __u32 *)(base + offset);
 }
 
+SRCIP_INLINE __u8 srcip_load_u8(const void *base, int offset)
+{
+	return *(const volatile __u8 *)(base + offset);
+}
+
 SRCIP_INLINE const void *srcip_load_pointer(const void *base, int offset)
 {
 	return *(const void *const volatile *)(base + offset);
@@ -184,6 +189,21 @@ SRCIP_INLINE bool srcip_address_in(const __u8 *address, const __u8 *prefix, cons
 
 	return (a[0] & m[0]) == p[0] && (a[1] & m[1]) == p[1] && (a[2] & m[2]) == p[2] &&
 	       (a[3] & m[3]) == p[3];
+}
+
+/* Whether a connection is wanted, by the two tuples of its entry. */
+SRCIP_INLINE bool srcip_matches(const struct srcip_filter *filter, const struct srcip_tuple *orig,
+				const struct srcip_tuple *reply)
+{
+	if (filter->proto && filter->proto != orig->proto)
+		return false;
+	if (filter->family && filter->family != orig->family)
+		return false;
+	if (filter->port &&
+	    (srcip_is_icmp(orig) || (filter->port != orig->dport && filter->port != reply->sport)))
+		return false;
+	return srcip_address_in(orig->src, filter->client, filter->client_mask) &&
+	       srcip_address_in(reply->src, filter->backend, filter->backend_mask);
 }
 
 #endif /* SRCIP_KERNEL_H */

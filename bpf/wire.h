@@ -154,12 +154,12 @@ struct srcip_hop {
 	struct srcip_tuple packet; /* as it was here */
 	struct srcip_tuple orig;
 	struct srcip_tuple reply;
-	__u64 skb;    /* the same for all hops of a packet on its way through a node */
-	__u32 mark;   /* the packet's */
-	__u32 iif;    /* at tc_ingress the device itself */
-	__u32 oif;    /* at tc_egress the device itself */
-	__u32 length; /* of the packet, as the kernel handles it: segments may be merged */
-	__u16 number; /* of the packet in its direction since it is watched, from 1 */
+	__u64 packet_id; /* by chance; all hops of a packet on its way through a node */
+	__u32 mark;	 /* the packet's */
+	__u32 iif;	 /* at tc_ingress the device itself */
+	__u32 oif;	 /* at tc_egress the device itself */
+	__u32 length;	 /* of the packet, as the kernel handles it: segments may be merged */
+	__u16 number;	 /* of the packet in its direction since it is watched, from 1 */
 	__u8 hook;
 	__u8 flags;
 	__u8 tcp_flags;

@@ -6,7 +6,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tracer.kernel.features import has_netfilter_links
+from tracer.kernel.probes import has_netfilter_links
 
 SWITCH = "SRCIP_KERNEL_TESTS"
 

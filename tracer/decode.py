@@ -165,7 +165,7 @@ def _hop(wire: WireHop) -> Hop:
         is_reply=bool(wire.flags & HopFlag.IS_REPLY),
         is_new=bool(wire.flags & HopFlag.IS_NEW),
         is_after_nat=None if is_tc else bool(wire.flags & HopFlag.AFTER_NAT),
-        skb=wire.skb,
+        packet_id=wire.packet_id,
         number=wire.number,
         mark=wire.mark,
         iif=wire.iif,

@@ -125,7 +125,7 @@ def encode_hop(hop: Hop) -> bytes:
             packet=encode_tuple(hop.packet),
             orig=encode_tuple(hop.orig) if hop.orig else WireTuple(),
             reply=encode_tuple(hop.reply) if hop.reply else WireTuple(),
-            skb=hop.skb,
+            packet_id=hop.packet_id,
             mark=hop.mark,
             iif=hop.iif,
             oif=hop.oif,

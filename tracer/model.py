@@ -220,9 +220,9 @@ class Hop:
 
     ``packet`` is its tuple as it was there. ``orig`` and ``reply`` are those of its conntrack entry
     at that moment (before DNAT of a first packet, ``reply`` is ``orig`` inverted); None where it
-    had none, as at tc ingress. ``skb`` is the same for all hops of a packet on its way through a
-    node, ``number`` counts the packets of a direction from 1. ``is_after_nat`` tells the two
-    places of a netfilter hook apart, None at tc. ``length`` in bytes is that of what the kernel
+    had none, as at tc ingress. ``packet_id`` is the same for all hops of a packet on its way
+    through a node, ``number`` counts the packets of a direction from 1. ``is_after_nat`` tells the
+    two places of a netfilter hook apart, None at tc. ``length`` in bytes is that of what the kernel
     handles at once: it may be several segments.
     """
 
@@ -235,7 +235,7 @@ class Hop:
     is_reply: bool
     is_new: bool
     is_after_nat: bool | None
-    skb: int
+    packet_id: int
     number: int
     mark: int
     iif: int

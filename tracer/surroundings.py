@@ -101,6 +101,7 @@ class LiveViews:
             rules=rules,
             addresses=interfaces.addresses,
             interfaces=interfaces.names,
+            device_kinds=interfaces.kinds,
             proxy_mode=self._modes[place],
             masquerade_mark=self._mark or rules.masquerade_mark or DEFAULT_MARK,
         )

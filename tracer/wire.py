@@ -146,7 +146,7 @@ class WireHop(ctypes.Structure):
         ("packet", WireTuple),
         ("orig", WireTuple),
         ("reply", WireTuple),
-        ("skb", ctypes.c_uint64),
+        ("packet_id", ctypes.c_uint64),
         ("mark", ctypes.c_uint32),
         ("iif", ctypes.c_uint32),
         ("oif", ctypes.c_uint32),

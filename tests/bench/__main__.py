@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.bench import node as nodes
 from tests.kernel.box import package_root, wait_until
-from tracer.kernel import attach, bpf_syscall, features
+from tracer.kernel import attach, bpf_syscall, probes
 from tracer.kernel.btf import libbpf
 from tracer.kernel.netns import inside
 from tracer.kernel.source import KernelSource, Settings
@@ -147,7 +147,7 @@ def cost_per_run(node):
 @contextmanager
 def empty_program(node):
     """A netfilter program that only accepts, at POST_ROUTING for IPv4."""
-    program = features.load_trivial(features.NETFILTER, features.ATTACH_NETFILTER)
+    program = probes.load_trivial(probes.NETFILTER, probes.ATTACH_NETFILTER)
     with inside(node.box.path("node")):
         link = bpf_syscall.create_netfilter_link(program, attach.FAMILIES[0], 4, 98)
     try:

@@ -240,7 +240,7 @@ def hop_bytes(value):
         + tuple_bytes(value.packet)
         + tuple_bytes(value.orig)
         + tuple_bytes(value.reply)
-        + struct.pack("=QII", value.skb, value.mark, value.iif)
+        + struct.pack("=QII", value.packet_id, value.mark, value.iif)
         + struct.pack("=IIH", value.oif, value.length, value.number)
         + struct.pack("=BBB3x", value.hook, flags, value.tcp_flags)
     )
@@ -327,7 +327,7 @@ def hops(draw):
         is_reply=draw(st.booleans()),
         is_new=draw(st.booleans()),
         is_after_nat=None if hook in _TC else draw(st.booleans()),
-        skb=draw(_u64),
+        packet_id=draw(_u64),
         number=draw(_u16),
         mark=draw(_u32),
         iif=draw(_u32),

@@ -107,7 +107,7 @@ HOP = (
     + SENT
     + SENT
     + ANSWERED
-    + host(0xFFFF_8881_0000_1200, 8)  # u64 skb
+    + host(0xFFFF_8881_0000_1200, 8)  # u64 packet_id
     + host(0x4000, 4)  # u32 mark
     + host(2, 4)  # u32 iif
     + host(3, 4)  # u32 oif
@@ -188,7 +188,7 @@ def test_hop():
         is_reply=False,
         is_new=True,
         is_after_nat=True,
-        skb=0xFFFF_8881_0000_1200,
+        packet_id=0xFFFF_8881_0000_1200,
         number=1,
         mark=0x4000,
         iif=2,

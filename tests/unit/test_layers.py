@@ -24,8 +24,7 @@ LAYERS = (
     {"exporters"},
     {"lab"},
     {"tracer.judge"},
-    # The doctor's report takes in the node's rules, and which programs to load follows from it.
-    {"tracer.kernel.sources"},
+    # The doctor's report takes in the node's rules.
     {"tracer.kernel.features"},
     # What fetches rules stands above what they are, and enters namespaces as the kernel side does.
     {"tracer.ruleset.keeper"},

@@ -22,7 +22,7 @@ from tracer.commands.cluster import ClusterChoice, live_views
 from tracer.errors import LoadError
 from tracer.judge.verdict import Judged
 from tracer.kernel import netns, privileges
-from tracer.kernel.features import has_netfilter_links
+from tracer.kernel.probes import has_netfilter_links
 from tracer.kernel.source import KernelSource
 from tracer.pipeline import Pipeline, Wanted
 

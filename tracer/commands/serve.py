@@ -25,8 +25,8 @@ from tracer.commands.cluster import (
 from tracer.commands.run import stop_on_signals
 from tracer.errors import LoadError
 from tracer.kernel import privileges
-from tracer.kernel.features import has_netfilter_links
 from tracer.kernel.netns import Netns
+from tracer.kernel.probes import has_netfilter_links
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import KernelSource, Settings
 from tracer.surroundings import LiveViews

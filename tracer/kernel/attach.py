@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tracer.errors import LoadError
@@ -12,9 +12,11 @@ from tracer.kernel.netns import Netns, inside
 # NFPROTO_IPV4, NFPROTO_IPV6: include/uapi/linux/netfilter.h
 FAMILIES = (2, 10)
 # enum nf_inet_hooks
-_LOCAL_IN, _POST_ROUTING = 1, 4
-# Conntrack confirms at INT_MAX; SNAT happens at NF_IP_PRI_NAT_SRC, 100.
+_PRE_ROUTING, _LOCAL_IN, _FORWARD, _LOCAL_OUT, _POST_ROUTING = range(5)
+# Conntrack confirms at INT_MAX; DNAT happens at NF_IP_PRI_NAT_DST, -100, and SNAT at
+# NF_IP_PRI_NAT_SRC, 100.
 _LAST = 2**31 - 2
+_BEFORE_DNAT = -101
 _BEFORE_SNAT = 99
 # Each place may be taken by another tracer: as many of them can stand beside each other.
 _PLACES = 32
@@ -35,6 +37,19 @@ CONNECTION_PLACES = (
     NetfilterPlace(function="srcip_input", hook=_LOCAL_IN, priority=_LAST),
 )
 
+HOP_PLACES = (
+    NetfilterPlace(function="srcip_before_nat", hook=_PRE_ROUTING, priority=_BEFORE_DNAT),
+    NetfilterPlace(function="srcip_after_nat", hook=_PRE_ROUTING, priority=_LAST),
+    NetfilterPlace(function="srcip_before_nat", hook=_LOCAL_IN, priority=_BEFORE_SNAT),
+    NetfilterPlace(function="srcip_after_nat", hook=_LOCAL_IN, priority=_LAST),
+    # Nothing is translated there.
+    NetfilterPlace(function="srcip_after_nat", hook=_FORWARD, priority=_LAST),
+    NetfilterPlace(function="srcip_before_nat", hook=_LOCAL_OUT, priority=_BEFORE_DNAT),
+    NetfilterPlace(function="srcip_after_nat", hook=_LOCAL_OUT, priority=_LAST),
+    NetfilterPlace(function="srcip_before_nat", hook=_POST_ROUTING, priority=_BEFORE_SNAT),
+    NetfilterPlace(function="srcip_after_nat", hook=_POST_ROUTING, priority=_LAST),
+)
+
 
 @dataclass(slots=True, kw_only=True)
 class Links:
@@ -48,9 +63,16 @@ class Links:
     by_namespace: dict[int, list[int]] = field(default_factory=dict)
     tracepoints: list[int] = field(default_factory=list)
 
-    def attach_netfilter(self, netns: Netns, functions: dict[str, int]) -> None:
+    def attach_netfilter(
+        self, netns: Netns, functions: Mapping[str, int], places: Iterable[NetfilterPlace]
+    ) -> None:
         """
-        Attach the connection programs in one namespace, for IPv4 and IPv6.
+        Attach programs at some places of one namespace, for IPv4 and IPv6.
+
+        Args:
+            netns: The namespace.
+            functions: The descriptor of each place's function.
+            places: Where to attach.
 
         Raises:
             LoadError: If the kernel has no netfilter links, or every priority is taken.
@@ -58,7 +80,7 @@ class Links:
         """
         fds = self.by_namespace.setdefault(netns.inode, [])
         with inside(netns.path):
-            for place in CONNECTION_PLACES:
+            for place in places:
                 for family in FAMILIES:
                     fds.append(_attach(functions[place.function], family, place, netns))
 

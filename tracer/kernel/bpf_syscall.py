@@ -18,6 +18,8 @@ from tracer.kernel.btf import libbpf
 # enum bpf_cmd, enum bpf_attach_type, enum bpf_link_type: include/uapi/linux/bpf.h
 _BPF_LINK_CREATE = 28
 _BPF_NETFILTER = 45
+TCX_INGRESS, TCX_EGRESS = 46, 47
+_BPF_F_BEFORE, _BPF_F_AFTER = 1 << 3, 1 << 4
 LINK_TYPE_NETFILTER = 10
 BPF_NOEXIST = 1
 
@@ -50,6 +52,32 @@ def create_netfilter_link(program: int, family: int, hook: int, priority: int) -
     fd = _libc.syscall(_SYSCALL, _BPF_LINK_CREATE, buffer, _ATTR_SIZE)
     if fd < 0:
         raise _os_error("create a netfilter link")
+    return int(fd)
+
+
+def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
+    """
+    Attach a program at tc of an interface in the network namespace this thread is in.
+
+    It sees a packet before any other program at ingress, and after all at egress.
+
+    Args:
+        program: The program's descriptor.
+        ifindex: The interface.
+        attach_type: ``TCX_INGRESS`` or ``TCX_EGRESS``.
+
+    Returns:
+        The link's descriptor. Closing it detaches the program.
+
+    Raises:
+        OSError: ENODEV if there is no such interface, EINVAL if the kernel has no such links.
+    """
+    order = _BPF_F_BEFORE if attach_type == TCX_INGRESS else _BPF_F_AFTER
+    attr = struct.pack("=IIII IIQ", program, ifindex, attach_type, order, 0, 0, 0)
+    buffer = ctypes.create_string_buffer(attr, _ATTR_SIZE)
+    fd = _libc.syscall(_SYSCALL, _BPF_LINK_CREATE, buffer, _ATTR_SIZE)
+    if fd < 0:
+        raise _os_error("create a TCX link")
     return int(fd)
 
 

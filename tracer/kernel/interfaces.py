@@ -16,14 +16,20 @@ _NETLINK_ROUTE = 0
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _GROUPS = 0x1 | 0x10 | 0x100  # links, IPv4 addresses, IPv6 addresses
 _IFINFOMSG, _IFADDRMSG = struct.Struct("=BBHiII"), struct.Struct("=BBBBI")
-_IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL = 3, 1, 2
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 18, 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interfaces:
-    """A snapshot: names by index, and every address of every interface."""
+    """
+    A snapshot: names by index, and every address of every interface.
+
+    ``kinds`` are what the kernel says of interfaces that are no hardware: veth, bridge, vxlan.
+    """
 
     names: Mapping[int, str] = field(default_factory=dict)
+    kinds: Mapping[int, str] = field(default_factory=dict)
     addresses: frozenset[IPAddress] = frozenset()
 
 
@@ -53,6 +59,10 @@ class InterfaceWatcher:
             self._snapshot = self._read()
         return self._snapshot
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once something has changed."""
+        return self._events.fileno()
+
     def close(self) -> None:
         """Close the sockets."""
         self._events.close()
@@ -72,20 +82,24 @@ class InterfaceWatcher:
 
     def _read(self) -> Interfaces:
         try:
-            return Interfaces(names=self._names(), addresses=frozenset(self._addresses()))
+            names, kinds = self._links()
+            return Interfaces(names=names, kinds=kinds, addresses=frozenset(self._addresses()))
         except OSError as error:
             raise NetnsError(
                 f"cannot read the interfaces of {self._netns.node}: {error.strerror}"
             ) from error
 
-    def _names(self) -> dict[int, str]:
-        names = {}
+    def _links(self) -> tuple[dict[int, str], dict[int, str]]:
+        names, kinds = {}, {}
         request = _IFINFOMSG.pack(0, 0, 0, 0, 0, 0)
         for _, payload in netlink.dump(self._channel, _RTM_GETLINK, request):
             index = _IFINFOMSG.unpack_from(payload)[3]
-            name = netlink.attributes(payload[_IFINFOMSG.size :]).get(_IFLA_IFNAME, b"")
-            names[index] = name.rstrip(b"\0").decode("utf-8", "replace")
-        return names
+            told = netlink.attributes(payload[_IFINFOMSG.size :])
+            names[index] = _text(told.get(_IFLA_IFNAME, b""))
+            kind = netlink.attributes(told.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
+            if kind:
+                kinds[index] = _text(kind)
+        return names, kinds
 
     def _addresses(self) -> set[IPAddress]:
         addresses = set()
@@ -97,3 +111,7 @@ class InterfaceWatcher:
             if raw and len(raw) in (4, 16):
                 addresses.add(ip_address(raw))
         return addresses
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "replace")

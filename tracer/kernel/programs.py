@@ -16,7 +16,7 @@ from typing import Any, Self
 from tracer.errors import LoadError
 
 # enum bpf_prog_type, enum bpf_attach_type: include/uapi/linux/bpf.h
-_RAW_TRACEPOINT, _NETFILTER = 17, 32
+_SCHED_CLS, _RAW_TRACEPOINT, _NETFILTER = 3, 17, 32
 _ATTACH_NETFILTER = 45
 
 # bcc first: the directory after it may be a virtual environment with another package of that name.
@@ -57,6 +57,18 @@ DROPS = Program(
 )
 
 
+HOPS = Program(
+    file="hops.c",
+    functions=(
+        ("srcip_before_nat", _NETFILTER, _ATTACH_NETFILTER),
+        ("srcip_after_nat", _NETFILTER, _ATTACH_NETFILTER),
+        ("srcip_tc_ingress", _SCHED_CLS, -1),
+        ("srcip_tc_egress", _SCHED_CLS, -1),
+    ),
+    maps=("hops", "watches", "config", "lost"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """
@@ -69,9 +81,11 @@ class Sizes:
     connection_ring_pages: int = 512
     accept_ring_pages: int = 128
     drop_ring_pages: int = 128
+    hop_ring_pages: int = 256
     paths: int = 16384
     prefixes: int = 65536
     namespaces: int = 1024
+    watches: int = 4096
 
     @property
     def defines(self) -> dict[str, int]:

@@ -9,13 +9,22 @@ from dataclasses import dataclass, field, replace
 from tracer.encode import encode_config
 from tracer.errors import LoadError
 from tracer.kernel import programs
-from tracer.kernel.attach import Links
-from tracer.kernel.bpf_syscall import Map, possible_cpus, program_runs, sum_cpus
+from tracer.kernel.attach import CONNECTION_PLACES, HOP_PLACES, Links
+from tracer.kernel.bpf_syscall import (
+    TCX_EGRESS,
+    TCX_INGRESS,
+    Map,
+    possible_cpus,
+    program_runs,
+    sum_cpus,
+)
 from tracer.kernel.counters import PathCounters
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
-from tracer.kernel.programs import ACCEPTS, CONNECTIONS, DROPS, Loaded, Program, Sizes
+from tracer.kernel.probes import has_tcx_links
+from tracer.kernel.programs import ACCEPTS, CONNECTIONS, DROPS, HOPS, Loaded, Program, Sizes
 from tracer.kernel.ring import RingReader
+from tracer.kernel.tc import TcLinks
 from tracer.model import Filter
 from tracer.source import SourceInfo
 from tracer.wire import Lost
@@ -43,8 +52,14 @@ REASONS = frozenset(
 )
 # Rings in the order in which they are drained. An accept follows its connection: draining
 # connections last makes sure that both are in one batch, which is then sorted by time.
-_RINGS = ((ACCEPTS, "accepts"), (DROPS, "drops"), (CONNECTIONS, "connections"))
+_RINGS = (
+    (HOPS, "hops"),
+    (ACCEPTS, "accepts"),
+    (DROPS, "drops"),
+    (CONNECTIONS, "connections"),
+)
 _PROGRAMS = (CONNECTIONS, ACCEPTS, DROPS)
+_NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
 _RECORD_BYTES = 128 + 8
 _CHECK_INTERVAL_NS = 500_000_000
 _ZERO = bytes(4)
@@ -57,13 +72,15 @@ class Settings:
 
     ``wanted`` is applied before a record is written. ``is_counting`` keeps the counters of
     ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of drops even
-    where nothing else is streamed.
+    where nothing else is streamed. ``packets`` is of how many packets of each direction hops are
+    reported; with 0 their programs are not even loaded.
     """
 
     wanted: Filter = field(default_factory=Filter)
     is_streaming: bool = True
     is_counting: bool = False
     has_drops: bool = False
+    packets: int = 0
     masquerade_mark: int = 0x4000
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -84,12 +101,15 @@ class KernelSource:
         self._active_paths = 0
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
+        self._programs = (*_PROGRAMS, HOPS) if self._settings.packets else _PROGRAMS
         self._links = Links()
+        self._tc_links: dict[int, TcLinks] = {}
+        self._not_seen: list[str] = []
         self._loaded = Loaded()
         self._reader: RingReader | None = None
         self._next_check_ns = 0
         try:
-            self._loaded = programs.load(_PROGRAMS, self._settings.sizes)
+            self._loaded = programs.load(self._programs, self._settings.sizes)
             self._configure()
             self.counters = PathCounters(
                 self._loaded, self._namespaces, self._settings.sizes, self._set_active_paths
@@ -103,6 +123,7 @@ class KernelSource:
             nodes={netns.inode: netns.node for netns in namespaces},
             drop_reasons=self._loaded.drop_reasons,
             rung=RUNG,
+            not_seen=tuple(self._not_seen),
         )
 
     def count(self, *, masquerade_mark: int) -> None:
@@ -133,7 +154,7 @@ class KernelSource:
 
     def lost_by_program(self) -> dict[str, dict[str, int]]:
         """Return what each program could not report, by reason."""
-        return {program.file.removesuffix(".c"): self._lost(program) for program in _PROGRAMS}
+        return {program.file.removesuffix(".c"): self._lost(program) for program in self._programs}
 
     def symbol(self, address: int) -> str | None:
         """Name the kernel function that an address belongs to."""
@@ -153,6 +174,8 @@ class KernelSource:
 
     def close(self) -> None:
         """Detach and unload. May be called twice."""
+        while self._tc_links:
+            self._tc_links.popitem()[1].close()
         self._links.close()
         if self._reader is not None:
             self._reader.close()
@@ -170,7 +193,7 @@ class KernelSource:
         self._configure()
 
     def _configure(self) -> None:
-        for program in _PROGRAMS:
+        for program in self._programs:
             config = self._config(program)
             Map(self._loaded.map(program, "config"), 4, len(config)).update(_ZERO, config)
 
@@ -188,20 +211,41 @@ class KernelSource:
             is_streaming=settings.is_streaming or (settings.has_drops and program is DROPS),
             is_counting=settings.is_counting,
             active_paths=self._active_paths,
+            packets=settings.packets,
         )
 
     def _attach(self) -> None:
-        self._reader = RingReader([self._loaded.map(program, name) for program, name in _RINGS])
+        rings = [ring for ring in _RINGS if ring[0] in self._programs]
+        self._reader = RingReader([self._loaded.map(program, name) for program, name in rings])
         traced = Map(self._loaded.map(DROPS, "traced"), 4, 1)
-        functions = {name: self._loaded.function(CONNECTIONS, name) for name in _FUNCTIONS}
+        functions = self._functions(CONNECTIONS)
         # Drops and accepts first: they only speak of connections that are seen.
         self._links.attach_tracepoint("kfree_skb", self._loaded.function(DROPS, "srcip_drop"))
         self._links.attach_tracepoint(
             "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
         )
         for netns in self._namespaces.values():
-            self._links.attach_netfilter(netns, functions)
+            self._links.attach_netfilter(netns, functions, CONNECTION_PLACES)
             traced.update(netns.inode.to_bytes(4, "little"), b"\1")
+        if HOPS in self._programs:
+            self._attach_hops()
+
+    def _attach_hops(self) -> None:
+        functions = self._functions(HOPS)
+        for netns in self._namespaces.values():
+            self._links.attach_netfilter(netns, functions, HOP_PLACES)
+        if not has_tcx_links():
+            self._not_seen.append(_NO_TCX)
+            return
+        at_tc = {
+            TCX_INGRESS: functions["srcip_tc_ingress"],
+            TCX_EGRESS: functions["srcip_tc_egress"],
+        }
+        for netns in self._namespaces.values():
+            self._tc_links[netns.inode] = TcLinks(netns, at_tc)
+
+    def _functions(self, program: Program) -> dict[str, int]:
+        return {name: self._loaded.function(program, name) for name, _, _ in program.functions}
 
     def _release_gone_namespaces(self) -> None:
         """Let go of namespaces that were removed: our links would keep them alive."""
@@ -213,10 +257,9 @@ class KernelSource:
             netns = self._namespaces[inode]
             if not netns.is_present():
                 self._links.detach_namespace(inode)
+                if inode in self._tc_links:
+                    self._tc_links.pop(inode).close()
                 _log.warning("the namespace of %s is gone (%s)", netns.node, netns.path)
-
-
-_FUNCTIONS = tuple(name for name, _, _ in CONNECTIONS.functions)
 
 
 def clock_offset_ns() -> int:

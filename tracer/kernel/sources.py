@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tracer.kernel import privileges
 from tracer.kernel.conntrack import ConntrackSource
-from tracer.kernel.features import has_netfilter_links
 from tracer.kernel.netns import Netns
+from tracer.kernel.probes import has_netfilter_links
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import KernelSource, Settings, clock_offset_ns
 from tracer.model import Filter

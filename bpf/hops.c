@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Report the hops of watched connections' first packets: tc ingress and egress
+ * of each interface, and the five netfilter hooks, just before NAT and last.
+ *
+ * Whose packet it is shows only when conntrack has its entry and DNAT has chosen
+ * a backend. So each packet has a slot, where its hops wait until then; once it
+ * is told that nobody watches it, a hop costs one lookup and one compare.
+ */
+#include <uapi/linux/bpf.h>
+#include "kernel.h"
+#include "packet.h"
+
+/* Return values that leave a packet's fate to others (TCX_NEXT is the same). */
+#define TC_ACT_UNSPEC (-1)
+#define LOOPBACK_IFINDEX 1
+
+/* Packets that one CPU has in hand at once: an interface hands over 64 at the
+ * most (NAPI_POLL_WEIGHT), and a softirq may interrupt a process that sends.
+ * Their sk_buffs lie 256 bytes apart, so they find different slots.
+ */
+#define FLIGHTS 128
+/* Hops that can come before the decision: tc ingress of a bridge's port, of the
+ * bridge, and the first netfilter hook.
+ */
+#define HELD 3
+
+enum flight_state {
+	UNDECIDED = 0,
+	WATCHED = 1,
+	IGNORED = 2,
+};
+
+struct flight {
+	__u64 skb;
+	__u64 packet_id;
+	__u16 number;
+	__u8 state;
+	__u8 has_left; /* it was sent: what comes next is another network namespace */
+	__u8 held;
+	__u8 pad[3];
+	struct srcip_hop hops[HELD + 1]; /* those that wait, and last the one at hand */
+};
+
+struct watch_key {
+	struct srcip_tuple orig;
+	__u32 netns;
+	__u32 zone;
+};
+
+struct watch {
+	__u32 packets[2]; /* seen in the original and in the reply direction */
+};
+
+BPF_RINGBUF_OUTPUT(hops, SRCIP_HOP_RING_PAGES);
+BPF_PERCPU_ARRAY(flights, struct flight, FLIGHTS);
+BPF_TABLE("lru_hash", struct watch_key, struct watch, watches, SRCIP_WATCHES);
+BPF_PERCPU_ARRAY(self, __u64, 1);
+BPF_ARRAY(config, struct srcip_config, 1);
+BPF_PERCPU_ARRAY(lost, __u64, SRCIP_LOST_SLOTS);
+
+static void count_lost(int slot)
+{
+	__u64 *count = lost.lookup(&slot);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+/* The address of an sk_buff as a number: the verifier allows no arithmetic on the
+ * pointer. At tc no softirq comes between the store and the load, because tc
+ * runs with them disabled.
+ */
+SRCIP_INLINE __u64 address_of(struct __sk_buff *ctx)
+{
+	int zero = 0;
+	volatile __u64 *place = self.lookup(&zero);
+
+	if (!place)
+		return 0;
+	*place = (__u64)ctx;
+	return *place;
+}
+
+SRCIP_INLINE struct flight *flight_of(__u64 skb)
+{
+	int index = skb >> 8 & (FLIGHTS - 1);
+
+	return flights.lookup(&index);
+}
+
+SRCIP_INLINE void begin(struct flight *flight, __u64 skb)
+{
+	flight->skb = skb;
+	flight->state = UNDECIDED;
+	flight->has_left = 0;
+	flight->held = 0;
+	flight->number = 0;
+}
+
+/* The flags of a TCP header that follows IP's at once. */
+SRCIP_INLINE __u8 tcp_flags(__u64 skb, const struct srcip_tuple *packet)
+{
+	__u64 at = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head)) +
+		   srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header));
+	__u8 byte = 0;
+
+	if (packet->proto != IPPROTO_TCP)
+		return 0;
+	if (packet->family == AF_INET) {
+		bpf_probe_read_kernel(&byte, 1, (void *)at);
+		at += (byte & 15) * 4;
+	} else {
+		bpf_probe_read_kernel(&byte, 1, (void *)(at + 6));
+		if (byte != IPPROTO_TCP)
+			return 0;
+		at += sizeof(struct srcip_ipv6);
+	}
+	bpf_probe_read_kernel(&byte, 1, (void *)(at + 13));
+	return byte;
+}
+
+/* Fill a hop but for what the decision gives: number, netns and the entry. */
+SRCIP_INLINE bool set_hop(struct srcip_hop *hop, __u64 skb, __u8 hook, __u32 iif, __u32 oif)
+{
+	if (!srcip_read_packet(&hop->packet, skb))
+		return false;
+	hop->header.ktime_ns = bpf_ktime_get_ns();
+	hop->header.size = sizeof(*hop);
+	hop->header.version = SRCIP_WIRE_VERSION;
+	hop->header.kind = SRCIP_KIND_HOP;
+	hop->mark = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, mark));
+	hop->length = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, len));
+	hop->iif = iif;
+	hop->oif = oif;
+	hop->hook = hook;
+	hop->flags = 0;
+	hop->tcp_flags = 0;
+	return true;
+}
+
+SRCIP_INLINE void clear(struct srcip_hop *hop)
+{
+	__builtin_memset(hop, 0, sizeof(*hop));
+}
+
+SRCIP_INLINE void emit(struct flight *flight, struct srcip_hop *hop, __u32 netns)
+{
+	hop->header.netns = netns;
+	hop->number = flight->number;
+	hop->packet_id = flight->packet_id;
+	hop->tcp_flags = tcp_flags(flight->skb, &hop->packet);
+	if (hops.ringbuf_output(hop, sizeof(*hop), BPF_RB_NO_WAKEUP))
+		count_lost(SRCIP_LOST_RING_FULL);
+}
+
+SRCIP_INLINE void emit_held(struct flight *flight, __u32 netns)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < HELD; i++)
+		if (i < flight->held) {
+			flight->hops[i].flags |= flight->hops[HELD].flags & SRCIP_HOP_IS_REPLY;
+			emit(flight, &flight->hops[i], netns);
+		}
+	flight->held = 0;
+}
+
+/* Keep the hop at hand until the decision. */
+SRCIP_INLINE void hold(struct flight *flight)
+{
+	__u8 place = flight->held;
+
+	if (place >= HELD) {
+		count_lost(SRCIP_LOST_HOP_OVERTAKEN);
+		return;
+	}
+	flight->hops[place & 3] = flight->hops[HELD];
+	flight->held = place + 1;
+}
+
+/* Count a packet in its direction; 0 if it is past those that are wanted. */
+SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct srcip_hop *hop,
+			     __u32 netns, __u16 zone)
+{
+	struct watch_key key = {.netns = netns, .zone = zone};
+	bool is_reply = hop->flags & SRCIP_HOP_IS_REPLY;
+	struct watch none = {}, *watch;
+	__u32 number;
+
+	/* Without an entry each direction is a connection of its own. */
+	key.orig = hop->flags & SRCIP_HOP_HAS_ENTRY ? hop->orig : hop->packet;
+	watch = watches.lookup(&key);
+	if (!watch) {
+		watches.insert(&key, &none);
+		watch = watches.lookup(&key);
+	}
+	if (!watch)
+		return 1;
+	/* Two CPUs that take the same number both report their packet. */
+	number = ++watch->packets[is_reply];
+	if (number <= settings->packets)
+		return number;
+	count_lost(SRCIP_LOST_OVER_LIMIT);
+	return 0;
+}
+
+SRCIP_INLINE void set_entry(struct srcip_hop *hop, const struct srcip_entry *entry, __u64 info)
+{
+	srcip_convert_tuple(&hop->orig, srcip_entry_tuple(entry, 0));
+	srcip_convert_tuple(&hop->reply, srcip_entry_tuple(entry, 1));
+	hop->flags |= SRCIP_HOP_HAS_ENTRY;
+	if (info >= IP_CT_IS_REPLY)
+		hop->flags |= SRCIP_HOP_IS_REPLY;
+	if (!(srcip_entry_status(entry) & IPS_CONFIRMED))
+		hop->flags |= SRCIP_HOP_IS_NEW;
+}
+
+/* Decide whose packet the hop at hand is, report what waited, and it. */
+SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
+{
+	struct srcip_hop *hop = &flight->hops[HELD];
+	__u64 nf_conn = nfct & ~NFCT_INFOMASK, info = nfct & NFCT_INFOMASK;
+	struct srcip_config *settings;
+	struct srcip_entry entry;
+	__u16 zone = 0;
+	int zero = 0;
+
+	if (nf_conn && info != IP_CT_UNTRACKED) {
+		if (srcip_read_entry(&entry, nf_conn)) {
+			count_lost(SRCIP_LOST_UNREADABLE);
+			return;
+		}
+		set_entry(hop, &entry, info);
+		zone = *(const __u16 *)SRCIP_ENTRY_FIELD(&entry, zone_id);
+	}
+	if (flight->state == WATCHED) {
+		emit(flight, hop, netns);
+		return;
+	}
+	/* The backend of a first packet is not chosen before NAT. */
+	if (hop->flags & SRCIP_HOP_IS_NEW && !(hop->flags & SRCIP_HOP_AFTER_NAT) &&
+	    hop->hook != SRCIP_HOOK_TC_EGRESS && hop->hook != SRCIP_HOOK_NF_POSTROUTING) {
+		hold(flight);
+		return;
+	}
+	settings = config.lookup(&zero);
+	if (!settings)
+		return;
+	flight->state = IGNORED;
+	if (hop->flags & SRCIP_HOP_HAS_ENTRY) {
+		if (!srcip_matches(&settings->filter, &hop->orig, &hop->reply))
+			return;
+	} else if (!srcip_matches_packet(&settings->filter, &hop->packet) &&
+		   !(flight->held &&
+		     srcip_matches_packet(&settings->filter, &flight->hops[0].packet))) {
+		return;
+	}
+	flight->number = number_of(settings, hop, netns, zone);
+	if (!flight->number)
+		return;
+	flight->packet_id = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	flight->state = WATCHED;
+	emit_held(flight, netns);
+	emit(flight, hop, netns);
+}
+
+SRCIP_INLINE __u32 index_of(const void *device)
+{
+	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
+}
+
+/* enum nf_inet_hooks counts from 0, our hooks in the same order from 1. */
+SRCIP_INLINE int netfilter_hop(struct srcip_nf_ctx *ctx, __u8 flags)
+{
+	const void *state = ctx->state, *net;
+	/* As a number, for arithmetic; the context lies on the kernel's stack. */
+	__u64 skb = srcip_read_u64((__u64)ctx, __builtin_offsetof(struct srcip_nf_ctx, skb));
+	__u8 hook = srcip_load_u8(state, SRCIP_OFFSET(nf_hook_state, hook)) + 1;
+	struct flight *flight = flight_of(skb);
+	struct srcip_hop *hop;
+	__u32 iif, oif;
+
+	if (!flight)
+		return NF_ACCEPT;
+	if (hook == SRCIP_HOOK_NF_OUTPUT && !(flags & SRCIP_HOP_AFTER_NAT))
+		begin(flight, skb);
+	else if (flight->skb != skb)
+		begin(flight, skb);
+	else if (flight->state == IGNORED)
+		return NF_ACCEPT;
+
+	hop = &flight->hops[HELD];
+	clear(hop);
+	iif = index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
+	oif = index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, out)));
+	if (!set_hop(hop, skb, hook, iif, oif))
+		return NF_ACCEPT;
+	hop->flags = flags;
+	net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
+	look(flight, srcip_load_u64(ctx->skb, SRCIP_OFFSET(sk_buff, _nfct)),
+	     srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum)));
+	return NF_ACCEPT;
+}
+
+int srcip_before_nat(struct srcip_nf_ctx *ctx)
+{
+	return netfilter_hop(ctx, 0);
+}
+
+int srcip_after_nat(struct srcip_nf_ctx *ctx)
+{
+	return netfilter_hop(ctx, SRCIP_HOP_AFTER_NAT);
+}
+
+SRCIP_INLINE bool is_same_packet(const struct srcip_tuple *a, const struct srcip_tuple *b)
+{
+	return a->sport == b->sport && a->dport == b->dport && a->proto == b->proto &&
+	       srcip_address_equal(a->src, b->src) && srcip_address_equal(a->dst, b->dst);
+}
+
+SRCIP_INLINE __u32 netns_of_device(__u64 skb)
+{
+	__u64 device = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, dev));
+
+	if (!device)
+		return 0;
+	return srcip_net_inum(srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
+}
+
+/* Memory of a packet that is gone may hold a new one. A packet goes on as it was
+ * from a bridge's port to the bridge, and over loopback.
+ */
+SRCIP_INLINE bool goes_on(const struct flight *flight, __u64 skb, __u32 ifindex)
+{
+	if (flight->skb != skb)
+		return false;
+	if (flight->has_left)
+		return ifindex == LOOPBACK_IFINDEX;
+	return flight->hops[HELD].hook == SRCIP_HOOK_TC_INGRESS &&
+	       flight->hops[HELD].iif != ifindex;
+}
+
+int srcip_tc_ingress(struct __sk_buff *ctx)
+{
+	__u64 skb = address_of(ctx);
+	struct flight *flight = flight_of(skb);
+	struct srcip_tuple before;
+	struct srcip_hop *hop;
+
+	if (!flight)
+		return TC_ACT_UNSPEC;
+	hop = &flight->hops[HELD];
+	before = hop->packet;
+	if (!goes_on(flight, skb, ctx->ifindex))
+		begin(flight, skb);
+	flight->has_left = 0;
+	clear(hop);
+	if (!set_hop(hop, skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0)) {
+		flight->state = IGNORED;
+		return TC_ACT_UNSPEC;
+	}
+	if ((flight->held || flight->state) && !is_same_packet(&before, &hop->packet))
+		begin(flight, skb);
+	if (flight->state == WATCHED)
+		emit(flight, hop, netns_of_device(skb));
+	else if (flight->state == UNDECIDED)
+		hold(flight);
+	return TC_ACT_UNSPEC;
+}
+
+int srcip_tc_egress(struct __sk_buff *ctx)
+{
+	__u64 skb = address_of(ctx);
+	struct flight *flight = flight_of(skb);
+	struct srcip_hop *hop;
+
+	if (!flight)
+		return TC_ACT_UNSPEC;
+	if (flight->skb != skb)
+		begin(flight, skb);
+	flight->has_left = 1;
+	if (flight->state == IGNORED)
+		return TC_ACT_UNSPEC;
+	hop = &flight->hops[HELD];
+	clear(hop);
+	if (set_hop(hop, skb, SRCIP_HOOK_TC_EGRESS, 0, ctx->ifindex))
+		look(flight, srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct)),
+		     netns_of_device(skb));
+	return TC_ACT_UNSPEC;
+}
