@@ -1,0 +1,197 @@
+"""
+A path as a picture in plain text, as the Kubernetes tutorial "Using Source IP" draws it.
+
+    client --> node2 --> node1 --> default/p11
+               SNAT at node2
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from exporters.sketch import Mark, Role, Sketch, Station, packet_text, sketch
+from exporters.terminal import paint, printable
+from exporters.text import VERDICT_COLOURS
+from exporters.ways import Crossing, HopRow, Way, ways
+from tracer.judge.path import Direction, Path
+
+WIDTH = 100
+_ARROW = " --> "
+_MARK_COLOURS = {
+    Mark.SNAT: "yellow",
+    Mark.DNAT: "cyan",
+    Mark.CHANGED: "yellow",
+    Mark.KEPT: "green",
+    Mark.DROPPED: "red",
+}
+_DIRECTIONS = {
+    Direction.ORIGINAL: "the first packet of the client",
+    Direction.REPLY: "the first packet of the answer",
+}
+_INDENT = "    "
+
+
+def diagram_lines(
+    path: Path, *, is_detailed: bool, width: int = WIDTH, has_colour: bool = False
+) -> list[str]:
+    """
+    Return a path as lines that a terminal may show.
+
+    Args:
+        path: The path.
+        is_detailed: Whether each hop gets its line, in both directions.
+        width: Columns at the most; what is longer is continued on the next line.
+        has_colour: Whether to use colours (`exporters.terminal.has_colour`).
+    """
+    pen = _Pen(max(width, 40), has_colour=has_colour)
+    drawn = sketch(path)
+    pen.picture(drawn)
+    pen.line("")
+    pen.text(drawn.headline, colour=VERDICT_COLOURS[drawn.verdict])
+    pen.facts(drawn.facts)
+    pen.wires(drawn)
+    for line in drawn.missing:
+        pen.text(f"not seen: {line}", colour="cyan")
+    if is_detailed:
+        for way in ways(path):
+            pen.way(way)
+    return pen.lines
+
+
+class _Pen:
+    """Writes lines of a bounded width. What comes from outside is made harmless here."""
+
+    def __init__(self, width: int, *, has_colour: bool) -> None:
+        self.lines: list[str] = []
+        self._width = width
+        self._has_colour = has_colour
+
+    def line(self, text: str, colour: str | None = None) -> None:
+        """Write a line that is known to fit."""
+        text = text.rstrip()
+        self.lines.append(paint(text, colour) if colour and text and self._has_colour else text)
+
+    def text(self, text: str, *, indent: str = "", colour: str | None = None) -> None:
+        """Write a text, on as many lines as it takes."""
+        for line in self._wrapped(text, indent, indent + _INDENT):
+            self.line(line, colour)
+
+    def picture(self, drawn: Sketch) -> None:
+        """Draw the stations in a row, or below each other if they do not fit."""
+        names = [printable(_label(station)) for station in drawn.stations]
+        notes = list(_row_notes(drawn.stations, names))
+        widths = [at + len(text) for at, text, _ in notes] + [len(_ARROW.join(names))]
+        if max(widths) > self._width:
+            self._column(drawn.stations)
+            return
+        self.line(_ARROW.join(names), "red" if drawn.stations[-1].drop else None)
+        for at, text, mark in notes:
+            self.line(" " * at + text, _MARK_COLOURS[mark])
+
+    def _column(self, stations: Sequence[Station]) -> None:
+        for i, station in enumerate(stations):
+            arrow = _ARROW[1:] if i else ""
+            self.text(arrow + _label(station), indent="  " if i else "")
+            for note in station.notes:
+                if note.mark not in (Mark.DROPPED, Mark.DNAT):
+                    self.text(note.text, indent=" " * 6, colour=_MARK_COLOURS[note.mark])
+
+    def facts(self, facts: Sequence[tuple[str, str]]) -> None:
+        """Write labels and what they say, under each other."""
+        for label, text in facts:
+            for line in self._wrapped(text, f"{label:<10}", " " * 10):
+                self.line(line)
+
+    def wires(self, drawn: Sketch) -> None:
+        """Write the packet between each two stations."""
+        self.line("")
+        names = [printable(_short(station)) for station in drawn.stations]
+        pairs = list(zip(names, names[1:], drawn.wires, strict=False))
+        heads = [f"{here} to {there}" for here, there, wire in pairs if wire]
+        packets = [printable(packet_text(wire)) for *_, wire in pairs if wire]
+        self._columns(heads, packets)
+
+    def way(self, way: Way) -> None:
+        """Write one direction: its hops, node by node."""
+        self.line("")
+        self.line(_DIRECTIONS[way.direction], "bold")
+        for crossing in way.crossings:
+            self._crossing(crossing)
+        if way.outcome:
+            self.text(way.outcome, indent="  ")
+
+    def _crossing(self, crossing: Crossing) -> None:
+        self.text(crossing.node, indent="  ", colour="bold")
+        for note in crossing.notes:
+            self.text(note, indent=_INDENT)
+        width = max((len(printable(row.place)) for row in crossing.rows), default=0)
+        for row in crossing.rows:
+            self._row(row, width)
+        self.text(
+            crossing.ending,
+            indent=_INDENT,
+            colour=VERDICT_COLOURS["dropped"] if crossing.is_dropped else None,
+        )
+
+    def _row(self, row: HopRow, width: int) -> None:
+        head = f"{_INDENT}{row.at:>11}  {printable(row.place):<{width}}"
+        line = f"{head}  {printable(row.packet)}"
+        if len(line) <= self._width:
+            rest = f"  {row.mark}" if row.mark else ""
+            self.line(line + rest if len(line + rest) <= self._width else line)
+            left = [] if len(line + rest) <= self._width else [row.mark]
+        else:
+            self.text(f"{row.at:>11}  {row.place}", indent=_INDENT)
+            left = [row.packet, *([row.mark] if row.mark else [])]
+        for text in left:
+            self.text(text, indent=" " * 17)
+        for change in row.changes:
+            self.text(f"* {change}", indent=" " * 17, colour="yellow")
+
+    def _columns(self, heads: Sequence[str], texts: Sequence[str]) -> None:
+        """Write two columns; below each other where they do not fit side by side."""
+        width = max(map(len, heads), default=0)
+        fits = all(width + 2 + len(text) <= self._width for text in texts)
+        for head, text in zip(heads, texts, strict=True):
+            if fits:
+                self.line(f"{head:<{width}}  {text}")
+            else:
+                self.text(head)
+                self.text(text, indent=_INDENT)
+
+    def _wrapped(self, text: str, first: str, later: str) -> list[str]:
+        return textwrap.wrap(
+            printable(text),
+            self._width,
+            initial_indent=first,
+            subsequent_indent=later,
+            break_on_hyphens=False,
+        ) or [first]
+
+
+def _label(station: Station) -> str:
+    """Return a station as the row of arrows names it; in brackets where it was not traced."""
+    if station.drop is not None:
+        return f"{station.name}: X ({station.drop.text})"
+    return _short(station)
+
+
+def _short(station: Station) -> str:
+    if station.role is not Role.UNSEEN:
+        return station.name
+    if station.name == "client":
+        return "client?"
+    # A node without a name is told by its address.
+    return f"({station.detail if station.name == 'node' else station.name})"
+
+
+def _row_notes(
+    stations: Sequence[Station], names: Sequence[str]
+) -> Iterator[tuple[int, str, Mark]]:
+    """Yield what is written under the row: the column, the text, and what it is."""
+    at = 0
+    for station, name in zip(stations, names, strict=True):
+        for note in station.notes:
+            # Each node's DNAT shows in the packets below; the picture is about the source.
+            if note.mark not in (Mark.DROPPED, Mark.DNAT):
+                yield at, printable(note.text), note.mark
+        at += len(name) + len(_ARROW)

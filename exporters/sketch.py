@@ -1,0 +1,239 @@
+"""A path as a picture shows it: stations from the client to the endpoint, and what lies between."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from exporters.jsonl import timestamp
+from exporters.text import cause_text, endpoint, ends
+from tracer.judge.path import Direction, Ending, Leg, Path, PathHop, Translated
+from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
+from tracer.model import ClientClass, FiveTuple, Hook, IPAddress, protocol_name
+
+
+class Role(StrEnum):
+    """What a station is."""
+
+    CLIENT = "client"
+    NODE = "node"
+    UNSEEN = "unseen"  # it must be there, but nobody traced it
+    ENDPOINT = "endpoint"
+
+
+class Mark(StrEnum):
+    """What happened at a station, as far as a picture marks it."""
+
+    SNAT = "snat"
+    DNAT = "dnat"
+    CHANGED = "changed"
+    KEPT = "kept"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What a station did. ``text`` says it in words."""
+
+    mark: Mark
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """A box of the picture. ``detail`` is an address, or what is known in place of one."""
+
+    role: Role
+    name: str
+    detail: str = ""
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def drop(self) -> Note | None:
+        """Why nothing goes on from here."""
+        return next((note for note in self.notes if note.mark is Mark.DROPPED), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sketch:
+    """
+    The picture of a path, in words that nobody made safe yet: names are as their owners wrote them.
+
+    ``wires`` are the packets between each two stations, None where nobody saw them. ``facts`` are
+    pairs of a label and a text; ``headline`` begins with the verdict.
+    """
+
+    verdict: Verdict
+    headline: str
+    stations: tuple[Station, ...]
+    wires: tuple[FiveTuple | None, ...]
+    facts: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+
+
+def sketch(path: Path) -> Sketch:
+    """Draw up the picture of a path."""
+    before = _before(path)
+    after = _after(path)
+    nodes = tuple(
+        Station(role=Role.NODE, name=leg.node, notes=tuple(_notes(path, leg))) for leg in path.legs
+    )
+    wires: list[FiveTuple | None] = [None] * (len(before) - 1)
+    wires += [leg.orig for leg in path.legs]
+    wires += [path.backend] * len(after)
+    return Sketch(
+        verdict=path.verdict,
+        headline=_headline(path),
+        stations=(*before, *nodes, *after),
+        wires=tuple(wires),
+        facts=tuple(_facts(path)),
+        missing=path.missing,
+    )
+
+
+def packet_text(flow: FiveTuple, arrow: str = "->") -> str:
+    """Return a packet's tuple as people write it; ICMP with its type, code and id."""
+    src, dst = ends(flow)
+    text = f"{src} {arrow} {dst}"
+    if flow.is_icmp:
+        text += f" type {flow.dport >> 8} code {flow.dport & 0xFF} id {flow.sport}"
+    return text
+
+
+def drop_text(drop: JudgedDrop) -> str:
+    """Return why and where a packet was discarded."""
+    hook = f" at {drop.hook.label}" if drop.hook else ""
+    place = f" in {drop.place}" if drop.place else ""
+    return f"{drop.reason}{hook}{place}"
+
+
+def _before(path: Path) -> tuple[Station, ...]:
+    """Return the client, and what stands between it and the first traced node."""
+    first = path.legs[0]
+    source = ends(path.orig)[0]
+    nobody = Station(role=Role.UNSEEN, name="client", detail="not known")
+    match first.verdict:
+        case Verdict.REPLACED_UPSTREAM:
+            note = Note(mark=Mark.SNAT, text="SNAT before the first traced node")
+            return nobody, Station(role=Role.UNSEEN, name="node", detail=source, notes=(note,))
+        case Verdict.PROXIED:
+            return nobody, Station(role=Role.CLIENT, name="proxy", detail=source)
+    name = _client_name(first, first.opinion)
+    return (Station(role=Role.CLIENT, name=name, detail=source),)
+
+
+def _client_name(first: Leg, opinion: Opinion | None) -> str:
+    passage = first.passage(Direction.ORIGINAL)
+    hop = passage.hops[0] if passage and passage.hops else None
+    if hop is not None and hop.hop.hook is Hook.TC_INGRESS and hop.device and hop.device.pod:
+        return f"{hop.device.pod.namespace}/{hop.device.pod.name}"
+    if hop is not None and hop.hop.hook is Hook.NF_OUTPUT:
+        return "process"
+    match opinion.client_class if opinion else None:
+        case ClientClass.POD:
+            return "pod"
+        case ClientClass.NODE:
+            return "node"
+        case ClientClass.LOADBALANCER:
+            return "load balancer"
+        case ClientClass.LOOPBACK:
+            return "process"
+    return "client"
+
+
+def _after(path: Path) -> tuple[Station, ...]:
+    """Return the endpoint, and the endpoint's node if that is known but was not traced."""
+    last = path.legs[-1]
+    if path.drop is not None:
+        return ()
+    passage = last.passage(Direction.ORIGINAL)
+    detail = ends(path.backend)[1] if path.backend else "not known"
+    if passage is not None and passage.ending is Ending.DELIVERED:
+        return (Station(role=Role.ENDPOINT, name="process", detail=detail),)
+    pod = last.judged.backend_pod if last.judged else None
+    if pod is None:
+        return (Station(role=Role.ENDPOINT, name="endpoint", detail=detail),)
+    end = Station(role=Role.ENDPOINT, name=f"{pod.namespace}/{pod.name}", detail=detail)
+    if pod.node in (None, last.node):
+        return (end,)
+    return Station(role=Role.UNSEEN, name=pod.node or "", detail="not traced"), end
+
+
+def _notes(path: Path, leg: Leg) -> Iterator[Note]:
+    """Yield what a node did to the first packet."""
+    passage = leg.passage(Direction.ORIGINAL)
+    done = {change.by for hop in (passage.hops if passage else ()) for change in hop.translations}
+    if Translated.DNAT in done or (leg.reply and leg.reply.src != leg.orig.dst):
+        yield Note(mark=Mark.DNAT, text=f"DNAT at {leg.node}")
+    if Translated.SNAT in done or (leg.reply and leg.reply.dst != leg.orig.src):
+        yield Note(mark=Mark.SNAT, text=f"SNAT at {leg.node}")
+    if passage is not None:
+        yield from _changes(passage.hops)
+    if leg.drop is not None:
+        cause = leg.drop.opinion.cause
+        yield Note(mark=Mark.DROPPED, text=f"dropped, {cause or leg.drop.reason}")
+    if leg is path.legs[-1] and path.verdict is Verdict.PRESERVED:
+        yield Note(mark=Mark.KEPT, text="source kept")
+
+
+def _changes(hops: Sequence[PathHop]) -> Iterator[Note]:
+    for earlier, later in pairwise(hops):
+        if any(change.by is Translated.OTHER for change in later.translations):
+            yield Note(
+                mark=Mark.CHANGED,
+                text=f"changed between {place_text(earlier)} and {place_text(later)}, "
+                "not by netfilter",
+            )
+
+
+def place_text(path_hop: PathHop) -> str:
+    """Return a hop's hook, with its side of NAT or its interface."""
+    hop, device = path_hop.hop, path_hop.device
+    if hop.hook in (Hook.TC_INGRESS, Hook.TC_EGRESS):
+        return f"{hop.hook.label} {device.name if device else 'of an interface not told'}"
+    # Nothing is translated at forward, so it has no sides.
+    if hop.is_after_nat is None or hop.hook is Hook.NF_FORWARD:
+        return hop.hook.label
+    return f"{hop.hook.label} {'after' if hop.is_after_nat else 'before'} NAT"
+
+
+def _headline(path: Path) -> str:
+    client, seen = path.orig.src, path.seen_source
+    node = path.deciding.node
+    match path.verdict:
+        case Verdict.PRESERVED:
+            return f"preserved: the backend sees the client, {client}"
+        case Verdict.REPLACED:
+            where = [leg.node for leg in path.legs if leg.verdict is Verdict.REPLACED]
+            return (
+                f"replaced at {' and '.join(where)}: the backend sees {seen} in place of {client}"
+            )
+        case Verdict.REPLACED_UPSTREAM:
+            return f"replaced-upstream of {node}: the backend sees {seen}, which is not the client"
+        case Verdict.PROXIED:
+            return f"proxied: the backend sees the proxy {seen}; the client is behind it"
+        case Verdict.DROPPED:
+            why = f", {drop_text(path.drop)}" if path.drop else ""
+            return f"dropped at {node}{why}: nothing arrives"
+    return f"unknown: {f'the backend sees {seen}' if seen else 'what the backend sees is not told'}"
+
+
+def _facts(path: Path) -> Iterator[tuple[str, str]]:
+    opinion = path.deciding.opinion
+    judged = path.deciding.drop or path.deciding.judged
+    if judged is not None and opinion is not None and opinion.cause is not None:
+        yield "cause", cause_text(judged)
+    if opinion is not None and opinion.service is not None:
+        service = opinion.service
+        policy = f", policy {service.policy}" if service.policy else ""
+        yield "service", f"{service} by {service.via}{policy}"
+    if opinion is not None and opinion.rule is not None:
+        yield "rule", f"{opinion.rule.owner}: {opinion.rule}"
+    yield "seen", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
+    if path.accept is not None:
+        yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
+
+
+def _accepted(peer: FiveTuple, seen: IPAddress | None) -> str:
+    text = f"the backend's socket accepted {endpoint(peer.src, peer.sport)}"
+    return text if peer.src == seen else f"{text}: not what its node said"

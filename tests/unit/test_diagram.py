@@ -1,0 +1,237 @@
+"""Paths as pictures in plain text."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporters.diagram import diagram_lines
+from tests.unit import paths
+from tracer.judge.path import Ending
+
+
+def drawn(path, **options):
+    return diagram_lines(path, **{"is_detailed": True} | options)
+
+
+def block(lines, heading):
+    """Return the lines below a heading, up to an empty one."""
+    found = lines[lines.index(heading) + 1 :]
+    return found[: found.index("")] if "" in found else found
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("s3", ["client --> node2 --> node1 --> default/p11", "           SNAT at node2"]),
+        ("s5", ["client --> node1 --> default/p11", "           source kept"]),
+        ("s6", ["client --> node2: X (dropped, no-local-endpoint)"]),
+        ("s12", ["default/p11 --> node1 --> default/p11", "                SNAT at node1"]),
+        ("s19b", ["default/p21 --> node2: X (dropped, no-local-endpoint)"]),
+        (
+            "s3_first_half",
+            ["client --> node2 --> (node1) --> default/p11", "           SNAT at node2"],
+        ),
+        (
+            "s3_second_half",
+            [
+                "client? --> (10.240.0.5:65241) --> node1 --> default/p11",
+                "            SNAT before the first traced node",
+            ],
+        ),
+        ("proxied", ["client? --> proxy --> node1 --> default/p11"]),
+        ("to_process", ["client --> node2 --> process", "           source kept"]),
+        (
+            "changed",
+            [
+                "client --> node2 --> endpoint",
+                "           changed between tc_ingress eth0 and tc_egress veth-p11,"
+                " not by netfilter",
+            ],
+        ),
+    ],
+)
+def test_picture(name, picture):
+    """The first lines are the tutorial's picture, with what was not traced in brackets."""
+    lines = drawn(paths.ALL[name]())
+    assert lines[: lines.index("")] == picture
+
+
+def test_verdict_and_packets():
+    """Below the picture stand the verdict, what it rests on, and the packet on each wire."""
+    assert drawn(paths.s3(), is_detailed=False)[3:] == [
+        "replaced at node2: the backend sees 10.240.0.5 in place of 198.51.100.10",
+        "cause     external-traffic-policy-cluster",
+        "service   default/nodeport:http by nodeport, policy Cluster",
+        "seen      2026-01-01T00:00:00.123456789Z, tcp",
+        "socket    the backend's socket accepted 10.240.0.5:65241",
+        "",
+        "client to node2       198.51.100.10:46356 -> 10.240.0.5:30080",
+        "node2 to node1        10.240.0.5:65241 -> 10.244.1.11:8080",
+        "node1 to default/p11  10.240.0.5:65241 -> 10.244.1.11:8080",
+    ]
+
+
+def test_hops():
+    """Each hop has its time, place, tuple and mark; what was translated on the way stands below."""
+    assert block(drawn(paths.s3()), "the first packet of the client")[:10] == [
+        "  node2",
+        "        +0.0 us  tc_ingress eth0         198.51.100.10:46356 -> 10.240.0.5:30080",
+        "        +9.0 us  prerouting before NAT   198.51.100.10:46356 -> 10.240.0.5:30080",
+        "       +21.0 us  prerouting after NAT    198.51.100.10:46356 -> 10.244.1.11:8080"
+        "  mark 0x4000",
+        "                 * DNAT: 10.240.0.5:30080 -> 10.244.1.11:8080",
+        "       +27.0 us  forward                 198.51.100.10:46356 -> 10.244.1.11:8080"
+        "  mark 0x4000",
+        "       +33.0 us  postrouting before NAT  198.51.100.10:46356 -> 10.244.1.11:8080"
+        "  mark 0x4000",
+        "       +45.0 us  postrouting after NAT   10.240.0.5:65241 -> 10.244.1.11:8080",
+        "                 * SNAT: 198.51.100.10:46356 -> 10.240.0.5:65241",
+        "       +52.0 us  tc_egress eth0          10.240.0.5:65241 -> 10.244.1.11:8080",
+    ]
+
+
+def test_answer():
+    """The answer crosses the nodes in the other order, and it is said that it was un-translated."""
+    lines = block(drawn(paths.s3()), "the first packet of the answer")
+    assert lines.index("  node1") < lines.index("  node2")
+    assert lines[-1] == ("  it left as 10.240.0.5:30080 -> 198.51.100.10:46356: un-translated")
+
+
+def answer_that_leaves_as(**changes):
+    path = paths.s3()
+    there, back = path.legs[0].passages
+    *others, last = back.hops
+    packet = replace(last.hop.packet, **changes)
+    hops = (*others, replace(last, hop=replace(last.hop, packet=packet)))
+    first = replace(path.legs[0], passages=(there, replace(back, hops=hops)))
+    return drawn(replace(path, legs=(first, path.legs[1])), width=200)[-1]
+
+
+def test_answer_that_nobody_expects():
+    """An answer that leaves with a foreign source is named as one that the client will not take."""
+    assert answer_that_leaves_as(src=paths.s3().backend.dst) == (
+        "  it left as 10.244.1.11:30080 -> 198.51.100.10:46356: the client expects "
+        "10.240.0.5:30080 -> 198.51.100.10:46356, and will not take it for its answer"
+    )
+    assert answer_that_leaves_as(sport=8080).endswith("with other ports than the client's")
+
+
+def test_devices():
+    """Interfaces are named for what they are, and for the pod at their other end."""
+    text = "\n".join(drawn(paths.s12()) + drawn(paths.ping()))
+    assert "tc_ingress veth-p11 (veth, pod default/p11)" in text
+    assert "tc_egress cni0 (bridge)" in text
+    assert "tc_egress flannel.1 (VXLAN tunnel)" in text
+
+
+def test_hooks_name_devices_where_tc_does_not():
+    """Without hops at tc the hooks say on which interface the packet was."""
+    path = paths.s5()
+    only = path.legs[0].passages[0]
+    hops = tuple(replace(each, device=paths.ETH0) for each in only.hops[1:3])
+    leg = replace(path.legs[0], passages=(replace(only, hops=hops),))
+    assert "prerouting after NAT eth0" in "\n".join(drawn(replace(path, legs=(leg,))))
+
+
+def test_drop():
+    """A dropped packet ends where it was dropped, with the kernel's reason; no answer is missed."""
+    lines = drawn(paths.s6())
+    assert lines[-1] == "    dropped: NETFILTER_DROP at input in nf_hook_slow"
+    assert "the first packet of the answer" not in lines
+
+
+def test_drop_of_a_later_packet():
+    """That a packet after the first was dropped is told, too."""
+    path = paths.s3()
+    only = path.legs[0].passages[0]
+    later = replace(only, number=4, ending=Ending.DROPPED, drop=paths.s6().drop)
+    first = replace(path.legs[0], passages=(*path.legs[0].passages, later))
+    lines = drawn(replace(path, legs=(first, path.legs[1])))
+    assert "    packet 4 dropped: NETFILTER_DROP at input in nf_hook_slow" in lines
+
+
+def test_what_is_missing():
+    """What nobody saw is said: legs, packets, endings."""
+    assert (
+        "not seen: what happened on node1, where the backend default/p11 runs: it was not traced"
+        in drawn(paths.s3_first_half())
+    )
+    assert block(drawn(paths.s5()), "the first packet of the answer") == [
+        "  no packet of it was seen"
+    ]
+    path = paths.s3()
+    blind = replace(path.legs[1], passages=())
+    assert "    no packet was seen here" in drawn(replace(path, legs=(path.legs[0], blind)))
+
+
+def test_clocks_that_differ():
+    """A node whose clock is behind gets times of its own, and that is said."""
+    path = paths.s3()
+    behind = tuple(
+        replace(each, hops=tuple(replace(h, time_ns=h.time_ns - 10**9) for h in each.hops))
+        for each in path.legs[1].passages
+    )
+    lines = drawn(replace(path, legs=(path.legs[0], replace(path.legs[1], passages=behind))))
+    at = lines.index("    its clock is behind: times here are since its own first hop")
+    assert "+0.0 us" in lines[at + 1]
+    assert not [line for line in lines if "-1000" in line]
+
+
+def test_without_hops():
+    """A path of which only entries are known is drawn without any word on packets."""
+    lines = drawn(paths.s3_without_hops())
+    assert lines == drawn(paths.s3(), is_detailed=False)
+
+
+def test_narrow():
+    """Where the row does not fit, the stations stand below each other."""
+    assert drawn(paths.three_nodes(), is_detailed=False, width=60)[:9] == [
+        "client",
+        "  --> edge-1.example.internal",
+        "      SNAT at edge-1.example.internal",
+        "  --> node2",
+        "      SNAT at node2",
+        "  --> node1",
+        "  --> default/p11",
+        "",
+        "replaced at edge-1.example.internal and node2: the backend",
+    ]
+
+
+LONGEST6 = [f"2001:db8:1111:2222:3333:4444:5555:{n}{n}{n}{n}" for n in (6, 7, 8)]
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+@pytest.mark.parametrize(
+    "path",
+    [*(make() for make in paths.ALL.values()), paths.s3(*LONGEST6), paths.hostile("x" * 253)],
+)
+def test_width(path, width):
+    """No line is wider than it may be, however long the names and addresses."""
+    assert max(map(len, drawn(path, width=width))) <= width
+
+
+def test_longest_names_are_whole():
+    """What is continued on the next line is whole."""
+    text = "".join(line.strip() for line in drawn(paths.hostile("n" * 253)))
+    assert "n" * 253 in text
+
+
+def test_colour():
+    """Colours are added to the same text."""
+    for make in paths.ALL.values():
+        lines = drawn(make(), has_colour=True)
+        assert "\x1b[" in "".join(lines)
+        for code in ("31", "32", "33", "36", "2", "1", "0"):
+            lines = [line.replace(f"\x1b[{code}m", "") for line in lines]
+        assert lines == drawn(make())
+
+
+@given(st.text())
+@settings(max_examples=50)
+def test_names_are_harmless(text):
+    """No name or text, whoever wrote it, reaches the terminal as more than printable characters."""
+    for path in (paths.hostile(text), paths.hostile_drop(text)):
+        assert all(line.isprintable() for line in drawn(path))
