@@ -69,7 +69,7 @@ def hop(at_us, hook, packet, *, after=None, device=None, mark=0, done=(), netns=
         is_reply=False,
         is_new=True,
         is_after_nat=after,
-        skb=0xFFFF_8880_0000_1000,
+        packet_id=1,
         number=1,
         mark=mark,
         iif=2,
