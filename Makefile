@@ -11,7 +11,7 @@ DEPLOY_STAMP := $(VENV)/.ready-deploy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy demo test vm lint format bench clean
+.PHONY: setup setup-deploy demo test vm lint format bench pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -57,6 +57,10 @@ bench: setup
 	$(VENV)/bin/python -m tests.bench.bench_judge
 	$(VENV)/bin/python -m tests.bench.bench_cluster
 	$(VENV)/bin/python -m tests.bench.bench_agent
+
+# The pictures in docs, as the program draws them.
+pictures: setup
+	$(VENV)/bin/python -m tests.unit.pictures
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -33,10 +33,11 @@ class Mark(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What a station did. ``text`` says it in words."""
+    """What a station did: ``text`` with the station's name, ``there`` to be set beside it."""
 
     mark: Mark
     text: str
+    there: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,8 @@ def _before(path: Path) -> tuple[Station, ...]:
     nobody = Station(role=Role.UNSEEN, name="client", detail="not known")
     match first.verdict:
         case Verdict.REPLACED_UPSTREAM:
-            note = Note(mark=Mark.SNAT, text="SNAT before the first traced node")
+            text = "SNAT before the first traced node"
+            note = Note(mark=Mark.SNAT, text=text, there=text)
             return nobody, Station(role=Role.UNSEEN, name="node", detail=source, notes=(note,))
         case Verdict.PROXIED:
             return nobody, Station(role=Role.CLIENT, name="proxy", detail=source)
@@ -162,27 +164,41 @@ def _after(path: Path) -> tuple[Station, ...]:
 def _notes(path: Path, leg: Leg) -> Iterator[Note]:
     """Yield what a node did to the first packet."""
     passage = leg.passage(Direction.ORIGINAL)
-    done = {change.by for hop in (passage.hops if passage else ()) for change in hop.translations}
-    if Translated.DNAT in done or (leg.reply and leg.reply.src != leg.orig.dst):
-        yield Note(mark=Mark.DNAT, text=f"DNAT at {leg.node}")
-    if Translated.SNAT in done or (leg.reply and leg.reply.dst != leg.orig.src):
-        yield Note(mark=Mark.SNAT, text=f"SNAT at {leg.node}")
-    if passage is not None:
-        yield from _changes(passage.hops)
+    hops = passage.hops if passage else ()
+    if (to := _translated(hops, Translated.DNAT)) or _is_dnat(leg):
+        to = to or (ends(leg.reply)[0] if leg.reply else "")
+        yield Note(mark=Mark.DNAT, text=f"DNAT at {leg.node}", there=f"DNAT to {to}")
+    if (to := _translated(hops, Translated.SNAT)) or _is_snat(leg):
+        to = to or (ends(leg.reply)[1] if leg.reply else "")
+        yield Note(mark=Mark.SNAT, text=f"SNAT at {leg.node}", there=f"SNAT to {to}")
+    for text in _changes(hops):
+        yield Note(mark=Mark.CHANGED, text=text, there=text)
     if leg.drop is not None:
-        cause = leg.drop.opinion.cause
-        yield Note(mark=Mark.DROPPED, text=f"dropped, {cause or leg.drop.reason}")
+        text = f"dropped, {leg.drop.opinion.cause or leg.drop.reason}"
+        yield Note(mark=Mark.DROPPED, text=text, there=text)
     if leg is path.legs[-1] and path.verdict is Verdict.PRESERVED:
-        yield Note(mark=Mark.KEPT, text="source kept")
+        yield Note(mark=Mark.KEPT, text="source kept", there="source kept")
 
 
-def _changes(hops: Sequence[PathHop]) -> Iterator[Note]:
+def _is_dnat(leg: Leg) -> bool:
+    return leg.reply is not None and leg.reply.src != leg.orig.dst
+
+
+def _is_snat(leg: Leg) -> bool:
+    return leg.reply is not None and leg.reply.dst != leg.orig.src
+
+
+def _translated(hops: Sequence[PathHop], by: Translated) -> str:
+    """Return what a packet's address was translated to, as hops saw it; else nothing."""
+    found = [change.after for hop in hops for change in hop.translations if change.by is by]
+    return endpoint(*found[-1]) if found else ""
+
+
+def _changes(hops: Sequence[PathHop]) -> Iterator[str]:
     for earlier, later in pairwise(hops):
         if any(change.by is Translated.OTHER for change in later.translations):
-            yield Note(
-                mark=Mark.CHANGED,
-                text=f"changed between {place_text(earlier)} and {place_text(later)}, "
-                "not by netfilter",
+            yield (
+                f"changed between {place_text(earlier)} and {place_text(later)}, not by netfilter"
             )
 
 
@@ -229,7 +245,7 @@ def _facts(path: Path) -> Iterator[tuple[str, str]]:
         yield "service", f"{service} by {service.via}{policy}"
     if opinion is not None and opinion.rule is not None:
         yield "rule", f"{opinion.rule.owner}: {opinion.rule}"
-    yield "seen", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
+    yield "time", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
     if path.accept is not None:
         yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
 

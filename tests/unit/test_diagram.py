@@ -64,7 +64,7 @@ def test_verdict_and_packets():
         "replaced at node2: the backend sees 10.240.0.5 in place of 198.51.100.10",
         "cause     external-traffic-policy-cluster",
         "service   default/nodeport:http by nodeport, policy Cluster",
-        "seen      2026-01-01T00:00:00.123456789Z, tcp",
+        "time      2026-01-01T00:00:00.123456789Z, tcp",
         "socket    the backend's socket accepted 10.240.0.5:65241",
         "",
         "client to node2       198.51.100.10:46356 -> 10.240.0.5:30080",

@@ -1,0 +1,17 @@
+"""The pictures in docs, drawn by the program: ``make pictures`` writes them."""
+
+from pathlib import Path
+
+from exporters.svg import path_svg
+from tests.unit import paths
+
+FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
+PICTURES = {
+    "s3.svg": lambda: path_svg(paths.s3(), is_detailed=True) + "\n",
+    "s6.svg": lambda: path_svg(paths.s6(), is_detailed=False) + "\n",
+}
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in PICTURES.items():
+        (FOLDER / name).write_text(draw())
