@@ -11,7 +11,7 @@ DEPLOY_STAMP := $(VENV)/.ready-deploy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy demo test vm lint format bench pictures clean
+.PHONY: setup setup-deploy demo test vm lint format fuzz bench pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -51,6 +51,10 @@ format: setup
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 	clang-format -i bpf/*.c bpf/*.h tests/bench/*.c
+
+# A million damaged headers of proxies; takes about a minute.
+fuzz: setup
+	$(VENV)/bin/python -m tests.fuzz
 
 bench: setup
 	$(VENV)/bin/python -m tests.bench

@@ -16,6 +16,8 @@ enum srcip_kind {
 	SRCIP_KIND_DROP = 2,
 	SRCIP_KIND_ACCEPT = 3,
 	SRCIP_KIND_HOP = 4,
+	SRCIP_KIND_SEGMENT = 5,
+	SRCIP_KIND_DECLARED = 6,
 };
 
 /* Where we look. CONNTRACK is no hook of the packet path: the entry was read
@@ -76,6 +78,38 @@ enum srcip_hop_flag {
 	SRCIP_HOP_IS_REPLY = 2,	 /* it goes in the entry's reply direction */
 	SRCIP_HOP_IS_NEW = 4,	 /* the entry is not confirmed yet */
 	SRCIP_HOP_AFTER_NAT = 8, /* the last function of its hook; else just before NAT */
+};
+
+enum srcip_segment_flag {
+	SRCIP_SEGMENT_IS_END = 1, /* the sender ends its side after it */
+	SRCIP_SEGMENT_IS_CUT = 2, /* of its connection nothing more is reported */
+};
+
+/* What a proxy puts before or into what it forwards. */
+enum srcip_proxy_header {
+	SRCIP_PROXY_HEADER_PROXY_V1 = 1,
+	SRCIP_PROXY_HEADER_PROXY_V2 = 2,
+	SRCIP_PROXY_HEADER_X_FORWARDED_FOR = 3,
+	SRCIP_PROXY_HEADER_FORWARDED = 4,
+};
+
+enum srcip_client_form {
+	SRCIP_CLIENT_ADDRESS = 1,
+	SRCIP_CLIENT_TOKEN = 2,
+	SRCIP_CLIENT_UNKNOWN = 3,
+	SRCIP_CLIENT_LOCAL = 4,
+	SRCIP_CLIENT_INVALID = 5,
+};
+
+enum srcip_opening {
+	SRCIP_OPENING_HTTP = 1,
+	SRCIP_OPENING_OTHER = 2,
+	SRCIP_OPENING_CUT = 3,
+	SRCIP_OPENING_MALFORMED = 4,
+};
+
+enum srcip_declared_flag {
+	SRCIP_DECLARED_HAS_MORE = 1, /* clients that came before are left out */
 };
 
 enum srcip_path_flag {
@@ -166,6 +200,36 @@ struct srcip_hop {
 	__u8 pad[3];
 };
 
+/* Some of the first bytes of a TCP connection, which follow it. They go no
+ * further than the reader of the ring, which makes srcip_declared of them.
+ */
+struct srcip_segment {
+	struct srcip_header header;
+	struct srcip_tuple flow;
+	__u32 offset; /* of the first of its bytes in the connection's */
+	__u16 length; /* how many follow */
+	__u8 flags;
+	__u8 pad;
+};
+
+/* One client that a header names. */
+struct srcip_client {
+	__u8 header;	/* enum srcip_proxy_header */
+	__u8 form;	/* enum srcip_client_form */
+	__u16 port;	/* 0: not told */
+	__u8 value[32]; /* an address in its first 16 bytes, or a token; else zero */
+};
+
+/* What the first bytes of a connection declare. As many clients follow as it says. */
+struct srcip_declared {
+	struct srcip_header header;
+	struct srcip_tuple flow; /* as the connection's orig */
+	__u8 opening;
+	__u8 flags;
+	__u8 clients;
+	__u8 pad[5];
+};
+
 /* A prefix of the mapped address as seen from one namespace, whose bits come
  * first: IPv4 10.0.0.0/8 has length 32 + 96 + 8.
  */
@@ -226,6 +290,9 @@ _Static_assert(sizeof(struct srcip_connection) == 128, "wire layout changed");
 _Static_assert(sizeof(struct srcip_drop) == 136, "wire layout changed");
 _Static_assert(sizeof(struct srcip_accept) == 56, "wire layout changed");
 _Static_assert(sizeof(struct srcip_hop) == 168, "wire layout changed");
+_Static_assert(sizeof(struct srcip_segment) == 64, "wire layout changed");
+_Static_assert(sizeof(struct srcip_client) == 36, "wire layout changed");
+_Static_assert(sizeof(struct srcip_declared) == 64, "wire layout changed");
 _Static_assert(sizeof(struct srcip_prefix) == 24, "wire layout changed");
 _Static_assert(sizeof(struct srcip_filter) == 72, "wire layout changed");
 _Static_assert(sizeof(struct srcip_config) == 120, "wire layout changed");

@@ -5,17 +5,24 @@ from ipaddress import IPv4Address, IPv6Address
 
 from tracer.errors import DecodeError
 from tracer.model import (
+    CLIENT_TOKEN,
     Accept,
     AddressFlag,
     ClientClass,
+    ClientForm,
     Connection,
+    Declared,
+    DeclaredClient,
     Drop,
     FiveTuple,
     Hook,
     Hop,
     IPAddress,
+    Opening,
     PathKey,
+    ProxyHeader,
     Record,
+    Segment,
     Status,
 )
 from tracer.wire import (
@@ -23,16 +30,21 @@ from tracer.wire import (
     RECORDS,
     WIRE_VERSION,
     ConnectionFlag,
+    DeclaredFlag,
     DropFlag,
     HopFlag,
     Kind,
     PathFlag,
+    SegmentFlag,
     WireAccept,
+    WireClient,
     WireConnection,
+    WireDeclared,
     WireDrop,
     WireHeader,
     WireHop,
     WirePathKey,
+    WireSegment,
     WireTuple,
 )
 
@@ -53,28 +65,68 @@ def decode(record: bytes) -> Record:
         DecodeError: If it is too short, of an unknown kind, holds a value that the wire format
             does not know, or comes from programs of another wire version.
     """
+    kind = _kind(record)
+    size = ctypes.sizeof(RECORDS[kind])
+    if kind is Kind.DECLARED and len(record) > size:
+        size += WireDeclared.from_buffer_copy(record).clients * ctypes.sizeof(WireClient)
+    _check_size(record, kind, size)
+    match kind:
+        case Kind.CONNECTION:
+            return _connection(WireConnection.from_buffer_copy(record))
+        case Kind.DROP:
+            return _drop(WireDrop.from_buffer_copy(record))
+        case Kind.HOP:
+            return _hop(WireHop.from_buffer_copy(record))
+        case Kind.ACCEPT:
+            return _accept(WireAccept.from_buffer_copy(record))
+        case Kind.DECLARED:
+            return _declared(record)
+        case Kind.SEGMENT:
+            raise DecodeError("segment record is not for those who keep records")
+
+
+def decode_segment(record: bytes) -> Segment:
+    """
+    Decode one record of the ring of segments, which goes no further.
+
+    Raises:
+        DecodeError: As of ``decode``.
+    """
+    kind = _kind(record)
+    size = ctypes.sizeof(WireSegment)
+    if kind is not Kind.SEGMENT or len(record) < size:
+        raise DecodeError(f"{kind.name.lower()} record of {len(record)} bytes is no segment")
+    wire = WireSegment.from_buffer_copy(record)
+    _check_size(record, kind, size + wire.length)
+    return Segment(
+        ktime_ns=wire.header.ktime_ns,
+        netns=wire.header.netns,
+        flow=_five_tuple(wire.flow),
+        offset=wire.offset,
+        payload=record[size:],
+        is_end=bool(wire.flags & SegmentFlag.IS_END),
+        is_cut=bool(wire.flags & SegmentFlag.IS_CUT),
+    )
+
+
+def _kind(record: bytes) -> Kind:
     if len(record) < HEADER_SIZE:
         raise DecodeError(f"record has {len(record)} bytes, its header alone has {HEADER_SIZE}")
     header = WireHeader.from_buffer_copy(record)
     if header.version != WIRE_VERSION:
         raise DecodeError(f"record has wire version {header.version}, expected {WIRE_VERSION}")
     try:
-        kind = Kind(header.kind)
+        return Kind(header.kind)
     except ValueError as error:
         raise DecodeError(f"record has unknown kind {header.kind}") from error
-    size = ctypes.sizeof(RECORDS[kind])
-    if len(record) != size or header.size != size:
+
+
+def _check_size(record: bytes, kind: Kind, size: int) -> None:
+    told = WireHeader.from_buffer_copy(record).size
+    if len(record) != size or told != size:
         raise DecodeError(
-            f"{kind.name.lower()} record has {len(record)} bytes and says {header.size}, "
-            f"expected {size}"
+            f"{kind.name.lower()} record has {len(record)} bytes and says {told}, expected {size}"
         )
-    if kind is Kind.CONNECTION:
-        return _connection(WireConnection.from_buffer_copy(record))
-    if kind is Kind.DROP:
-        return _drop(WireDrop.from_buffer_copy(record))
-    if kind is Kind.HOP:
-        return _hop(WireHop.from_buffer_copy(record))
-    return _accept(WireAccept.from_buffer_copy(record))
 
 
 def decode_path_key(key: bytes) -> PathKey:
@@ -175,6 +227,42 @@ def _hop(wire: WireHop) -> Hop:
     )
 
 
+def _declared(record: bytes) -> Declared:
+    wire = WireDeclared.from_buffer_copy(record)
+    begin, size = ctypes.sizeof(WireDeclared), ctypes.sizeof(WireClient)
+    places = range(begin, begin + wire.clients * size, size)
+    try:
+        return Declared(
+            ktime_ns=wire.header.ktime_ns,
+            netns=wire.header.netns,
+            flow=_five_tuple(wire.flow),
+            opening=Opening(wire.opening),
+            clients=tuple(_client(WireClient.from_buffer_copy(record, at)) for at in places),
+            has_more=bool(wire.flags & DeclaredFlag.HAS_MORE),
+        )
+    except ValueError as error:
+        raise DecodeError(f"declared record: {error}") from error
+
+
+def _client(wire: WireClient) -> DeclaredClient:
+    form, value = ClientForm(wire.form), bytes(wire.value)
+    address = token = None
+    if form is ClientForm.ADDRESS:
+        family = AF_INET if value.startswith(_MAPPED) else AF_INET6
+        address = _address(wire.value, family)
+    elif form is ClientForm.TOKEN:
+        token = value.rstrip(b"\0").decode("ascii", "replace")
+        if not CLIENT_TOKEN.fullmatch(token):
+            raise DecodeError("declared record has a client's name that no header may hold")
+    return DeclaredClient(
+        header=ProxyHeader(wire.header),
+        form=form,
+        address=address,
+        port=wire.port or None,
+        token=token,
+    )
+
+
 def _hook(number: int, kind: str) -> Hook:
     try:
         return Hook(number)
@@ -193,7 +281,7 @@ def _five_tuple(wire: WireTuple) -> FiveTuple:
 
 
 def _address(octets: ctypes.Array[ctypes.c_uint8], family: int) -> IPAddress:
-    raw = bytes(octets)
+    raw = bytes(octets)[:16]
     if family == AF_INET:
         if not raw.startswith(_MAPPED):
             raise DecodeError(f"IPv4 address is not in mapped form: {raw.hex()}")

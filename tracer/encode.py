@@ -3,14 +3,26 @@
 import ctypes
 from collections.abc import Iterable
 
-from tracer.model import Connection, Filter, FiveTuple, Hop, IPAddress, IPNetwork
+from tracer.model import (
+    Connection,
+    Declared,
+    DeclaredClient,
+    Filter,
+    FiveTuple,
+    Hop,
+    IPAddress,
+    IPNetwork,
+)
 from tracer.wire import (
     WIRE_VERSION,
     ConnectionFlag,
+    DeclaredFlag,
     HopFlag,
     Kind,
+    WireClient,
     WireConfig,
     WireConnection,
+    WireDeclared,
     WireFilter,
     WireHeader,
     WireHop,
@@ -136,6 +148,32 @@ def encode_hop(hop: Hop) -> bytes:
             tcp_flags=hop.tcp_flags,
         )
     )
+
+
+def encode_declared(declared: Declared) -> bytes:
+    """Encode what a connection's first bytes declare, its clients behind it."""
+    clients = b"".join(map(_client, declared.clients))
+    head = WireDeclared(
+        header=WireHeader(
+            ktime_ns=declared.ktime_ns,
+            netns=declared.netns,
+            size=ctypes.sizeof(WireDeclared) + len(clients),
+            version=WIRE_VERSION,
+            kind=Kind.DECLARED,
+        ),
+        flow=encode_tuple(declared.flow),
+        opening=declared.opening,
+        flags=DeclaredFlag.HAS_MORE if declared.has_more else 0,
+        clients=len(declared.clients),
+    )
+    return bytes(head) + clients
+
+
+def _client(client: DeclaredClient) -> bytes:
+    value = mapped(client.address) if client.address else (client.token or "").encode()
+    wire = WireClient(header=client.header, form=client.form, port=client.port or 0)
+    wire.value[: len(value)] = value
+    return bytes(wire)
 
 
 def encode_tuple(flow: FiveTuple) -> WireTuple:

@@ -21,7 +21,7 @@ from tracer.judge.verdict import (
     Verdict,
 )
 from tracer.judge.view import View
-from tracer.model import Accept, Connection, Drop, Filter, FiveTuple, Hop, Record
+from tracer.model import Accept, Connection, Declared, Drop, Filter, FiveTuple, Hop, Record
 from tracer.source import Source
 from tracer.views import FixedViews, Views
 
@@ -131,6 +131,8 @@ class Pipeline:
                 )
             case Accept():
                 return SeenAccept(accept=record, time_ns=time_ns)
+            case Declared():
+                return None
             case Hop():
                 around = view()
                 return SeenHop(

@@ -15,6 +15,8 @@ class Kind(IntEnum):
     DROP = 2
     ACCEPT = 3
     HOP = 4
+    SEGMENT = 5
+    DECLARED = 6
 
 
 class Lost(IntEnum):
@@ -53,6 +55,19 @@ class HopFlag(IntFlag):
     IS_REPLY = 2
     IS_NEW = 4
     AFTER_NAT = 8
+
+
+class SegmentFlag(IntFlag):
+    """``enum srcip_segment_flag``."""
+
+    IS_END = 1
+    IS_CUT = 2
+
+
+class DeclaredFlag(IntFlag):
+    """``enum srcip_declared_flag``."""
+
+    HAS_MORE = 1
 
 
 class PathFlag(IntFlag):
@@ -159,6 +174,43 @@ class WireHop(ctypes.Structure):
     )
 
 
+class WireSegment(ctypes.Structure):
+    """``struct srcip_segment``: as many bytes follow as it says."""
+
+    _fields_ = (
+        ("header", WireHeader),
+        ("flow", WireTuple),
+        ("offset", ctypes.c_uint32),
+        ("length", ctypes.c_uint16),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class WireClient(ctypes.Structure):
+    """``struct srcip_client``."""
+
+    _fields_ = (
+        ("header", ctypes.c_uint8),
+        ("form", ctypes.c_uint8),
+        ("port", ctypes.c_uint16),
+        ("value", ctypes.c_uint8 * 32),
+    )
+
+
+class WireDeclared(ctypes.Structure):
+    """``struct srcip_declared``: as many ``WireClient`` follow as it says."""
+
+    _fields_ = (
+        ("header", WireHeader),
+        ("flow", WireTuple),
+        ("opening", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+        ("clients", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 5),
+    )
+
+
 class WirePrefix(ctypes.Structure):
     """``struct srcip_prefix``."""
 
@@ -223,4 +275,6 @@ RECORDS: dict[Kind, type[ctypes.Structure]] = {
     Kind.DROP: WireDrop,
     Kind.ACCEPT: WireAccept,
     Kind.HOP: WireHop,
+    Kind.SEGMENT: WireSegment,
+    Kind.DECLARED: WireDeclared,
 }

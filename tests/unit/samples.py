@@ -13,7 +13,22 @@ from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, Opinion, ServiceRef, Verdict
 from tracer.judge.view import View
-from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Hop, Status
+from tracer.model import (
+    CLIENT_TOKEN,
+    Accept,
+    ClientClass,
+    ClientForm,
+    Connection,
+    Declared,
+    DeclaredClient,
+    Drop,
+    FiveTuple,
+    Hook,
+    Hop,
+    Opening,
+    ProxyHeader,
+    Status,
+)
 from tracer.ruleset.rule import Action, Owner, Rule
 from tracer.source import SourceInfo
 
@@ -250,6 +265,29 @@ def accept_bytes(value):
     return header_bytes(value, 56, 3) + tuple_bytes(value.peer)
 
 
+def segment_bytes(flow, offset, payload, *, ktime_ns=KTIME_NS, flags=0):
+    return (
+        struct.pack("=QIHBB", ktime_ns, NETNS, 64 + len(payload), 1, 5)
+        + tuple_bytes(flow)
+        + struct.pack("=IHBx", offset, len(payload), flags)
+        + payload
+    )
+
+
+def declared_bytes(value):
+    return (
+        header_bytes(value, 64 + 36 * len(value.clients), 6)
+        + tuple_bytes(value.flow)
+        + struct.pack("=BBB5x", value.opening, value.has_more, len(value.clients))
+        + b"".join(map(client_bytes, value.clients))
+    )
+
+
+def client_bytes(value):
+    told = _octets(value.address) if value.address else (value.token or "").encode()
+    return struct.pack("=BBH32s", value.header, value.form, value.port or 0, told)
+
+
 def _octets(address):
     return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
 
@@ -337,4 +375,38 @@ def hops(draw):
     )
 
 
+_ports = st.none() | st.integers(1, 0xFFFF)
+# IPv4 in IPv6's clothes is IPv4: a header's reader undresses it.
+_bare_ipv6 = ipv6.filter(lambda address: address.ipv4_mapped is None)
+clients = st.one_of(
+    st.builds(
+        DeclaredClient,
+        header=st.sampled_from(ProxyHeader),
+        form=st.just(ClientForm.ADDRESS),
+        address=ipv4 | _bare_ipv6,
+        port=_ports,
+    ),
+    st.builds(
+        DeclaredClient,
+        header=st.sampled_from(ProxyHeader),
+        form=st.just(ClientForm.TOKEN),
+        token=st.from_regex(CLIENT_TOKEN, fullmatch=True),
+        port=_ports,
+    ),
+    st.builds(
+        DeclaredClient,
+        header=st.sampled_from(ProxyHeader),
+        form=st.sampled_from((ClientForm.UNKNOWN, ClientForm.LOCAL, ClientForm.INVALID)),
+        port=_ports,
+    ),
+)
+declared = st.builds(
+    Declared,
+    ktime_ns=_u64,
+    netns=_u32,
+    flow=tuples,
+    opening=st.sampled_from(Opening),
+    clients=st.lists(clients, max_size=17).map(tuple),
+    has_more=st.booleans(),
+)
 accepts = st.builds(Accept, ktime_ns=_u64, netns=_u32, peer=tuples)

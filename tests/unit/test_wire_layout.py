@@ -23,6 +23,9 @@ MIRRORS = {
     "srcip_drop": wire.WireDrop,
     "srcip_accept": wire.WireAccept,
     "srcip_hop": wire.WireHop,
+    "srcip_segment": wire.WireSegment,
+    "srcip_client": wire.WireClient,
+    "srcip_declared": wire.WireDeclared,
     "srcip_prefix": wire.WirePrefix,
     "srcip_filter": wire.WireFilter,
     "srcip_config": wire.WireConfig,
@@ -38,6 +41,11 @@ ENUM_MIRRORS = {
     "srcip_connection_flag": (wire.ConnectionFlag, "SRCIP_CONNECTION_"),
     "srcip_drop_flag": (wire.DropFlag, "SRCIP_DROP_"),
     "srcip_hop_flag": (wire.HopFlag, "SRCIP_HOP_"),
+    "srcip_segment_flag": (wire.SegmentFlag, "SRCIP_SEGMENT_"),
+    "srcip_proxy_header": (model.ProxyHeader, "SRCIP_PROXY_HEADER_"),
+    "srcip_client_form": (model.ClientForm, "SRCIP_CLIENT_"),
+    "srcip_opening": (model.Opening, "SRCIP_OPENING_"),
+    "srcip_declared_flag": (wire.DeclaredFlag, "SRCIP_DECLARED_"),
     "srcip_path_flag": (wire.PathFlag, "SRCIP_PATH_"),
 }
 # The number of members, which Python knows without being told.

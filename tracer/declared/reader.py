@@ -1,0 +1,114 @@
+"""Segments of connections to what they declare. Of their bytes nothing else is kept."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+
+from tracer.declared.opening import read_opening
+from tracer.declared.stream import Stream
+from tracer.decode import decode_segment
+from tracer.encode import encode_declared
+from tracer.errors import DecodeError
+from tracer.model import TCP, Declared, Segment
+from tracer.wire import Kind, WireConnection, WireHeader, WireSegment, WireTuple
+
+# A peer that sends half a header, or nothing after its PROXY header because the server speaks
+# first, is taken at what it has said by then.
+PATIENCE_NS = 1_000_000_000
+# Connections whose first bytes may come, and those of which some are here: 8 KiB each, at the
+# worst 16.
+_EXPECTED = 16384
+_STREAMS = 1024
+_KIND = WireHeader.kind.offset
+_NETNS = slice(WireHeader.netns.offset, WireHeader.netns.offset + WireHeader.netns.size)
+_ORIG = slice(WireConnection.orig.offset, WireConnection.orig.offset + WireConnection.orig.size)
+_FLOW = slice(WireSegment.flow.offset, WireSegment.flow.offset + WireSegment.flow.size)
+_PROTO = WireConnection.orig.offset + WireTuple.proto.offset
+
+
+class DeclaredReader:
+    """
+    Replaces the segments in what a source delivers by what they declare, one record a connection.
+
+    Only connections that the source delivers too are read: its filter holds for both.
+    """
+
+    def __init__(self) -> None:
+        self._expected: OrderedDict[bytes, None] = OrderedDict()
+        self._streams: OrderedDict[bytes, tuple[Stream, Segment]] = OrderedDict()
+        self._evicted = self._undecodable = 0
+
+    def read(self, records: Iterable[bytes], now_ns: int) -> list[bytes]:
+        """
+        Take a batch in order of time.
+
+        Args:
+            records: The batch, with segments among it.
+            now_ns: The time on the clock of the records, for what does not come.
+        """
+        return [*self._replace(records), *self._give_up(now_ns)]
+
+    def lost(self) -> Mapping[str, int]:
+        """Count connections whose first bytes could not be kept, and segments without sense."""
+        return {"streams_evicted": self._evicted, "segments_undecodable": self._undecodable}
+
+    def _replace(self, records: Iterable[bytes]) -> Iterator[bytes]:
+        for record in records:
+            kind = record[_KIND]
+            if kind == Kind.SEGMENT:
+                yield from self._segment(record)
+                continue
+            if kind == Kind.CONNECTION and record[_PROTO] == TCP:
+                self._expect(record[_NETNS] + record[_ORIG])
+            yield record
+
+    def _expect(self, key: bytes) -> None:
+        # The same ports again are a new connection.
+        self._streams.pop(key, None)
+        self._expected[key] = None
+        self._expected.move_to_end(key)
+        if len(self._expected) > _EXPECTED:
+            oldest, _ = self._expected.popitem(last=False)
+            self._evicted += self._streams.pop(oldest, None) is not None
+
+    def _segment(self, record: bytes) -> Iterator[bytes]:
+        key = record[_NETNS] + record[_FLOW]
+        if key not in self._expected:
+            return
+        try:
+            segment = decode_segment(record)
+        except DecodeError:
+            self._undecodable += 1
+            return
+        stream, _ = self._streams.setdefault(key, (Stream(), segment))
+        has_more = stream.add(segment.offset, segment.payload, is_end=segment.is_end)
+        is_all = stream.is_all or segment.is_cut
+        if has_more or is_all:
+            yield from self._conclude(key, stream, segment, segment.ktime_ns, is_all=is_all)
+        if len(self._streams) > _STREAMS:
+            oldest, _ = self._streams.popitem(last=False)
+            del self._expected[oldest]
+            self._evicted += 1
+
+    def _give_up(self, now_ns: int) -> Iterator[bytes]:
+        for key, (stream, first) in list(self._streams.items()):
+            if now_ns - first.ktime_ns < PATIENCE_NS:
+                return
+            yield from self._conclude(key, stream, first, now_ns, is_all=True)
+
+    def _conclude(
+        self, key: bytes, stream: Stream, segment: Segment, ktime_ns: int, *, is_all: bool
+    ) -> Iterator[bytes]:
+        found = read_opening(stream.data, is_all=is_all)
+        if found is None:
+            return
+        del self._streams[key], self._expected[key]
+        yield encode_declared(
+            Declared(
+                ktime_ns=ktime_ns,
+                netns=segment.netns,
+                flow=segment.flow,
+                opening=found.opening,
+                clients=found.clients,
+                has_more=found.has_more,
+            )
+        )
