@@ -1,11 +1,9 @@
-"""The agent's numbers for Prometheus: a snapshot, its text, and the server that hands it out."""
+"""The agent's numbers for Prometheus: a snapshot, its text, and its health."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6, socket
 from typing import Any, NamedTuple
 
 from prometheus_client import ProcessCollector
@@ -13,13 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tracer.errors import TracerError
-
 # A drain is due every few seconds.
 _DEAD_S = 60
-# A client that neither asks nor reads holds a thread for so long; so many may.
-_PATIENCE_S = 10
-_CLIENTS = 32
+# What tells of the cluster, and so is not for everyone.
+GUARDED = frozenset({"/metrics"})
 
 
 class ConnectionLabels(NamedTuple):
@@ -53,12 +48,14 @@ class Snapshot:
     """
     All that is exported, as it was at one time. What each is stands in docs/metrics.md.
 
-    ``not_ready`` says what is missing, None if nothing is. Times are Unix seconds.
+    ``not_ready`` says what is missing, None if nothing is. ``drained_at_s`` is Unix time, and
+    ``drained_s`` the same on the monotonic clock, which nobody sets; None before the first drain.
     """
 
     version: str
     not_ready: str | None = None
     drained_at_s: float = 0.0
+    drained_s: float | None = None
     drain_s: float = 0.0
     connections: Mapping[ConnectionLabels, int] = field(default_factory=dict)
     drops: Mapping[DropLabels, int] = field(default_factory=dict)
@@ -210,8 +207,9 @@ class Page(Collector):
     The text is made once a snapshot, however many ask for it.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.snapshot = Snapshot(version=version, not_ready="the agent is starting")
+        self._clock_s = clock_s
         self._process = ProcessCollector(registry=None)
         self._lock = threading.Lock()
         self._texts: dict[str, tuple[Snapshot, bytes]] = {}
@@ -243,8 +241,8 @@ class Page(Collector):
                 text, content_type = self.text(accept)
                 return 200, content_type, text
             case "/healthz":
-                age_s = time.time() - snapshot.drained_at_s
-                if snapshot.drained_at_s and age_s > _DEAD_S:
+                drained_s = snapshot.drained_s
+                if drained_s is not None and (age_s := self._clock_s() - drained_s) > _DEAD_S:
                     return 503, plain, f"no drain for {age_s:.0f} s\n".encode()
                 return 200, plain, b"ok\n"
             case "/readyz":
@@ -254,85 +252,3 @@ class Page(Collector):
             case "/":
                 return 200, plain, b"srcip: /metrics /healthz /readyz\n"
         return 404, plain, b"not found: there are /metrics, /healthz and /readyz\n"
-
-
-class PageServer:
-    """
-    Hands out a page over HTTP, in threads of its own.
-
-    The port is taken at once, while we are still root; `start` answers.
-
-    Raises:
-        TracerError: If the address cannot be used.
-    """
-
-    def __init__(self, page: Page, address: str, port: int) -> None:
-        try:
-            self._server = _Server((address, port), _handler(page.answer))
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise TracerError(
-                f"cannot listen on {address} port {port}: {why}; choose another with --bind and "
-                "--port"
-            ) from error
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop, and let go of the port."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # Closing waits for nobody.
-    block_on_close = False
-
-    def __init__(self, where: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        if ":" in where[0]:
-            self.address_family = AF_INET6
-        self._free = threading.BoundedSemaphore(_CLIENTS)
-        super().__init__(where, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """A client that went away is not worth a word."""
-
-
-def _handler(
-    answer: Callable[[str, str], tuple[int, str, bytes]],
-) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _PATIENCE_S
-        server_version = "srcip"
-        sys_version = ""
-
-        def do_GET(self) -> None:
-            status, content_type, body = answer(self.path, self.headers.get("Accept", ""))
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-            """Scrapes are no news."""
-
-    return Handler

@@ -15,6 +15,7 @@ from exporters.prometheus import ConnectionLabels, DropLabels, Snapshot
 from tracer.address_classes import address_classes
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import Via
+from tracer.cluster.status import ClusterStatus
 from tracer.decode import decode, decode_path_key
 from tracer.errors import DecodeError
 from tracer.judge.path_key import JudgedPath, is_typical, judge_path, surroundings
@@ -79,20 +80,6 @@ class Kernel(Source, Protocol):
 
     def map_usage(self) -> Mapping[str, tuple[int, int]]:
         """Return elements and room of the maps that grow."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterStatus:
-    """
-    How good the cluster's objects are.
-
-    ``missing`` says what is waited for, None if nothing is. ``age_s`` is None where nothing is
-    watched.
-    """
-
-    missing: str | None = None
-    age_s: float | None = None
-    is_stale: bool = False
 
 
 @dataclass(slots=True)
@@ -250,7 +237,7 @@ class Agent:
 
     def _view(self, netns: int) -> View:
         node = self._kernel.info.nodes.get(netns, f"netns {netns}")
-        return self._views.at(netns, node, time.time_ns())
+        return self._views.at(netns, node, time.monotonic_ns())
 
     # Drops and losses
 
@@ -343,6 +330,7 @@ class Agent:
         return Snapshot(
             version=self._version,
             drained_at_s=time.time(),
+            drained_s=time.monotonic(),
             drain_s=drain_s,
             connections=dict(self.connections.totals),
             drops=dict(self.drops.totals),

@@ -115,7 +115,7 @@ class Pipeline:
         node = info.nodes.get(record.netns, f"netns {record.netns}")
 
         def view() -> View:
-            return self._views.at(record.netns, node, time_ns)
+            return self._views.at(record.netns, node, record.ktime_ns)
 
         match record:
             case Connection():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tracer.cluster.history import History
 from tracer.cluster.index import Cluster
+from tracer.cluster.status import ClusterStatus
 from tracer.judge.view import DEFAULT_MARK, View
 from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.netns import Netns
@@ -19,7 +20,7 @@ class LiveViews:
 
     Make it before privileges are dropped, and before any thread; it works on afterwards.
     ``history`` returns the cluster's recent past, None while there is no cluster; ``notes`` what it
-    cannot tell.
+    cannot tell; ``cluster_status`` how good it is.
 
     Raises:
         NetnsError: If a namespace cannot be entered.
@@ -31,36 +32,42 @@ class LiveViews:
         *,
         proxy_modes: Sequence[ProxyMode | None],
         masquerade_mark: int | None = None,
+        follows_modes: bool = False,
     ) -> None:
         """
         Args:
             namespaces: The traced namespaces.
             proxy_modes: What each node's kube-proxy says of its mode, None where it says nothing.
             masquerade_mark: kube-proxy's bit; None to believe its rules.
+            follows_modes: Whether to ask again, for as long as this lives. Each question is a
+                connection on the node.
         """
         self.history: Callable[[], History | None] = lambda: None
         self.notes: Callable[[], tuple[str, ...]] = lambda: ()
+        self.cluster_status: Callable[[], ClusterStatus] = ClusterStatus
         self._mark = masquerade_mark
         self._places = {netns.inode: i for i, netns in enumerate(namespaces)}
-        self._modes = list(proxy_modes)
-        self._keeper = RulesetKeeper([Path(netns.path) for netns in namespaces])
+        self._keeper = RulesetKeeper(
+            [Path(netns.path) for netns in namespaces], proxy_modes, follows_modes=follows_modes
+        )
         self._watchers = [InterfaceWatcher(netns) for netns in namespaces]
         self._views: dict[int, View] = {}
 
     def refresh(self) -> None:
-        """Take note of changed rules and interfaces."""
+        """Take note of changed rules, modes and interfaces."""
         for netns, view in list(self._views.items()):
             place = self._places.get(netns)
             if place is not None and (
                 self._keeper.ruleset(place) is not view.rules
+                or self._keeper.proxy_mode(place) != view.proxy_mode
                 or self._watchers[place].snapshot().addresses is not view.addresses
             ):
                 del self._views[netns]
 
-    def at(self, netns: int, node: str, time_ns: int) -> View:
-        """Return the view of a traced namespace at a time."""
+    def at(self, netns: int, node: str, ktime_ns: int) -> View:
+        """Return the view of a traced namespace at a time of its records."""
         history = self.history()
-        cluster = history.at(time_ns) if history else None
+        cluster = history.at(ktime_ns) if history else None
         view = self._views.get(netns)
         # The same parts make the same view: most connections find it made.
         if view is None or view.cluster is not cluster:
@@ -102,6 +109,6 @@ class LiveViews:
             addresses=interfaces.addresses,
             interfaces=interfaces.names,
             device_kinds=interfaces.kinds,
-            proxy_mode=self._modes[place],
+            proxy_mode=self._keeper.proxy_mode(place),
             masquerade_mark=self._mark or rules.masquerade_mark or DEFAULT_MARK,
         )

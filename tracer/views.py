@@ -16,8 +16,13 @@ class Views(Protocol):
     def refresh(self) -> None:
         """Take note of what has changed. Called once a batch, never per connection."""
 
-    def at(self, netns: int, node: str, time_ns: int) -> View:
-        """Return the view of a namespace's node at a time."""
+    def at(self, netns: int, node: str, ktime_ns: int) -> View:
+        """
+        Return the view of a namespace's node at a time.
+
+        It is that of records (CLOCK_MONOTONIC): when somebody sets the clock, history is not
+        turned over.
+        """
 
     def notes(self) -> tuple[str, ...]:
         """Say what cannot be told for lack of surroundings, a line each."""
@@ -65,7 +70,7 @@ class FixedViews:
         """Nothing is missing that was promised."""
         return ()
 
-    def at(self, netns: int, node: str, time_ns: int) -> View:  # noqa: ARG002 - the protocol's
+    def at(self, netns: int, node: str, ktime_ns: int) -> View:  # noqa: ARG002 - the protocol's
         """Return what is known of a node: what was recorded, and the cluster's objects."""
         place = self.places.get(netns)
         if place is None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporters.prometheus import ConnectionLabels, Page, PageServer, Snapshot
+from exporters.page_server import PageServer
+from exporters.prometheus import ConnectionLabels, Page, Snapshot
 from tests.bench import node as nodes
 from tests.kernel.box import NODE, SERVER, package_root, udp_datagram, wait_until
 

@@ -43,6 +43,8 @@ class ApiServer:
     client certificate, from `start` on), ``forbidden`` holds
     ``(verb, resource)``, ``is_silent`` answers nothing, ``is_broken`` answers 500, ``is_trickling``
     answers a byte at a time.
+
+    Reviews: ``users`` are user objects by their token, ``allowed`` holds (user name, verb, path).
     """
 
     def __init__(self):
@@ -54,6 +56,8 @@ class ApiServer:
         self.token = TOKEN
         self.forbidden = set()
         self.is_silent = self.is_broken = self.is_trickling = self.is_closed = False
+        self.users = {}
+        self.allowed = set()
         self.generation = 0
         self.page = None
         self.requests = []
@@ -203,6 +207,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._list(plural, query)
         else:
             self._watch(plural, query)
+
+    def do_POST(self):
+        plural = self.path.rpartition("/")[2]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        api = self.server.api
+        with api.changed:
+            api.requests.append(("create", plural, body["spec"]))
+            api.changed.notify_all()
+        refusal = self._refusal("create", plural)
+        if refusal is not None:
+            self._answer(refusal["code"], refusal)
+        else:
+            self._answer(201, body | {"status": self._review(plural, body["spec"])})
+
+    def _review(self, plural, spec):
+        api = self.server.api
+        if plural == "tokenreviews":
+            user = api.users.get(spec["token"])
+            return {"authenticated": True, "user": user} if user else {"user": {}}
+        asked = spec["nonResourceAttributes"]
+        return {"allowed": (spec["user"], asked["verb"], asked["path"]) in api.allowed}
 
     def _refusal(self, verb, plural):
         api = self.server.api

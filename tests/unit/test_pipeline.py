@@ -240,10 +240,10 @@ def test_accept_of_an_unwanted_cause():
 
 
 def test_views():
-    """Each record is judged by the view of its namespace at its time; a batch refreshes once."""
+    """Each record is judged by the view of its namespace at its own time; a batch refreshes once."""
     views = Asked(VIEWS)
     pipeline, judged = run([CLUSTER_POLICY, NO_LOCAL, ACCEPTED], views=views)
-    at = (samples.NETNS, "node2", CLOCK_OFFSET_NS + KTIME_NS)
+    at = (samples.NETNS, "node2", KTIME_NS)
     assert views.asked == ["refresh", at, at]
     assert judged[0].opinion.service.name == "nodeport"
     assert judged[0].backend_pod == ("default", "p11", "node1")

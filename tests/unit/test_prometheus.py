@@ -2,7 +2,6 @@
 
 import re
 import socket
-import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -11,13 +10,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporters.prometheus import (
-    ConnectionLabels,
-    DropLabels,
-    Page,
-    PageServer,
-    Snapshot,
-)
+from exporters.page_server import PageServer
+from exporters.prometheus import ConnectionLabels, DropLabels, Page, Snapshot
 from tracer.errors import TracerError
 
 DOCS = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
@@ -148,10 +142,13 @@ def test_strange_accept_headers_fill_no_memory():
 
 def test_health():
     """Alive while it drains; ready once nothing is missing."""
-    page = page_of(SNAPSHOT)
-    assert page.answer("/healthz", "")[0] == 503
+    now_s = 1000.0
+    page = Page("1", clock_s=lambda: now_s)
+    page.snapshot = Snapshot(version="1", drained_at_s=1.5e9, drained_s=900.0)
+    assert page.answer("/healthz", "")[::2] == (503, b"no drain for 100 s\n")
     assert page.answer("/readyz", "")[0] == 200
-    page.snapshot = Snapshot(version="1", drained_at_s=time.time(), not_ready="objects")
+    # Whatever the wall clock says: it may have been set.
+    page.snapshot = Snapshot(version="1", drained_at_s=1.5e9, drained_s=950.0, not_ready="objects")
     assert page.answer("/healthz", "")[0] == 200
     assert page.answer("/readyz?verbose", "")[::2] == (503, b"not ready: objects\n")
     assert page.answer("/metric", "")[0] == 404

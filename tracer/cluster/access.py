@@ -8,14 +8,15 @@ does not do is added here. docs/decisions/0010-kubernetes-client.md says why it 
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2 as httpx
 import msgspec
 import yaml
 from lightkube.config import kubeconfig as lightkube
-from lightkube.config.client_adapter import AsyncClient, ConnectionParams
+from lightkube.config.client_adapter import AsyncClient, Client, ConnectionParams
 from lightkube.config.models import User, UserExec
 from lightkube.core.exceptions import ConfigError
 
@@ -27,6 +28,7 @@ from tracer.cluster.refusal import FinalError
 SERVICE_ACCOUNT = Path(lightkube.SERVICE_ACCOUNT)
 _CONNECT_S = 10
 _EXEC_S = 60
+_Client = TypeVar("_Client", httpx.AsyncClient, httpx.Client)
 # What a kubeconfig that is not one makes lightkube raise.
 _MALFORMED = (
     yaml.YAMLError,
@@ -87,13 +89,30 @@ def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
     Raises:
         ClusterError: Certificates, key or account of the configuration cannot be used.
     """
+    return _connect(config, AsyncClient, httpx.Timeout(30, connect=_CONNECT_S))
+
+
+def connect_blocking(config: lightkube.SingleConfig, timeout_s: float) -> httpx.Client:
+    """
+    Return a client that any thread may use, otherwise as `connect` does.
+
+    Raises:
+        ClusterError: Certificates, key or account of the configuration cannot be used.
+    """
+    return _connect(config, Client, httpx.Timeout(timeout_s))
+
+
+def _connect(
+    config: lightkube.SingleConfig,
+    make: Callable[[lightkube.SingleConfig, ConnectionParams], _Client],
+    timeout: httpx.Timeout,
+) -> _Client:
     user = config.user or User()
     auth = _ExecAuth(user.exec) if user.exec and not (user.token or user.token_file) else None
     config = config._replace(user=msgspec.structs.replace(user, exec=None))
     _check_files(config, user)
-    timeout = httpx.Timeout(30, connect=_CONNECT_S)
     try:
-        client = AsyncClient(config, ConnectionParams(timeout=timeout, trust_env=False))
+        client = make(config, ConnectionParams(timeout=timeout, trust_env=False))
     except (ConfigError, OSError, ValueError, TypeError, httpx.InvalidURL) as error:
         reason = _reason(error)
     else:
@@ -181,6 +200,7 @@ class _ExecAuth(httpx.Auth):
     def __init__(self, plugin: UserExec) -> None:
         self._plugin = plugin
         self._token: str | None = None
+        # Of one loop's tasks. Who runs a loop for each question asks one at a time.
         self._lock = asyncio.Lock()
 
     async def async_auth_flow(
@@ -191,6 +211,16 @@ class _ExecAuth(httpx.Auth):
         response = yield request
         if response.status_code == 401:
             request.headers["Authorization"] = f"Bearer {await self._fetch(used)}"
+            yield request
+
+    def sync_auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        used = self._token or asyncio.run(self._fetch(None))
+        request.headers["Authorization"] = f"Bearer {used}"
+        response = yield request
+        if response.status_code == 401:
+            request.headers["Authorization"] = f"Bearer {asyncio.run(self._fetch(used))}"
             yield request
 
     async def _fetch(self, refused: str | None) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import httpx2 as httpx
 
 from tracer.cluster.errors import ClusterError
-from tracer.cluster.resource import Resource
+from tracer.cluster.resource import Resource, Review
 
 _SHOWN = 300
 
@@ -46,7 +46,7 @@ def translated(doing: str) -> Iterator[None]:
         raise ClusterError(f"{doing}: {_line(str(error)) or type(error).__name__}") from None
 
 
-def check(status: int, body: bytes, verb: str, resource: Resource) -> None:
+def check(status: int, body: bytes, verb: str, resource: Resource | Review) -> None:
     """
     Return if the server did what was asked.
 
@@ -61,7 +61,7 @@ def check(status: int, body: bytes, verb: str, resource: Resource) -> None:
         FinalError: The server refuses us.
         ClusterError: Anything else.
     """
-    if status == 200:
+    if status in (200, 201):
         return
     if status == 410:
         raise ExpiredError

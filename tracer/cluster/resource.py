@@ -38,6 +38,30 @@ class Resource:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """A question to the API server: it is created, answered by its ``status``, and not stored."""
+
+    group: str
+    plural: str
+    kind: str
+
+    @property
+    def path(self) -> str:
+        """The URL path."""
+        return f"/apis/{self.group}/v1/{self.plural}"
+
+    @property
+    def api_version(self) -> str:
+        """Its ``apiVersion``."""
+        return f"{self.group}/v1"
+
+    @property
+    def rule(self) -> str:
+        """The line of a ClusterRole that lets it be asked."""
+        return f'{{apiGroups: ["{self.group}"], resources: ["{self.plural}"], verbs: ["create"]}}'
+
+
 def resources(node: str | None) -> tuple[Resource, ...]:
     """
     Return what an agent watches: all Nodes, Services and EndpointSlices, and its own node's Pods.

@@ -39,7 +39,8 @@ class Watch:
         context: str | None = None,
         node: str | None = None,
         timing: Timing | None = None,
-        clock_ns: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        prepare_thread: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Read the configuration; nothing is connected before `start`.
@@ -49,7 +50,8 @@ class Watch:
             context: Context in it; None for its current one.
             node: The node whose Pods are watched; None for no Pods.
             timing: Patience; the defaults suit a cluster.
-            clock_ns: The clock of snapshots, history and status.
+            clock_ns: The clock of snapshots, history and status: that of the records.
+            prepare_thread: What the watch's thread does before anything else.
 
         Raises:
             ClusterError: The configuration cannot be used.
@@ -58,6 +60,7 @@ class Watch:
         self._timing = timing or Timing()
         self._resources = resources(node)
         self._store = Store(self._resources, clock_ns)
+        self._prepare_thread = prepare_thread
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
@@ -133,6 +136,7 @@ class Watch:
 
     def _run(self, client: httpx.AsyncClient) -> None:
         try:
+            self._prepare_thread()
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._main(client))
         except Exception as error:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from tracer.cluster import snapshot
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.history import History
 from tracer.cluster.index import Cluster
+from tracer.cluster.status import ClusterStatus
 from tracer.commands.options import together
 from tracer.judge.view import DEFAULT_MARK
-from tracer.kernel import proxy_mode
+from tracer.kernel import privileges, proxy_mode
 from tracer.kernel.features import Check
 from tracer.kernel.netns import Netns
 from tracer.ruleset.model import ProxyMode
@@ -25,7 +26,7 @@ from tracer.surroundings import LiveViews
 from tracer.views import FixedViews, Place
 
 if TYPE_CHECKING:
-    from tracer.cluster.store import WatchStatus
+    from tracer.cluster.watch import Watch
 
 # How long a start waits for the API server, and from when on silence is worth a word. A watch that
 # is well hears a bookmark about every minute.
@@ -131,9 +132,17 @@ class ClusterChoice:
 
 
 @contextmanager
-def live_views(choice: ClusterChoice, namespaces: Sequence[Netns]) -> Iterator[LiveViews]:
+def live_views(
+    choice: ClusterChoice, namespaces: Sequence[Netns], *, is_agent: bool = False
+) -> Iterator[LiveViews]:
     """
     Open what surrounds live connections. Enter it before privileges are dropped.
+
+    Args:
+        choice: Where the cluster's objects are.
+        namespaces: What is traced.
+        is_agent: Whether it is for months: a cluster that does not answer is waited for, however
+            long it takes, and kube-proxy is asked again and again.
 
     Raises:
         ClusterError: If the cluster that was named cannot be read.
@@ -142,11 +151,18 @@ def live_views(choice: ClusterChoice, namespaces: Sequence[Netns]) -> Iterator[L
     with ExitStack() as stack:
         modes = [choice.mode or proxy_mode.ask(netns) for netns in namespaces]
         # It forks, and must do so before the watch starts a thread.
-        views = LiveViews(namespaces, proxy_modes=modes, masquerade_mark=choice.mark)
+        views = LiveViews(
+            namespaces,
+            proxy_modes=modes,
+            masquerade_mark=choice.mark,
+            follows_modes=is_agent and choice.mode is None,
+        )
         stack.callback(views.close)
         node = namespaces[0].node if len(namespaces) == 1 else None
-        feed = stack.enter_context(_feed(choice, node))
+        patience_s = 0.0 if is_agent else _PATIENCE_S
+        feed = stack.enter_context(_feed(choice, node, patience_s=patience_s))
         views.history, views.notes = feed.history, feed.notes
+        views.cluster_status = feed.status
         yield views
 
 
@@ -205,28 +221,81 @@ def load_cluster(choice: ClusterChoice) -> Cluster:
     return snapshot.load(choice.file)
 
 
-@dataclass(frozen=True, slots=True)
 class _Feed:
-    """A cluster's recent past, and what is wrong with it."""
+    """A cluster's recent past, and how good it is: here of none."""
 
-    history: Callable[[], History | None] = lambda: None
-    notes: Callable[[], tuple[str, ...]] = lambda: ()
+    def history(self) -> History | None:
+        """Return the recent past; None while there is none."""
+        return None
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what it cannot tell, a line each."""
+        return ()
+
+    def status(self) -> ClusterStatus:
+        """Say how good it is."""
+        return ClusterStatus()
+
+
+class _FileFeed(_Feed):
+    """The objects of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._history = History().add(snapshot.load(path), 0)
+
+    def history(self) -> History | None:
+        return self._history
+
+
+class _WatchedFeed(_Feed):
+    """Objects that are watched. Until all were listed once there are none."""
+
+    def __init__(self, watch: "Watch") -> None:
+        self._watch = watch
+        self._is_synced = False
+
+    def history(self) -> History | None:
+        self._is_synced = self._is_synced or self._watch.status.is_synced
+        return self._watch.history if self._is_synced else None
+
+    def notes(self) -> tuple[str, ...]:
+        status = self._watch.status
+        age_s = status.age_s(time.monotonic_ns())
+        if age_s is None or (age_s < _STALE_S and status.error is None):
+            return ()
+        why = f": {status.error}" if status.error else ""
+        return (f"changes of the cluster in the last {age_s:.0f} s{why}",)
+
+    def status(self) -> ClusterStatus:
+        status = self._watch.status
+        age_s = status.age_s(time.monotonic_ns())
+        missing = None
+        if not status.is_synced:
+            why = f": {status.error}" if status.error else ""
+            missing = f"the cluster's objects are not in yet{why}"
+        is_stale = age_s is not None and age_s > _STALE_S
+        return ClusterStatus(missing=missing, age_s=age_s, is_stale=is_stale)
 
 
 @contextmanager
-def _feed(choice: ClusterChoice, node: str | None, *, is_quiet: bool = False) -> Iterator[_Feed]:
+def _feed(
+    choice: ClusterChoice,
+    node: str | None,
+    *,
+    is_quiet: bool = False,
+    patience_s: float = _PATIENCE_S,
+) -> Iterator[_Feed]:
     if choice.is_off:
         yield _Feed()
     elif choice.file is not None:
-        history = History().add(snapshot.load(choice.file), 0)
-        yield _Feed(lambda: history)
+        yield _FileFeed(choice.file)
     elif is_quiet and choice.kubeconfig is None and choice.context is None:
         yield _Feed()
     else:
-        yield from _watched(choice, node)
+        yield from _watched(choice, node, patience_s)
 
 
-def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
+def _watched(choice: ClusterChoice, node: str | None, patience_s: float) -> Iterator[_Feed]:
     is_named = not choice.is_unnamed
     if not is_named and not has_usual_place():
         click.echo(f"srcip: {NO_CLUSTER}; judging without it", err=True)
@@ -237,9 +306,14 @@ def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
 
     with ExitStack() as stack:
         try:
-            watch = Watch(kubeconfig=choice.kubeconfig, context=choice.context, node=node)
+            watch = Watch(
+                kubeconfig=choice.kubeconfig,
+                context=choice.context,
+                node=node,
+                prepare_thread=privileges.restrict_thread,
+            )
             stack.enter_context(watch)
-            watch.start(_PATIENCE_S)
+            watch.start(patience_s)
         except ClusterError as error:
             if is_named:
                 raise
@@ -247,7 +321,7 @@ def _watched(choice: ClusterChoice, node: str | None) -> Iterator[_Feed]:
             click.echo(f"srcip: {printable(str(error))}; judging without it", err=True)
             yield _Feed()
             return
-        yield _Feed(lambda: watch.history, lambda: _stale(watch.status))
+        yield _WatchedFeed(watch)
 
 
 def has_usual_place() -> bool:
@@ -259,14 +333,6 @@ def has_usual_place() -> bool:
     except (OSError, RuntimeError):
         # In a home that is closed to us, or without one: let the client say so.
         return True
-
-
-def _stale(status: "WatchStatus") -> tuple[str, ...]:
-    age_s = status.age_s(time.time_ns())
-    if age_s is None or (age_s < _STALE_S and status.error is None):
-        return ()
-    why = f": {status.error}" if status.error else ""
-    return (f"changes of the cluster in the last {age_s:.0f} s{why}",)
 
 
 def _watched_once(choice: ClusterChoice) -> Cluster:

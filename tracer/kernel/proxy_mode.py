@@ -1,10 +1,14 @@
 """kube-proxy's own word on its mode."""
 
+import os
 import re
+import signal
 import socket
-from typing import get_args
+from pathlib import Path
+from typing import NoReturn, get_args
 
 from tracer.errors import NetnsError
+from tracer.kernel import privileges
 from tracer.kernel.netns import Netns, inside
 from tracer.ruleset.model import ProxyMode
 
@@ -12,6 +16,8 @@ from tracer.ruleset.model import ProxyMode
 _PORT = 10249
 _TIMEOUT_S = 0.5
 _MAX_ANSWER = 4096
+# What a process that asks may take altogether, however slowly it is answered.
+_PATIENCE_S = 3
 # By hand, as HTTP/1.0, which ends with the answer: the library's client brings TLS with it, 4 MiB
 # that every tracer would carry for one word.
 _REQUEST = b"GET /proxyMode HTTP/1.0\r\nHost: localhost\r\n\r\n"
@@ -27,13 +33,53 @@ def ask(netns: Netns) -> ProxyMode | None:
     """
     try:
         with inside(netns.path):
-            channel = socket.create_connection(("localhost", _PORT), timeout=_TIMEOUT_S)
+            channel = _connect()
         with channel:
-            channel.sendall(_REQUEST)
-            answer = _read(channel)
+            return _ask(channel)
     except (OSError, NetnsError):
         return None
-    head, _, body = answer.partition(b"\r\n\r\n")
+
+
+def ask_apart(path: Path) -> ProxyMode | None:
+    """
+    Ask in a child that has given up all privileges, for a caller that keeps his.
+
+    All that comes back is the child's exit status. Must not be called while there are threads.
+
+    Args:
+        path: The namespace.
+    """
+    child = os.fork()
+    if child == 0:
+        _ask_and_exit(path)
+    _, status = os.waitpid(child, 0)
+    number = os.waitstatus_to_exitcode(status)
+    return _MODES[number - 1] if 1 <= number <= len(_MODES) else None
+
+
+def _ask_and_exit(path: Path) -> NoReturn:
+    number = 0
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_PATIENCE_S)
+        with inside(path):
+            privileges.drop()
+            with _connect() as channel:
+                mode = _ask(channel)
+            number = _MODES.index(mode) + 1 if mode else 0
+            # Not out of the block: there is no way home without privileges, and no need.
+            os._exit(number)
+    finally:
+        os._exit(number)
+
+
+def _connect() -> socket.socket:
+    return socket.create_connection(("localhost", _PORT), timeout=_TIMEOUT_S)
+
+
+def _ask(channel: socket.socket) -> ProxyMode | None:
+    channel.sendall(_REQUEST)
+    head, _, body = _read(channel).partition(b"\r\n\r\n")
     if not _OK.match(head):
         return None
     text = body.decode("ascii", "replace").strip()

@@ -139,6 +139,8 @@ class KernelSource:
         if self._reader is None:
             raise LoadError("this source is closed")
         batch = self._reader.read(timeout_s)
+        # The clock may have been set: what is read now is told by what it says now.
+        self.info = replace(self.info, clock_offset_ns=clock_offset_ns())
         self._release_gone_namespaces()
         if not batch and not self._links.by_namespace:
             return None

@@ -1,0 +1,167 @@
+"""HTTPS with a certificate that changes, and the gate before the metrics."""
+
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+from exporters.page_server import Certificate, PageServer
+from exporters.prometheus import Page, Snapshot
+from tracer.errors import TracerError
+
+
+class Issued:
+    """A certificate of an authority of its own, in the two files that a server reads."""
+
+    def __init__(self, directory):
+        self.cert, self.key = directory / "tls.crt", directory / "tls.key"
+        self.issue()
+
+    def issue(self):
+        self.authority = trustme.CA()
+        issued = self.authority.issue_cert("127.0.0.1")
+        self.key.write_bytes(issued.private_key_pem.bytes())
+        self.cert.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
+
+
+@pytest.fixture
+def issued(tmp_path):
+    return Issued(tmp_path)
+
+
+@contextmanager
+def serving(**options):
+    page = Page("1.2")
+    page.snapshot = Snapshot(version="1.2")
+    server = PageServer(page, "127.0.0.1", 0, **options)
+    server.start()
+    with closing(server):
+        yield server
+
+
+def get(server, path, authority=None, **headers):
+    """Status, headers and text of an answer."""
+    context = None
+    if authority is not None:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+    scheme = "https" if authority else "http"
+    url = f"{scheme}://127.0.0.1:{server.port}{path}"
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - ours
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
+            return answer.status, answer.headers, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read().decode()
+
+
+def test_https(issued):
+    """Metrics come over TLS, verified by the certificate's authority; in clear there is nothing."""
+    with serving(certificate=Certificate(issued.cert, issued.key)) as server:
+        status, _, text = get(server, "/metrics", issued.authority)
+        assert status == 200
+        assert "srcip_build_info" in text
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            get(server, "/metrics", trustme.CA())
+        with pytest.raises((OSError, urllib.error.URLError)):
+            get(server, "/metrics")
+
+
+def test_a_renewed_certificate(issued):
+    """The next connection gets the new certificate; no restart."""
+    with serving(certificate=Certificate(issued.cert, issued.key)) as server:
+        assert get(server, "/readyz", issued.authority)[0] == 200
+        before = issued.authority
+        issued.issue()
+        assert get(server, "/readyz", issued.authority)[0] == 200
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            get(server, "/readyz", before)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda issued: issued.key.write_text(""),
+        lambda issued: issued.cert.unlink(),
+        lambda issued: issued.cert.write_bytes(trustme.CA().cert_pem.bytes()),
+    ],
+    ids=["empty key", "no certificate", "another's certificate"],
+)
+def test_a_spoilt_certificate(issued, spoil, tmp_path, caplog):
+    """What cannot be used is one warning, and the former stays; at the start it is an error."""
+    kept = Issued(tmp_path)
+    with serving(certificate=Certificate(issued.cert, issued.key)) as server:
+        authority = kept.authority
+        spoil(issued)
+        for _ in range(2):
+            assert get(server, "/readyz", authority)[0] == 200
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith(f"cannot use the certificate {issued.cert} with")
+        with pytest.raises(TracerError, match="cannot use the certificate"):
+            Certificate(issued.cert, issued.key)
+        issued.issue()
+        assert get(server, "/readyz", issued.authority)[0] == 200
+
+
+def test_a_mounted_secret(tmp_path):
+    """A Secret's files change by one symbolic link, as the kubelet does it."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = Issued(tmp_path / "one"), Issued(tmp_path / "two")
+    data = tmp_path / "data"
+    data.symlink_to("one")
+    with serving(certificate=Certificate(data / "tls.crt", data / "tls.key")) as server:
+        assert get(server, "/readyz", one.authority)[0] == 200
+        (tmp_path / "new").symlink_to("two")
+        (tmp_path / "new").rename(data)
+        assert get(server, "/readyz", two.authority)[0] == 200
+
+
+def test_a_key_with_a_password(issued):
+    """It is refused in one line, and nobody is asked on the terminal."""
+    key = serialization.load_pem_private_key(issued.key.read_bytes(), None)
+    issued.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(TracerError, match="cannot use the certificate"):
+        Certificate(issued.cert, issued.key)
+
+
+def test_who_dawdles_in_the_handshake(issued):
+    """Clients that open a connection and say nothing hold up nobody else."""
+    with (
+        serving(certificate=Certificate(issued.cert, issued.key)) as server,
+        ExitStack() as stack,
+    ):
+        for _ in range(8):
+            address = ("127.0.0.1", server.port)
+            stack.enter_context(closing(socket.create_connection(address)))
+        assert get(server, "/readyz", issued.authority)[0] == 200
+
+
+def test_the_gate():
+    """It stands before the metrics alone, sees the header, and its word is the answer."""
+    asked = []
+
+    def gate(authorization):
+        asked.append(authorization)
+        return None if authorization == "Bearer yes" else (401, "no")
+
+    with serving(gate=gate) as server:
+        assert get(server, "/healthz")[0] == get(server, "/readyz")[0] == 200
+        assert not asked
+        status, headers, text = get(server, "/metrics")
+        assert (status, headers["WWW-Authenticate"], text) == (401, "Bearer", "no\n")
+        assert get(server, "/metrics?x=1", Authorization="Bearer no")[0] == 401
+        assert "srcip_build_info" in get(server, "/metrics", Authorization="Bearer yes")[2]
+    assert asked == ["", "Bearer no", "Bearer yes"]

@@ -1,0 +1,174 @@
+"""
+Who may scrape: a bearer token, checked by the API server as kube components do it.
+
+A TokenReview says whose token it is, a SubjectAccessReview whether he may. Both answers are kept
+for a bounded time, so neither a scraper nor a stranger's flood is a load on the API server.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracer.cluster.access import connect_blocking, find_config
+from tracer.cluster.errors import ClusterError
+from tracer.cluster.fields import shown
+from tracer.cluster.refusal import check, translated
+from tracer.cluster.resource import Review
+
+_LOG = logging.getLogger(__name__)
+# How long an answer holds: a token that is withdrawn opens for so long, and one that was just
+# given a role is refused for so long.
+ALLOWED_S, REFUSED_S = 60.0, 10.0
+_TIMEOUT_S = 5.0
+# Tokens that are remembered, and questions in a second at the most.
+_REMEMBERED, _QUESTIONS_PER_S = 1024, 20
+# A token is a JWT of a kilobyte or two; the server itself refuses header lines above 64 KiB.
+_MAX_TOKEN = 16 << 10
+
+TOKENS = Review(group="authentication.k8s.io", plural="tokenreviews", kind="TokenReview")
+ACCESS = Review(
+    group="authorization.k8s.io", plural="subjectaccessreviews", kind="SubjectAccessReview"
+)
+Refusal = tuple[int, str]
+_NO_TOKEN: Refusal = (401, "a bearer token is needed")
+_UNKNOWN_TOKEN: Refusal = (401, "the API server does not know this token")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    refusal: Refusal | None
+    until_s: float
+
+
+class Reviewer:
+    """Lets in who may ``get`` a path, by the word of the API server. Any thread may ask."""
+
+    def __init__(
+        self,
+        *,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        path: str = "/metrics",
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Read the configuration and its certificates; nothing is connected yet.
+
+        Args:
+            kubeconfig: File to read; None to look where kubectl and pods do.
+            context: Context in it; None for its current one.
+            path: The path that may be got or not.
+            clock_s: The clock by which answers grow old.
+
+        Raises:
+            ClusterError: The configuration cannot be used.
+        """
+        self._client = connect_blocking(find_config(kubeconfig, context), _TIMEOUT_S)
+        self._path = path
+        self._clock_s = clock_s
+        # Keys are digests: no token stays in memory.
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._second, self._questions = 0, 0
+        self._complained: str | None = None
+
+    def refusal(self, authorization: str) -> Refusal | None:
+        """
+        Judge an ``Authorization`` header.
+
+        Returns:
+            None to let in, else the HTTP status and a line that says why not.
+        """
+        scheme, _, token = authorization.strip().partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            return _NO_TOKEN
+        if len(token) > _MAX_TOKEN or not (token.isascii() and token.isprintable()):
+            return _UNKNOWN_TOKEN
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._look_up(digest)
+        if known is not None:
+            return known.refusal
+        # One question at a time: who comes meanwhile with the same token finds the answer.
+        if not self._asking.acquire(timeout=_TIMEOUT_S):
+            return 503, "too many tokens to check at once"
+        try:
+            known = self._look_up(digest) or self._ask(digest, token)
+        finally:
+            self._asking.release()
+        return known.refusal
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _look_up(self, digest: bytes) -> _Known | None:
+        with self._lock:
+            known = self._known.get(digest)
+            return known if known is not None and self._clock_s() < known.until_s else None
+
+    def _ask(self, digest: bytes, token: str) -> _Known:
+        now_s = self._clock_s()
+        if not self._may_ask(now_s):
+            return _Known((503, "too many tokens to check at once"), now_s)
+        try:
+            refusal = self._review(token)
+        except ClusterError as error:
+            # Nobody is let in unseen; and an answer that was none is not kept.
+            self._complain(str(error))
+            return _Known((503, "the API server cannot be asked about this token"), now_s)
+        self._complained = None
+        known = _Known(refusal, now_s + (REFUSED_S if refusal else ALLOWED_S))
+        with self._lock:
+            self._known[digest] = known
+            self._known.move_to_end(digest)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return known
+
+    def _may_ask(self, now_s: float) -> bool:
+        if int(now_s) != self._second:
+            self._second, self._questions = int(now_s), 0
+        self._questions += 1
+        return self._questions <= _QUESTIONS_PER_S
+
+    def _review(self, token: str) -> Refusal | None:
+        status = self._create(TOKENS, {"token": token})
+        user = status.get("user")
+        if status.get("authenticated") is not True or not isinstance(user, dict):
+            return _UNKNOWN_TOKEN
+        name = user.get("username")
+        attributes = {"path": self._path, "verb": "get"}
+        spec = {
+            "user": name,
+            "nonResourceAttributes": attributes,
+            **{key: user[key] for key in ("uid", "groups", "extra") if user.get(key)},
+        }
+        if self._create(ACCESS, spec).get("allowed") is True:
+            return None
+        return 403, f"{shown(name)} may not get {self._path}"
+
+    def _create(self, review: Review, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        body = {"apiVersion": review.api_version, "kind": review.kind, "spec": spec}
+        with translated(f"create {review.plural} at {self._client.base_url}"):
+            answer = self._client.post(review.path, json=body)
+        check(answer.status_code, answer.content, "create", review)
+        try:
+            status = answer.json()["status"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            status = None
+        if not isinstance(status, dict):
+            raise ClusterError(f"create {review.plural}: the answer holds no status")
+        return status
+
+    def _complain(self, text: str) -> None:
+        if text != self._complained:
+            self._complained = text
+            _LOG.warning("cannot check a token: %s", text)
