@@ -149,11 +149,12 @@ def test_totals_are_the_connections_made(lab, tmp_path, mode):
     kube_proxy.load(lab, mode)
     chosen = cases(modes=[mode])
     with ExitStack() as stack:
-        # The trace asks kube-proxy for its mode, which is a connection.
+        # Who asks kube-proxy for its mode makes a connection: the trace does so before it counts.
         trace, output = stack.enter_context(tracing(lab, tmp_path, "-o", "json"))
         for node in NODES:
             lab.run(node, "conntrack", "-F")
-        agents = {node: stack.enter_context(serving(lab, nodes=[node])) for node in NODES}
+        told = ("--proxy-mode", mode)
+        agents = {node: stack.enter_context(serving(lab, *told, nodes=[node])) for node in NODES}
         for _ in range(2):
             probe.run(lab, chosen)
         for agent in agents.values():

@@ -240,7 +240,7 @@ def test_accept_of_an_unwanted_cause():
 
 
 def test_views():
-    """Each record is judged by the view of its namespace at its own time; a batch refreshes once."""
+    """Each record is judged by its namespace's view at its own time; a batch refreshes once."""
     views = Asked(VIEWS)
     pipeline, judged = run([CLUSTER_POLICY, NO_LOCAL, ACCEPTED], views=views)
     at = (samples.NETNS, "node2", KTIME_NS)
