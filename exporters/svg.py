@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from exporters.sketch import Mark, Role, Sketch, Station, packet_text, sketch
-from exporters.svg_canvas import Canvas, text_width, wrapped
+from exporters.svg_canvas import Canvas, Drawing, text_width, wrapped
 from exporters.text import VERDICT_COLOURS, ends
 from exporters.ways import Crossing, HopRow, Way, ways
 from tracer.judge.path import Direction, Path
@@ -34,16 +34,13 @@ _DIRECTIONS = {
 _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
 
-def path_svg(path: Path, *, is_detailed: bool, is_styled: bool = True) -> str:
-    """
-    Return a path as an SVG document.
+def path_svg(path: Path, *, is_detailed: bool) -> str:
+    """Return a path as an SVG document; ``is_detailed`` lists each hop below the picture."""
+    return path_drawing(path, is_detailed=is_detailed).svg(is_styled=True)
 
-    Args:
-        path: The path.
-        is_detailed: Whether to list each hop below the picture.
-        is_styled: Whether it brings its own style for dark; a page of many has it once
-            (`exporters.svg_canvas.style`).
-    """
+
+def path_drawing(path: Path, *, is_detailed: bool) -> Drawing:
+    """Return a path as a picture for a page, which brings the style for dark once."""
     drawn, told = sketch(path), ways(path)
     picture = _Picture(len(drawn.stations))
     picture.headline(drawn)
@@ -53,9 +50,14 @@ def path_svg(path: Path, *, is_detailed: bool, is_styled: bool = True) -> str:
     if is_detailed:
         for way in told:
             picture.way(way)
-    return picture.canvas.finished(
-        picture.y + _MARGIN - 8, title=drawn.headline, is_styled=is_styled
-    )
+    return picture.canvas.finished(picture.y + _MARGIN - 8, title=drawn.headline)
+
+
+def text_drawing(text: str) -> Drawing:
+    """Return a line of text as a picture."""
+    canvas = Canvas(_WIDTH)
+    canvas.text(_MARGIN, 28, text, is_mono=False, colour="faint")
+    return canvas.finished(44, title=text)
 
 
 class _Picture:

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from exporters.terminal import printable
 
@@ -179,17 +180,41 @@ class Canvas:
             f'<path d="M{x:.1f} {y:.1f}h{width:.1f}" fill="none"{_paint("edge")}/>'
         )
 
-    def finished(self, height: float, *, title: str, is_styled: bool) -> str:
-        """Return the picture; with its own style where no page around it brings one."""
-        size = f"{self.width:.0f} {height:.0f}"
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}"'
-            f' width="{self.width:.0f}" height="{height:.0f}" role="img">'
-            f"<title>{html.escape(printable(title))}</title>"
-            f"{f'<style>{style()}</style>' if is_styled else ''}"
-            f'<rect width="{self.width:.0f}" height="{height:.0f}" rx="6"{_paint("paper")}/>'
-            f"{''.join(self._elements)}</svg>"
+    def finished(self, height: float, *, title: str) -> "Drawing":
+        """Return the picture."""
+        paper = f'<rect width="{self.width:.0f}" height="{height:.0f}" rx="6"{_paint("paper")}/>'
+        return Drawing(
+            width=round(self.width),
+            height=round(height),
+            inside=f"<title>{html.escape(printable(title))}</title>{paper}{''.join(self._elements)}",
         )
+
+
+class Drawing(NamedTuple):
+    """A picture of a size. ``inside`` are its elements, with nothing around them."""
+
+    width: int
+    height: int
+    inside: str
+
+    def svg(self, *, y: int = 0, is_styled: bool) -> str:
+        """Return it as a document, or as a part of one; with its own style if it stands alone."""
+        at = f' y="{y}"' if y else ""
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}"{at}'
+            f' width="{self.width}" height="{self.height}" role="img">'
+            f"{f'<style>{style()}</style>' if is_styled else ''}{self.inside}</svg>"
+        )
+
+
+def stacked(drawings: Sequence[Drawing], gap: int) -> Drawing:
+    """Put pictures below each other into one."""
+    parts, y = [], 0
+    for drawing in drawings:
+        parts.append(drawing.svg(y=y, is_styled=False))
+        y += drawing.height + gap
+    width = max((drawing.width for drawing in drawings), default=0)
+    return Drawing(width=width, height=max(0, y - gap), inside="".join(parts))
 
 
 def _paint(colour: str) -> str:

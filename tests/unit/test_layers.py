@@ -88,7 +88,10 @@ CTYPES = {
 }  # fmt: skip
 
 # The distribution's name for what is imported, where they differ.
-DISTRIBUTIONS = {"yaml": "pyyaml", "prometheus_client": "prometheus-client"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml", "prometheus_client": "prometheus-client",
+    "opentelemetry": "opentelemetry-sdk",
+}  # fmt: skip
 
 
 def name_of(path):
@@ -216,6 +219,13 @@ def test_lab(name, imports):
 def test_click(name, imports):
     """The command line's library stays at the command line."""
     assert "click" not in imports or is_under(name, {"tracer.cli", "tracer.commands"})
+
+
+@pytest.mark.parametrize(("name", "imports"), CASES)
+def test_opentelemetry(name, imports):
+    """Only the exporter of traces needs OpenTelemetry, which is an extra."""
+    roots = {each.split(".")[0] for each in imports}
+    assert "opentelemetry" not in roots or name == "exporters.otlp"
 
 
 @pytest.mark.parametrize(("name", "imports"), CASES)

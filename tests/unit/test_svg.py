@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.sketch import sketch
-from exporters.svg import path_svg
+from exporters.svg import path_drawing, path_svg
 from exporters.svg_canvas import wrapped
+from exporters.svg_file import MOST_PICTURES, SvgFile
 from tests.unit import paths, pictures
+from tracer.errors import TracerError
 
 NS = "{http://www.w3.org/2000/svg}"
 ELEMENTS = {"svg", "title", "style", "rect", "text", "polyline", "polygon", "path"}
@@ -89,7 +91,7 @@ def test_legible_without_style():
         if each.tag.removeprefix(NS) not in {"svg", "title", "style"}:
             assert "#" in (each.get("fill", "") + each.get("stroke", ""))
     assert "prefers-color-scheme:dark" in root.find(f"{NS}style").text
-    assert parsed(paths.s3(), is_styled=False).find(f"{NS}style") is None
+    assert "<style" not in path_drawing(paths.s3(), is_detailed=True).svg(is_styled=False)
 
 
 LONGEST6 = [f"2001:db8:1111:2222:3333:4444:5555:{n}{n}{n}{n}" for n in (6, 7, 8)]
@@ -148,3 +150,55 @@ def test_names_are_harmless(text):
 def test_pictures_of_the_documentation(file):
     """The pictures in docs are what the program draws (``make pictures`` draws them again)."""
     assert File(pictures.FOLDER / file).read_text() == pictures.PICTURES[file]()
+
+
+def file_of(tmp_path, count):
+    file = tmp_path / "x.svg"
+    sink = SvgFile(file.open("w"))
+    sink.start()
+    for _ in range(count):
+        sink.write(paths.s5())
+        ElementTree.parse(file)  # noqa: S314 - it is whole after each
+    assert sink.close() == {}
+    return ElementTree.parse(file).getroot()  # noqa: S314
+
+
+def test_file(tmp_path):
+    """A file of one path is that path's picture."""
+    root = file_of(tmp_path, 1)
+    assert ElementTree.tostring(root) == ElementTree.tostring(parsed(paths.s5()))
+
+
+def test_file_of_several(tmp_path):
+    """Several pictures stand below each other, with one style, and do not overlap."""
+    root = file_of(tmp_path, 3)
+    inner = root.findall(f"{NS}svg")
+    tops = [float(each.get("y", 0)) for each in inner]
+    heights = [float(each.get("height")) for each in inner]
+    assert len(inner) == 3
+    assert all(
+        top + height < below
+        for top, height, below in zip(tops, heights, [*tops[1:], 1e9], strict=True)
+    )
+    assert float(root.get("height")) == tops[-1] + heights[-1]
+    assert len(list(root.iter(f"{NS}style"))) == 1
+
+
+def test_file_of_many(tmp_path):
+    """Of very many paths the first are drawn, and the number of the others is told."""
+    root = file_of(tmp_path, MOST_PICTURES + 5)
+    assert len(root.findall(f"{NS}svg")) == MOST_PICTURES + 1
+    assert "5 more paths are not drawn here" in texts(root)
+
+
+def test_file_of_none(tmp_path):
+    """A file without any path says so."""
+    assert texts(file_of(tmp_path, 0)) == ["no path was seen"]
+
+
+def test_full_disk():
+    """A full disk is one clear line."""
+    sink = SvgFile(File("/dev/full").open("w"))  # noqa: SIM115 - the sink closes it
+    with pytest.raises(TracerError, match="cannot write /dev/full: No space left on device"):
+        sink.write(paths.s5())
+    assert sink.close() == {}
