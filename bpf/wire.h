@@ -43,7 +43,8 @@ enum srcip_lost {
 	SRCIP_LOST_UNTRACKED = 4,      /* packet that conntrack was told to skip */
 	SRCIP_LOST_HOP_OVERTAKEN = 5,  /* hop: its slot was used again */
 	SRCIP_LOST_OVER_LIMIT = 6,     /* packet: its direction has had its number */
-	SRCIP_LOST_SLOTS = 7,
+	SRCIP_LOST_SEGMENT_LIMIT = 7,  /* segment: its connection has had its number */
+	SRCIP_LOST_SLOTS = 8,
 };
 
 enum srcip_client_class {

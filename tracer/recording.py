@@ -263,6 +263,7 @@ def _info_to_json(info: SourceInfo) -> dict[str, object]:
         "drop_reasons": {str(number): name for number, name in info.drop_reasons.items()},
         "rung": info.rung,
         "not_seen": list(info.not_seen),
+        "has_proxy_headers": info.has_proxy_headers,
     }
 
 
@@ -280,4 +281,5 @@ def _info_from_json(info: dict[str, Any]) -> SourceInfo:
         drop_reasons={int(number): str(name) for number, name in info["drop_reasons"].items()},
         rung=str(info["rung"]),
         not_seen=tuple(str(line) for line in info["not_seen"]),
+        has_proxy_headers=bool(info.get("has_proxy_headers", False)),
     )

@@ -12,7 +12,8 @@ class SourceInfo:
 
     ``clock_offset_ns`` added to a record's ``ktime_ns`` gives Unix time. ``nodes`` names the node
     of a namespace by its inode. ``drop_reasons`` are the numbers of the kernel that wrote the
-    records. ``rung`` says how it was done, ``not_seen`` what it cannot show.
+    records. ``rung`` says how it was done, ``not_seen`` what it cannot show. ``has_proxy_headers``
+    says that first bytes are read: a TCP connection may be followed by what they declare.
     """
 
     clock_offset_ns: int
@@ -20,6 +21,7 @@ class SourceInfo:
     drop_reasons: Mapping[int, str] = field(default_factory=dict)
     rung: str
     not_seen: Sequence[str] = ()
+    has_proxy_headers: bool = False
 
 
 class Source(Protocol):

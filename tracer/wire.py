@@ -29,6 +29,7 @@ class Lost(IntEnum):
     UNTRACKED = 4
     HOP_OVERTAKEN = 5
     OVER_LIMIT = 6
+    SEGMENT_LIMIT = 7
 
 
 class ConnectionFlag(IntFlag):

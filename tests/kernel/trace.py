@@ -3,7 +3,7 @@
 from tests.kernel.box import wait_until
 from tracer.decode import decode
 from tracer.kernel.source import KernelSource, Settings
-from tracer.model import Accept, Connection, Drop
+from tracer.model import Accept, Connection, Declared, Drop
 
 
 class Trace:
@@ -28,6 +28,10 @@ class Trace:
     @property
     def accepts(self):
         return [record for record in self.records if isinstance(record, Accept)]
+
+    @property
+    def declared(self):
+        return [record for record in self.records if isinstance(record, Declared)]
 
     def wait_for(self, condition):
         """Read until a condition on this trace holds."""

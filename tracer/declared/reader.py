@@ -1,7 +1,7 @@
 """Segments of connections to what they declare. Of their bytes nothing else is kept."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tracer.declared.opening import read_opening
 from tracer.declared.stream import Stream
@@ -32,7 +32,13 @@ class DeclaredReader:
     Only connections that the source delivers too are read: its filter holds for both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forget: Callable[[bytes], None]) -> None:
+        """
+        Args:
+            forget: Told of each connection that is decided, by its original tuple and namespace as
+                the wire has them: the kernel need not go on with it.
+        """
+        self._forget = forget
         self._expected: OrderedDict[bytes, None] = OrderedDict()
         self._streams: OrderedDict[bytes, tuple[Stream, Segment]] = OrderedDict()
         self._evicted = self._undecodable = 0
@@ -49,7 +55,7 @@ class DeclaredReader:
 
     def lost(self) -> Mapping[str, int]:
         """Count connections whose first bytes could not be kept, and segments without sense."""
-        return {"streams_evicted": self._evicted, "segments_undecodable": self._undecodable}
+        return {"streams_evicted": self._evicted, "undecodable": self._undecodable}
 
     def _replace(self, records: Iterable[bytes]) -> Iterator[bytes]:
         for record in records:
@@ -58,7 +64,7 @@ class DeclaredReader:
                 yield from self._segment(record)
                 continue
             if kind == Kind.CONNECTION and record[_PROTO] == TCP:
-                self._expect(record[_NETNS] + record[_ORIG])
+                self._expect(record[_ORIG] + record[_NETNS])
             yield record
 
     def _expect(self, key: bytes) -> None:
@@ -71,7 +77,7 @@ class DeclaredReader:
             self._evicted += self._streams.pop(oldest, None) is not None
 
     def _segment(self, record: bytes) -> Iterator[bytes]:
-        key = record[_NETNS] + record[_FLOW]
+        key = record[_FLOW] + record[_NETNS]
         if key not in self._expected:
             return
         try:
@@ -102,6 +108,7 @@ class DeclaredReader:
         if found is None:
             return
         del self._streams[key], self._expected[key]
+        self._forget(key)
         yield encode_declared(
             Declared(
                 ktime_ns=ktime_ns,

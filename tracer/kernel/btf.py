@@ -17,6 +17,7 @@ _TRANSPARENT = {_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG}
 
 # Every field that bpf/*.c reads, by the kernel's own names.
 FIELDS = (
+    ("sk_buff", "data"),
     ("sk_buff", "_nfct"),
     ("sk_buff", "_skb_refdst"),
     ("sk_buff", "dev"),

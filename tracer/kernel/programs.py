@@ -55,8 +55,6 @@ DROPS = Program(
     functions=(("srcip_drop", _RAW_TRACEPOINT, -1),),
     maps=("drops", "traced", "config", "lost"),
 )
-
-
 HOPS = Program(
     file="hops.c",
     functions=(
@@ -66,6 +64,11 @@ HOPS = Program(
         ("srcip_tc_egress", _SCHED_CLS, -1),
     ),
     maps=("hops", "watches", "config", "lost"),
+)
+SEGMENTS = Program(
+    file="segments.c",
+    functions=(("srcip_segment_ingress", _SCHED_CLS, -1), ("srcip_segment_egress", _SCHED_CLS, -1)),
+    maps=("segments", "streams", "config", "lost"),
 )
 
 
@@ -82,10 +85,12 @@ class Sizes:
     accept_ring_pages: int = 128
     drop_ring_pages: int = 128
     hop_ring_pages: int = 256
+    segment_ring_pages: int = 256
     paths: int = 16384
     prefixes: int = 65536
     namespaces: int = 1024
     watches: int = 4096
+    streams: int = 16384
 
     @property
     def defines(self) -> dict[str, int]:

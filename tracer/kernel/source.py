@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tracer.declared.reader import DeclaredReader
 from tracer.encode import encode_config
 from tracer.errors import LoadError
 from tracer.kernel import programs
@@ -22,7 +23,16 @@ from tracer.kernel.counters import PathCounters
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_tcx_links
-from tracer.kernel.programs import ACCEPTS, CONNECTIONS, DROPS, HOPS, Loaded, Program, Sizes
+from tracer.kernel.programs import (
+    ACCEPTS,
+    CONNECTIONS,
+    DROPS,
+    HOPS,
+    SEGMENTS,
+    Loaded,
+    Program,
+    Sizes,
+)
 from tracer.kernel.ring import RingReader
 from tracer.kernel.tc import TcLinks
 from tracer.model import Filter
@@ -50,10 +60,11 @@ REASONS = frozenset(
         "NEIGH_FAILED",
     }
 )
-# Rings in the order in which they are drained. An accept follows its connection: draining
-# connections last makes sure that both are in one batch, which is then sorted by time.
+# Rings in the order in which they are drained. An accept or a segment follows its connection:
+# draining connections last makes sure that both are in one batch, which is then sorted by time.
 _RINGS = (
     (HOPS, "hops"),
+    (SEGMENTS, "segments"),
     (ACCEPTS, "accepts"),
     (DROPS, "drops"),
     (CONNECTIONS, "connections"),
@@ -73,7 +84,8 @@ class Settings:
     ``wanted`` is applied before a record is written. ``is_counting`` keeps the counters of
     ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of drops even
     where nothing else is streamed. ``packets`` is of how many packets of each direction hops are
-    reported; with 0 their programs are not even loaded.
+    reported; with 0 their programs are not even loaded. ``has_proxy_headers`` reads what the first
+    bytes of TCP connections declare; without it nothing of that is loaded either.
     """
 
     wanted: Filter = field(default_factory=Filter)
@@ -81,6 +93,7 @@ class Settings:
     is_counting: bool = False
     has_drops: bool = False
     packets: int = 0
+    has_proxy_headers: bool = False
     masquerade_mark: int = 0x4000
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -101,9 +114,14 @@ class KernelSource:
         self._active_paths = 0
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
-        self._programs = (*_PROGRAMS, HOPS) if self._settings.packets else _PROGRAMS
+        self._programs = (
+            *_PROGRAMS,
+            *((HOPS,) if self._settings.packets else ()),
+            *((SEGMENTS,) if self._settings.has_proxy_headers else ()),
+        )
         self._links = Links()
-        self._tc_links: dict[int, TcLinks] = {}
+        self._tc_links: dict[int, list[TcLinks]] = {netns: [] for netns in self._namespaces}
+        self._declared = DeclaredReader(self._forget_stream)
         self._not_seen: list[str] = []
         self._loaded = Loaded()
         self._reader: RingReader | None = None
@@ -124,6 +142,7 @@ class KernelSource:
             drop_reasons=self._loaded.drop_reasons,
             rung=RUNG,
             not_seen=tuple(self._not_seen),
+            has_proxy_headers=self._settings.has_proxy_headers,
         )
 
     def count(self, *, masquerade_mark: int) -> None:
@@ -141,6 +160,8 @@ class KernelSource:
         batch = self._reader.read(timeout_s)
         # The clock may have been set: what is read now is told by what it says now.
         self.info = replace(self.info, clock_offset_ns=clock_offset_ns())
+        if SEGMENTS in self._programs:
+            batch = self._declared.read(batch, time.monotonic_ns())
         self._release_gone_namespaces()
         if not batch and not self._links.by_namespace:
             return None
@@ -152,6 +173,8 @@ class KernelSource:
         for lost in self.lost_by_program().values():
             for reason, count in lost.items():
                 totals[reason] += count
+        if SEGMENTS in self._programs:
+            totals.update(self._declared.lost())
         return totals
 
     def lost_by_program(self) -> dict[str, dict[str, int]]:
@@ -176,8 +199,8 @@ class KernelSource:
 
     def close(self) -> None:
         """Detach and unload. May be called twice."""
-        while self._tc_links:
-            self._tc_links.popitem()[1].close()
+        for inode in self._tc_links:
+            self._detach_tc(inode)
         self._links.close()
         if self._reader is not None:
             self._reader.close()
@@ -231,6 +254,8 @@ class KernelSource:
             traced.update(netns.inode.to_bytes(4, "little"), b"\1")
         if HOPS in self._programs:
             self._attach_hops()
+        if SEGMENTS in self._programs:
+            self._attach_segments()
 
     def _attach_hops(self) -> None:
         functions = self._functions(HOPS)
@@ -239,12 +264,26 @@ class KernelSource:
         if not has_tcx_links():
             self._not_seen.append(_NO_TCX)
             return
-        at_tc = {
-            TCX_INGRESS: functions["srcip_tc_ingress"],
-            TCX_EGRESS: functions["srcip_tc_egress"],
-        }
+        self._attach_tc(functions["srcip_tc_ingress"], functions["srcip_tc_egress"])
+
+    def _attach_segments(self) -> None:
+        if not has_tcx_links():
+            raise LoadError(f"cannot read proxies' headers at {_NO_TCX}")
+        functions = self._functions(SEGMENTS)
+        self._attach_tc(functions["srcip_segment_ingress"], functions["srcip_segment_egress"])
+
+    def _attach_tc(self, ingress: int, egress: int) -> None:
         for netns in self._namespaces.values():
-            self._tc_links[netns.inode] = TcLinks(netns, at_tc)
+            links = TcLinks(netns, {TCX_INGRESS: ingress, TCX_EGRESS: egress})
+            self._tc_links[netns.inode].append(links)
+
+    def _detach_tc(self, inode: int) -> None:
+        while self._tc_links[inode]:
+            self._tc_links[inode].pop().close()
+
+    def _forget_stream(self, key: bytes) -> None:
+        """Let the kernel stop with a connection whose first bytes are understood."""
+        Map(self._loaded.map(SEGMENTS, "streams"), len(key), 0).delete(key)
 
     def _functions(self, program: Program) -> dict[str, int]:
         return {name: self._loaded.function(program, name) for name, _, _ in program.functions}
@@ -259,8 +298,7 @@ class KernelSource:
             netns = self._namespaces[inode]
             if not netns.is_present():
                 self._links.detach_namespace(inode)
-                if inode in self._tc_links:
-                    self._tc_links.pop(inode).close()
+                self._detach_tc(inode)
                 _log.warning("the namespace of %s is gone (%s)", netns.node, netns.path)
 
 

@@ -1,5 +1,6 @@
 """From segments to one record a connection, and nothing else of what was sent."""
 
+import sys
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -18,6 +19,10 @@ CONNECTION = connection_bytes(samples.connection())
 END, CUT = 1, 2
 
 
+def forget(key):
+    pass
+
+
 def declared(records):
     return [each for each in map(decode, records) if isinstance(each, Declared)]
 
@@ -28,7 +33,7 @@ def read(reader, *records, now_ns=KTIME_NS):
 
 def test_one_record_a_connection():
     """A header in three segments, in disorder, is one record, at the time of the deciding one."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     data = V1 + HTTP
     assert read(reader, CONNECTION, segment_bytes(FLOW, 60, data[60:])) == []
     assert read(reader, segment_bytes(FLOW, 0, data[:9])) == []
@@ -38,9 +43,19 @@ def test_one_record_a_connection():
     assert read(reader, segment_bytes(FLOW, 0, data), segment_bytes(FLOW, len(data), HTTP)) == []
 
 
+def test_kernel_is_told():
+    """Once a connection is decided, the kernel is told by the key of its own map."""
+    told = []
+    reader = DeclaredReader(told.append)
+    read(reader, CONNECTION, segment_bytes(FLOW, 0, V1[:9]))
+    assert told == []
+    read(reader, segment_bytes(FLOW, 9, V1[9:] + TLS))
+    assert told == [samples.tuple_bytes(FLOW) + samples.NETNS.to_bytes(4, sys.byteorder)]
+
+
 def test_nothing_else_passes():
     """What is handed on holds no byte of a path, a cookie or a body; other records pass as are."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     drop = samples.drop_bytes(samples.drop())
     body = b"POST /secret-path HTTP/1.1\r\nCookie: secret\r\nX-Forwarded-For: secret\r\n\r\nsecret"
     passed = reader.read([CONNECTION, drop, segment_bytes(FLOW, 0, body)], KTIME_NS)
@@ -51,7 +66,7 @@ def test_nothing_else_passes():
 
 def test_only_connections_that_are_told():
     """Of a connection that the filter left out, or that was not seen, nothing is read."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     assert read(reader, segment_bytes(FLOW, 0, HTTP)) == []
     other = replace(FLOW, sport=1)
     assert read(reader, CONNECTION, segment_bytes(other, 0, HTTP)) == []
@@ -60,7 +75,7 @@ def test_only_connections_that_are_told():
 
 def test_ports_that_are_used_again():
     """The same ports again are a new connection, with a header of its own."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     assert read(reader, CONNECTION, segment_bytes(FLOW, 0, V1[:9])) == []
     (found,) = read(reader, CONNECTION, segment_bytes(FLOW, 0, HTTP))
     assert found.opening is Opening.HTTP
@@ -70,21 +85,21 @@ def test_ports_that_are_used_again():
 
 def test_end_of_the_stream():
     """A peer that ends in the middle is told as cut."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     (found,) = read(reader, CONNECTION, segment_bytes(FLOW, 0, V1[:9], flags=END))
     assert (found.opening, found.clients) == (Opening.CUT, ())
 
 
 def test_kernel_stops():
     """What the kernel does not go on with is decided by what is there: one byte tells TLS."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     (found,) = read(reader, CONNECTION, segment_bytes(FLOW, 0, b"\x16", flags=CUT))
     assert found.opening is Opening.OTHER
 
 
 def test_server_speaks_first():
     """A PROXY header after which nothing comes is told after a while: the server speaks first."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     assert read(reader, CONNECTION, segment_bytes(FLOW, 0, V1)) == []
     assert read(reader, now_ns=KTIME_NS + PATIENCE_NS - 1) == []
     (found,) = read(reader, now_ns=KTIME_NS + PATIENCE_NS)
@@ -95,7 +110,7 @@ def test_server_speaks_first():
 
 def test_many_half_headers():
     """Peers that send half a header and wait push out the oldest, which is counted."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     for n in range(_STREAMS + 3):
         flow = replace(FLOW, sport=n)
         record = connection_bytes(samples.connection(orig=flow))
@@ -106,10 +121,10 @@ def test_many_half_headers():
 
 def test_segments_without_sense():
     """A segment that cannot be read is counted."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     broken = segment_bytes(FLOW, 0, V1)[:-1]
     assert read(reader, CONNECTION, broken) == []
-    assert reader.lost()["segments_undecodable"] == 1
+    assert reader.lost()["undecodable"] == 1
 
 
 @given(
@@ -121,7 +136,7 @@ def test_segments_without_sense():
 )
 def test_any_segments(segments):
     """Whatever segments come, a connection has one record at the most, and nothing raises."""
-    reader = DeclaredReader()
+    reader = DeclaredReader(forget)
     flows = [FLOW, FiveTuple(src=FLOW.dst, dst=FLOW.src, sport=1, dport=2, proto=6)]
     records = [connection_bytes(samples.connection(orig=flow)) for flow in flows]
     records += [
