@@ -11,7 +11,7 @@ DEPLOY_STAMP := $(VENV)/.ready-deploy
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy demo test vm lint format fuzz bench pictures clean
+.PHONY: setup setup-deploy manifests demo test vm lint format fuzz bench pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -29,6 +29,10 @@ $(DEPLOY_STAMP): $(STAMP)
 	./setup-packages $(DEBIAN_DEPLOY)
 	$(VENV)/bin/pip install --quiet --editable '.[deploy]'
 	touch $@
+
+# The plain manifests from the chart.
+manifests: setup-deploy
+	$(VENV)/bin/python deploy/render.py
 
 demo: setup
 	$(VENV)/bin/srcip demo

@@ -1,5 +1,6 @@
 """What the tests of `deploy/` need beside Python: `make test` installs it."""
 
+import importlib
 import os
 import shutil
 
@@ -14,14 +15,25 @@ def _missing(reason):
     pytest.skip(f"{reason}; 'make setup-deploy' installs it")
 
 
-def _tool(name):
+def tool(name):
+    """Return where a program is that only these tests need."""
     found = shutil.which(name)
     if found is None:
         _missing(f"{name} is not installed")
     return found
 
 
+def library(name):
+    """Import a module that only these tests need."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if os.environ.get(SWITCH) == "1":
+            raise
+        pytest.skip(f"{error}; 'make setup-deploy' installs it", allow_module_level=True)
+
+
 @pytest.fixture(scope="session")
 def promtool():
     """Prometheus' own checker."""
-    return _tool("promtool")
+    return tool("promtool")

@@ -1,0 +1,41 @@
+{{- define "srcip.labels" -}}
+{{ include "srcip.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "srcip.selector" -}}
+app.kubernetes.io/name: srcip
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "srcip.serviceAccountName" -}}
+{{ .Values.rbac.serviceAccountName | default .Release.Name }}
+{{- end }}
+
+{{- define "srcip.priorityClassName" -}}
+{{ .Values.priorityClass.create | ternary .Release.Name .Values.priorityClass.name }}
+{{- end }}
+
+{{/* A scrape by either kind of monitor. */}}
+{{- define "srcip.endpoint" -}}
+port: metrics
+path: /metrics
+interval: {{ .Values.monitor.interval }}s
+# The agent's labels `service` and `node` are its own, not the target's.
+honorLabels: true
+{{- if .Values.tls.secretName }}
+scheme: https
+{{- end }}
+{{- with .Values.monitor.tlsConfig }}
+tlsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.monitor.authorization }}
+authorization:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+relabelings:
+  - sourceLabels: [__meta_kubernetes_pod_node_name]
+    targetLabel: instance
+{{- end }}
