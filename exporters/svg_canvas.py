@@ -10,6 +10,7 @@ from exporters.terminal import printable
 # The width of a character by its height. Monospaced fonts agree on this; of others it is what
 # wide ones need on average.
 _MONO, _SANS, _SANS_BOLD = 0.602, 0.58, 0.64
+_LONGEST = 2000
 _PARTS = re.compile(r"[^ ]*? +|[^ /.:-]*[/.:-]|[^ /.:-]+")
 # By class: the attribute that it colours, the colour on light, the colour on dark.
 _COLOURS = {
@@ -61,7 +62,8 @@ def wrapped(
         is_bold: Whether it is bold; other fonts are wider then.
     """
     columns = max(8, int(width / (size * _breadth(is_mono=is_mono, is_bold=is_bold))))
-    text = printable(text)
+    # A recording's names are of any length; no picture shows so much of one.
+    text = printable(text if len(text) <= 2 * _LONGEST else text[:_LONGEST] + text[-_LONGEST:])
     if len(text) > columns * most:
         half = (columns * most - 3) // 2
         text = f"{text[:half]} \u2026 {text[-half:]}"
@@ -186,7 +188,8 @@ class Canvas:
         return Drawing(
             width=round(self.width),
             height=round(height),
-            inside=f"<title>{html.escape(printable(title))}</title>{paper}{''.join(self._elements)}",
+            inside=f"<title>{html.escape(printable(title[:_LONGEST]))}</title>{paper}"
+            + "".join(self._elements),
         )
 
 

@@ -45,7 +45,7 @@ def test_every_module_is_in_the_wheel(unpacked):
     """No package and no C source was forgotten in pyproject.toml."""
     missing = [
         name
-        for name in tracked(["tracer/*.py", "exporters/*.py", "lab/*.py", "lab/data/*"])
+        for name in tracked(["tracer/*.py", "exporters/*", "lab/*.py", "lab/data/*"])
         if not (unpacked / name).exists()
     ]
     missing += [

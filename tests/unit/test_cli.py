@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,24 +25,6 @@ REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
 PRESERVED = samples.connection_bytes(samples.connection(*samples.PRESERVED))
 DROPPED = samples.drop_bytes(samples.drop(packet=flow("192.0.2.1", 1, "192.0.2.2", 2), orig=None))
 ACCEPTED = samples.accept_bytes(samples.accept(samples.REPLACED[1].inverted))
-
-
-@pytest.fixture
-def srcip(monkeypatch, capsys):
-    """Run the command line in this process; return its exit code and what it printed."""
-    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["srcip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    yield run
-    for number, handler in before.items():
-        if handler is not None and signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Paths as pictures in plain text."""
 
+import re
 from dataclasses import replace
+from pathlib import Path as File
 
 import pytest
 from hypothesis import given, settings
@@ -235,3 +237,10 @@ def test_names_are_harmless(text):
     """No name or text, whoever wrote it, reaches the terminal as more than printable characters."""
     for path in (paths.hostile(text), paths.hostile_drop(text)):
         assert all(line.isprintable() for line in drawn(path))
+
+
+def test_diagram_of_the_documentation():
+    """The diagram in docs/paths.md is what the program draws."""
+    page = (File(__file__).parents[2] / "docs" / "paths.md").read_text()
+    told = re.search(r"^```\n(client .*?)^```", page, re.DOTALL | re.MULTILINE)[1].splitlines()
+    assert drawn(paths.s3())[: len(told)] == told
