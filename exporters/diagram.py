@@ -38,7 +38,7 @@ def diagram_lines(
 
     Args:
         path: The path.
-        is_detailed: Whether each hop gets its line, in both directions.
+        is_detailed: Whether to add what the verdict rests on, and a line for each hop.
         width: Columns at the most; what is longer is continued on the next line.
         has_colour: Whether to use colours (`exporters.terminal.has_colour`).
     """
@@ -52,6 +52,7 @@ def diagram_lines(
     for line in drawn.missing:
         pen.text(f"not seen: {line}", colour="cyan")
     if is_detailed:
+        pen.facts(drawn.reasons)
         for way in ways(path):
             pen.way(way)
     return pen.lines

@@ -61,7 +61,8 @@ class Sketch:
     The picture of a path, in words that nobody made safe yet: names are as their owners wrote them.
 
     ``wires`` are the packets between each two stations, None where nobody saw them. ``facts`` are
-    pairs of a label and a text; ``headline`` begins with the verdict.
+    pairs of a label and a text, and so are ``reasons``: what the verdict rests on, and what would
+    keep the source. ``headline`` begins with the verdict.
     """
 
     verdict: Verdict
@@ -69,6 +70,7 @@ class Sketch:
     stations: tuple[Station, ...]
     wires: tuple[FiveTuple | None, ...]
     facts: tuple[tuple[str, str], ...]
+    reasons: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
 
 
@@ -88,6 +90,7 @@ def sketch(path: Path) -> Sketch:
         stations=(*before, *nodes, *after),
         wires=tuple(wires),
         facts=tuple(_facts(path)),
+        reasons=tuple(_reasons(path.deciding.opinion)),
         missing=path.missing,
     )
 
@@ -248,6 +251,15 @@ def _facts(path: Path) -> Iterator[tuple[str, str]]:
     yield "time", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
     if path.accept is not None:
         yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
+
+
+def _reasons(opinion: Opinion | None) -> Iterator[tuple[str, str]]:
+    if opinion is None:
+        return
+    for line in opinion.evidence:
+        yield "because", line
+    for line in opinion.advice:
+        yield "to mend" if opinion.verdict is Verdict.DROPPED else "to keep", line
 
 
 def _accepted(peer: FiveTuple, seen: IPAddress | None) -> str:

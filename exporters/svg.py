@@ -35,7 +35,7 @@ _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
 
 def path_svg(path: Path, *, is_detailed: bool) -> str:
-    """Return a path as an SVG document; ``is_detailed`` lists each hop below the picture."""
+    """Return a path as an SVG document; ``is_detailed`` adds why, and each hop."""
     return path_drawing(path, is_detailed=is_detailed).svg(is_styled=True)
 
 
@@ -46,7 +46,7 @@ def path_drawing(path: Path, *, is_detailed: bool) -> Drawing:
     picture.headline(drawn)
     picture.stations(drawn, told)
     picture.wires(drawn)
-    picture.facts(drawn)
+    picture.facts(drawn, is_detailed=is_detailed)
     if is_detailed:
         for way in told:
             picture.way(way)
@@ -184,10 +184,11 @@ class _Picture:
         )
         self.canvas.text(x + text_width(f"{source} ", 12), self.y, rest, size=12)
 
-    def facts(self, drawn: Sketch) -> None:
-        """Write cause, Service, rule and what else is known, then what is not."""
+    def facts(self, drawn: Sketch, *, is_detailed: bool) -> None:
+        """Write cause, Service, rule and what else is known, then what is not, then why."""
         rows = [(label, text, "ink") for label, text in drawn.facts]
         rows += [("not seen", text, "cyan") for text in drawn.missing]
+        rows += [(label, text, "ink") for label, text in drawn.reasons if is_detailed]
         for label, text, colour in rows:
             self._label(label, _MARGIN)
             lines = wrapped(text, self._inner - 76, 12, most=_MOST_LINES)

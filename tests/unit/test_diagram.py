@@ -184,7 +184,17 @@ def test_clocks_that_differ():
 def test_without_hops():
     """A path of which only entries are known is drawn without any word on packets."""
     lines = drawn(paths.s3_without_hops())
-    assert lines == drawn(paths.s3(), is_detailed=False)
+    assert lines == drawn(paths.s3())[: len(lines)]
+    assert not [line for line in lines if line.startswith("the first packet")]
+
+
+def test_reasons():
+    """What the verdict rests on, and what would keep the source or mend the drop, is told."""
+    assert "to keep   set externalTrafficPolicy: Local" in drawn(paths.s3())
+    lines = drawn(paths.s6())
+    assert "because   there is none" in lines
+    assert "to mend   run an endpoint" in lines
+    assert "because" not in "".join(drawn(paths.s6(), is_detailed=False))
 
 
 def test_narrow():
