@@ -170,7 +170,7 @@ class _Pen:
 
 
 def _label(station: Station) -> str:
-    """Return a station as the row of arrows names it; in brackets where it was not traced."""
+    """Return a station as the row of arrows names it; in brackets where nobody told of it."""
     if station.drop is not None:
         return f"{station.name}: X ({station.drop.text})"
     return _short(station)

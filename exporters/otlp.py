@@ -127,7 +127,7 @@ class OtlpSink:
 
     def _has_sent(self, spans: list[ReadableSpan]) -> bool:
         for _ in range(_ATTEMPTS):
-            if not spans or self._exporter.export(spans) is SpanExportResult.SUCCESS:
+            if not spans or self._has_exported(spans):
                 return True
             if not self._has_complained:
                 self._has_complained = True
@@ -138,6 +138,14 @@ class OtlpSink:
                 if self._is_closing:
                     return False
         return False
+
+    def _has_exported(self, spans: list[ReadableSpan]) -> bool:
+        try:
+            return self._exporter.export(spans) is SpanExportResult.SUCCESS
+        except Exception:
+            # The thread must go on: whoever reads the summary learns what was lost.
+            _log.exception("the OTLP exporter failed")
+            return False
 
 
 class _Ids(IdGenerator):

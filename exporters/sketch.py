@@ -17,7 +17,7 @@ class Role(StrEnum):
 
     CLIENT = "client"
     NODE = "node"
-    UNSEEN = "unseen"  # it must be there, but nobody traced it
+    UNSEEN = "unseen"  # it must be there, but nobody told of it
     ENDPOINT = "endpoint"
 
 
@@ -161,7 +161,7 @@ def _after(path: Path) -> tuple[Station, ...]:
     end = Station(role=Role.ENDPOINT, name=f"{pod.namespace}/{pod.name}", detail=detail)
     if pod.node in (None, last.node):
         return (end,)
-    return Station(role=Role.UNSEEN, name=pod.node or "", detail="not traced"), end
+    return Station(role=Role.UNSEEN, name=pod.node or "", detail="not seen"), end
 
 
 def _notes(path: Path, leg: Leg) -> Iterator[Note]:

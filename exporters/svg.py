@@ -248,13 +248,13 @@ class _Picture:
 
 def _box_lines(station: Station, width: float) -> list[tuple[str, bool]]:
     """Return the lines of a box, and whether each is the name."""
-    what = "not traced" if station.role is Role.UNSEEN else station.role.value
+    what = "not seen" if station.role is Role.UNSEEN else station.role.value
     if station.name in (station.role.value, "node", "client"):
         name, detail, what = station.detail, "", f"{station.name}, {what}"
         what = station.name if what == f"{station.name}, {station.name}" else what
     else:
         name, detail = station.name, station.detail
-    if detail == "not traced":
+    if detail == "not seen":
         detail = ""
     return [
         (what, False),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from exporters import otlp
 from exporters.otlp import OtlpSink, span_exporter
@@ -312,6 +313,21 @@ def test_nobody_there(receiver):
     for _ in range(5):
         sink.write(paths.s3())
     assert sink.close() == {"otlp_queue_full": 0, "otlp_failed": 5}
+
+
+def test_exporter_that_breaks(caplog):
+    """An exporter that raises is told, and what it was given is counted."""
+
+    class Broken(SpanExporter):
+        def export(self, spans):
+            raise RuntimeError("no such luck")
+
+    sink = OtlpSink(Broken())
+    sink.start()
+    sink.write(paths.s3())
+    sink.write(paths.s5())
+    assert sink.close() == {"otlp_queue_full": 0, "otlp_failed": 2}
+    assert "no such luck" in caplog.text
 
 
 def test_never_started():
