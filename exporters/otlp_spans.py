@@ -48,13 +48,12 @@ def node_span(path: Path, leg: Leg) -> NodeSpan:
     attributes = _attributes(path, leg)
     if left_out:
         attributes["srcip.hops_left_out"] = left_out
-    times = [leg.time_ns, *(event.time_ns for event in events)]
+    times = [_moment(leg.time_ns), *(event.time_ns for event in events)]
     return NodeSpan(
         node=_text(leg.node),
         name=_name(leg),
-        # Before 1970 there was no tracer.
-        start_ns=max(0, min(times)),
-        end_ns=max(0, *times),
+        start_ns=min(times),
+        end_ns=max(times),
         attributes=attributes,
         events=tuple(events[:_MOST_EVENTS]),
         error=_text(drop_text(leg.drop)) if leg.drop else None,
@@ -139,12 +138,12 @@ def _events(leg: Leg) -> Iterator[SpanEvent]:
     for passage in leg.passages:
         for hop in passage.hops:
             yield SpanEvent(
-                name=hop.hop.hook.label, time_ns=max(0, hop.time_ns), attributes=_hop(passage, hop)
+                name=hop.hop.hook.label, time_ns=_moment(hop.time_ns), attributes=_hop(passage, hop)
             )
         if passage.drop is not None:
             yield SpanEvent(
                 name="dropped",
-                time_ns=max(0, passage.drop.time_ns),
+                time_ns=_moment(passage.drop.time_ns),
                 attributes={
                     **_of(passage),
                     "srcip.reason": _text(passage.drop.reason),
@@ -184,6 +183,11 @@ def _packet(flow: FiveTuple) -> Attributes:
     if not flow.is_icmp:
         found |= {"source.port": flow.sport, "destination.port": flow.dport}
     return found
+
+
+def _moment(time_ns: int) -> int:
+    """Return a time that can be sent; a damaged record may hold any."""
+    return min(max(0, time_ns), 2**64 - 1)
 
 
 def _text(text: str) -> str:
