@@ -68,6 +68,7 @@ class Snapshot:
     cluster_objects: Mapping[str, int] = field(default_factory=dict)
     cluster_age_s: float | None = None
     proxy_modes: Mapping[str, str] = field(default_factory=dict)
+    stream_clients: int | None = None
     rung: str = ""
     not_seen: tuple[str, ...] = ()
 
@@ -169,6 +170,12 @@ def _agent(snapshot: Snapshot) -> Iterator[Metric]:
         ("node", "mode"),
         dict.fromkeys(snapshot.proxy_modes.items(), 1),
     )
+    if snapshot.stream_clients is not None:
+        yield GaugeMetricFamily(
+            "srcip_stream_clients",
+            "Who listens to the live stream.",
+            value=snapshot.stream_clients,
+        )
     yield _gauge(
         "srcip_rung_info", "How the kernel is looked at.", ("rung",), {(snapshot.rung,): 1}
     )

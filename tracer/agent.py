@@ -7,16 +7,17 @@ One thread drains, judges and publishes; whoever scrapes reads what it published
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from exporters.prometheus import ConnectionLabels, DropLabels, Snapshot
 from tracer.address_classes import address_classes
+from tracer.budget import Budget
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import Via
 from tracer.cluster.status import ClusterStatus
-from tracer.decode import decode, decode_path_key
+from tracer.decode import decode, decode_path_key, kind_of
 from tracer.errors import DecodeError
 from tracer.judge.path_key import JudgedPath, is_typical, judge_path, surroundings
 from tracer.judge.verdict import JudgedDrop
@@ -29,9 +30,11 @@ from tracer.model import (
     protocol_name,
 )
 from tracer.pipeline import Pipeline
-from tracer.source import Source
+from tracer.stream.live import LiveStream, StreamingKernel
+from tracer.stream.server import StreamServer
 from tracer.tally import KEEP_S, OTHER, Tally
 from tracer.views import Views
+from tracer.wire import Kind
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ OTHER_CONNECTIONS = ConnectionLabels(*(OTHER,) * len(ConnectionLabels._fields))
 OTHER_DROPS = DropLabels(*(OTHER,) * len(DropLabels._fields))
 # Drops that are judged in a second, and at once. Each costs about a third of a millisecond.
 DROPS_PER_S, DROPS_AT_ONCE = 1000, 5000
+# How long a record of the stream may wait in its ring.
+STREAM_S = 0.1
 # How long the start waits for the cluster before it counts without one.
 CLUSTER_PATIENCE_S = 30.0
 # Prefixes are written this often at the most, and never more than a hundredth of the time.
@@ -62,7 +67,7 @@ class Counts(Protocol):
         """Set the classes of addresses by namespace; return how many found no room."""
 
 
-class Kernel(Source, Protocol):
+class Kernel(StreamingKernel, Protocol):
     """What the agent asks of `tracer.kernel.source.KernelSource`."""
 
     @property
@@ -71,9 +76,6 @@ class Kernel(Source, Protocol):
 
     def count(self, *, masquerade_mark: int) -> None:
         """Begin to count, or go on with another mark."""
-
-    def lost_by_program(self) -> Mapping[str, Mapping[str, int]]:
-        """Return what each program could not report, by reason."""
 
     def run_statistics(self) -> Mapping[str, tuple[int, int]]:
         """Return run time in ns and runs by program."""
@@ -93,22 +95,6 @@ class _Path:
     used_s: float
 
 
-@dataclass(slots=True)
-class _Budget:
-    """How many drops may be judged now."""
-
-    left: float = DROPS_AT_ONCE
-    at_s: float = 0.0
-
-    def take(self, wanted: int, now_s: float) -> int:
-        more = max(0.0, now_s - self.at_s) * DROPS_PER_S
-        self.left = min(DROPS_AT_ONCE, self.left + more)
-        self.at_s = now_s
-        taken = min(wanted, int(self.left))
-        self.left -= taken
-        return taken
-
-
 class Agent:
     """
     Keeps the totals of one node.
@@ -124,6 +110,7 @@ class Agent:
         publish: Callable[[Snapshot], None],
         *,
         version: str,
+        stream: StreamServer | None = None,
         cluster_status: Callable[[], ClusterStatus] = ClusterStatus,
         max_series: int = 10_000,
         drain_interval_s: float = 5.0,
@@ -137,6 +124,14 @@ class Agent:
         self._interval_s = drain_interval_s
         self._clock_s = clock_s
         self._pipeline = Pipeline(kernel, views=views)
+        self._live = LiveStream(
+            kernel,
+            stream,
+            version=version,
+            notes=lambda: (*kernel.info.not_seen, *views.notes()),
+            losses=self._stream_losses,
+            clock_s=clock_s,
+        )
         self.connections = Tally(OTHER_CONNECTIONS, max_series)
         self.drops = Tally(OTHER_DROPS, max_series)
         self._paths: dict[bytes, _Path] = {}
@@ -144,8 +139,8 @@ class Agent:
         self._lost: Counter[tuple[str, str]] = Counter()
         self._undecodable = 0
         self._paths_full = 0
-        self._budget = _Budget()
         self._started_s = clock_s()
+        self._budget = Budget.full(DROPS_PER_S, DROPS_AT_ONCE, self._started_s)
         self._is_counting = False
         self._next_drain_s = self._next_classes_s = self._next_tidy_s = self._started_s
         self._classes_of: tuple[object, ...] = ()
@@ -168,15 +163,20 @@ class Agent:
         elif self._missing() != self._not_ready:
             self._tell()
         if not self._is_counting:
-            # What is dropped meanwhile waits in its ring.
+            # What is dropped meanwhile waits in its ring, and who wants the stream for its hello.
             time.sleep(timeout_s)
             return True
-        records = self._kernel.read(timeout_s)
+        records = self._kernel.read(min(timeout_s, STREAM_S) if self._live.is_on else timeout_s)
         if records is None:
             self.drain()
             return False
-        self._take_drops(records)
+        self._take(records)
+        self._live.serve()
         return True
+
+    def close(self) -> None:
+        """Tell the end to those who listen."""
+        self._live.close()
 
     def drain(self) -> None:
         """Take in what the kernel has counted, and publish."""
@@ -241,15 +241,32 @@ class Agent:
 
     # Drops and losses
 
-    def _take_drops(self, records: Sequence[bytes]) -> None:
-        allowed = self._budget.take(len(records), self._clock_s())
-        if allowed < len(records):
-            self._lost["agent", "rate_limited"] += len(records) - allowed
+    def _take(self, records: Sequence[bytes]) -> None:
         if not records:
             return
-        for judged in self._pipeline.judge(records[:allowed]):
+        for judged in self._pipeline.judge(self._affordable(records)):
             if isinstance(judged, JudgedDrop):
                 self.drops.add(_drop_labels(judged), 1)
+            self._live.offer(judged)
+
+    def _affordable(self, records: Sequence[bytes]) -> Iterator[bytes]:
+        """Yield what there is time for: drops, which are counted, before what is only streamed."""
+        drops = sum(kind_of(raw) == Kind.DROP for raw in records)
+        left = self._budget.take(drops, self._clock_s())
+        self._lost["agent", "rate_limited"] += drops - left
+        # One by one, since the order of all of them is that of time.
+        for raw in records:
+            if kind_of(raw) != Kind.DROP:
+                yield from self._live.affordable((raw,))
+            elif left:
+                left -= 1
+                yield raw
+
+    def _stream_losses(self) -> dict[str, int]:
+        return {
+            "rate_limited": self._lost["agent", "rate_limited"],
+            "undecodable": self._pipeline.undecodable,
+        }
 
     def _take_lost(self) -> None:
         full = self._kernel.lost_by_program().get("connections", {}).get("paths_full", 0)
@@ -323,6 +340,7 @@ class Agent:
         for stage, reasons in self._kernel.lost_by_program().items():
             untracked += reasons.get("untracked", 0)
             lost.update({(stage, reason): reasons[reason] for reason in _REASONS[stage]})
+        lost.update({("stream", reason): n for reason, n in self._live.lost().items()})
         status, cluster = self._cluster_status(), self._cluster()
         not_seen = list(self._kernel.info.not_seen)
         if status.is_stale:
@@ -336,7 +354,7 @@ class Agent:
             drops=dict(self.drops.totals),
             overflow={CONNECTIONS: self.connections.overflow, DROPS: self.drops.overflow},
             lost={("agent", "rate_limited"): 0, **lost},
-            undecodable=self._undecodable + self._pipeline.summary().lost["undecodable"],
+            undecodable=self._undecodable + self._pipeline.undecodable,
             untracked=untracked,
             maps=self._kernel.map_usage(),
             programs=self._kernel.run_statistics(),
@@ -346,6 +364,7 @@ class Agent:
                 node: self._view(netns).mode or "unknown"
                 for netns, node in self._kernel.info.nodes.items()
             },
+            stream_clients=self._live.clients,
             rung=self._kernel.info.rung,
             not_seen=tuple(not_seen),
         )

@@ -51,7 +51,13 @@ from tracer.wire import (
 AF_INET, AF_INET6 = 2, 10
 # NF_CT_ZONE_DIR_ORIG, include/net/netfilter/nf_conntrack_zones.h
 _ZONE_DIR_ORIG = 1
+_KIND_AT = WireHeader.kind.offset
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def kind_of(record: bytes) -> int:
+    """Return what kind a record says it is of, without decoding it; 0 if it is too short."""
+    return record[_KIND_AT] if len(record) > _KIND_AT else 0
 
 
 def decode(record: bytes) -> Record:

@@ -400,6 +400,15 @@ class Filter:
         """Whether everything is wanted."""
         return self == Filter()
 
+    def covering(self, other: "Filter") -> "Filter":
+        """Return the narrowest filter that wants all that either of two wants."""
+        return Filter(
+            client=_covering(self.client, other.client),
+            backend=_covering(self.backend, other.backend),
+            port=self.port if self.port == other.port else None,
+            proto=self.proto if self.proto == other.proto else None,
+        )
+
     def matches(self, connection: Connection) -> bool:
         """Whether a connection is wanted: what ``connections.c`` decides in the kernel."""
         orig, reply = connection.orig, connection.reply
@@ -425,6 +434,16 @@ class Filter:
 
 def _answer(proto: int, icmp_type: int) -> int:
     return _ICMP_ANSWERS.get((proto, icmp_type), icmp_type)
+
+
+def _covering(one: IPNetwork | None, other: IPNetwork | None) -> IPNetwork | None:
+    """Return the longest prefix that holds both; None for everything."""
+    if one is None or other is None or one.version != other.version:
+        return None
+    length = min(one.prefixlen, other.prefixlen)
+    differing = int(one.network_address) ^ int(other.network_address)
+    length = min(length, one.max_prefixlen - differing.bit_length())
+    return one.supernet(new_prefix=length)
 
 
 def _is_in(address: IPAddress, network: IPNetwork | None) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tracer.decode import decode
@@ -49,6 +49,11 @@ class Wanted:
     services: frozenset[tuple[str, str]] = frozenset()
     are_stray_accepts: bool = False
 
+    @property
+    def has_connections(self) -> bool:
+        """Whether a connection can be wanted: not if only drops are."""
+        return self.verdicts != {Verdict.DROPPED}
+
     def has(self, judged: JudgedConnection | JudgedDrop) -> bool:
         """Whether what the judge said is wanted."""
         opinion = judged.opinion
@@ -63,6 +68,53 @@ def _key(service: ServiceRef | None) -> tuple[str, str] | None:
     return (service.namespace, service.name) if service else None
 
 
+class Selection:
+    """Picks what is wanted out of what was judged, in its order."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self._shown: OrderedDict[FiveTuple, None] = OrderedDict()
+
+    def takes(self, judged: Judged) -> bool:
+        """Whether a judged thing is wanted; an accept often because its connection was."""
+        flows = self.wanted.flows
+        match judged:
+            case JudgedConnection():
+                is_wanted = flows.matches(judged.connection) and self.wanted.has(judged)
+                if is_wanted:
+                    self._remember(judged.connection.reply.inverted)
+                return is_wanted
+            case JudgedDrop():
+                if not self.wanted.has(judged):
+                    return False
+                tuples = (judged.drop.packet, judged.drop.orig)
+                return flows.is_empty or any(flow and flows.matches_packet(flow) for flow in tuples)
+            case SeenAccept():
+                return self.wanted.are_stray_accepts or judged.accept.peer in self._shown
+            case SeenHop():
+                # Whose packet it is, and so whether it is wanted, shows when a path is assembled.
+                return True
+
+    def _remember(self, peer: FiveTuple) -> None:
+        self._shown[peer] = None
+        self._shown.move_to_end(peer)
+        if len(self._shown) > _REMEMBERED:
+            self._shown.popitem(last=False)
+
+
+def untold(lost: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Tell what was lost from what nobody could have seen, the latter as lines."""
+    losses = dict(lost)
+    untracked = losses.pop("untracked", 0)
+    over_limit = losses.pop("over_limit", 0)
+    lines = []
+    if untracked:
+        lines.append(f"{untracked} packets that conntrack was told not to track (NOTRACK)")
+    if over_limit:
+        lines.append(f"{over_limit} packets past the first of their direction (--packets)")
+    return losses, tuple(lines)
+
+
 class Pipeline:
     """Judges what one source delivers."""
 
@@ -71,10 +123,9 @@ class Pipeline:
     ) -> None:
         self._source = source
         self._views = views or FixedViews()
-        self._wanted = wanted or Wanted()
+        self._selection = Selection(wanted or Wanted())
         self._undecodable: Counter[str] = Counter()
         self._counts: Counter[type[Judged]] = Counter()
-        self._shown: OrderedDict[FiveTuple, None] = OrderedDict()
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
         """Yield what is wanted of some records. What cannot be decoded is counted."""
@@ -86,28 +137,25 @@ class Pipeline:
                 self._count_undecodable(str(error))
                 continue
             judged = self._judge(record)
-            if judged is not None and self._is_wanted(judged):
+            if judged is not None and self._selection.takes(judged):
                 self._counts[type(judged)] += 1
                 yield judged
 
     def summary(self) -> Summary:
         """Add up the run so far."""
-        lost = dict(self._source.lost())
-        # Packets that conntrack was told to skip were not lost: nobody could have seen them.
-        untracked = lost.pop("untracked", 0)
-        over_limit = lost.pop("over_limit", 0)
-        lost["undecodable"] = lost.get("undecodable", 0) + self._undecodable.total()
-        not_seen = [*self._source.info.not_seen, *self._views.notes()]
-        if untracked:
-            not_seen.append(f"{untracked} packets that conntrack was told not to track (NOTRACK)")
-        if over_limit:
-            not_seen.append(f"{over_limit} packets past the first of their direction (--packets)")
+        lost, untracked = untold(self._source.lost())
+        lost["undecodable"] = lost.get("undecodable", 0) + self.undecodable
         return Summary(
             connections=self._counts[JudgedConnection],
             drops=self._counts[JudgedDrop],
             lost=lost,
-            not_seen=tuple(not_seen),
+            not_seen=(*self._source.info.not_seen, *self._views.notes(), *untracked),
         )
+
+    @property
+    def undecodable(self) -> int:
+        """How many records could not be decoded."""
+        return self._undecodable.total()
 
     def _judge(self, record: Record) -> Judged | None:
         info = self._source.info
@@ -145,31 +193,6 @@ class Pipeline:
 
     def _symbol(self, address: int | None) -> str | None:
         return self._source.symbol(address) if address else None
-
-    def _is_wanted(self, judged: Judged) -> bool:
-        flows = self._wanted.flows
-        match judged:
-            case JudgedConnection():
-                is_wanted = flows.matches(judged.connection) and self._wanted.has(judged)
-                if is_wanted:
-                    self._remember(judged.connection.reply.inverted)
-                return is_wanted
-            case JudgedDrop():
-                if not self._wanted.has(judged):
-                    return False
-                tuples = (judged.drop.packet, judged.drop.orig)
-                return flows.is_empty or any(flow and flows.matches_packet(flow) for flow in tuples)
-            case SeenAccept():
-                return self._wanted.are_stray_accepts or judged.accept.peer in self._shown
-            case SeenHop():
-                # Whose packet it is, and so whether it is wanted, shows when a path is assembled.
-                return True
-
-    def _remember(self, peer: FiveTuple) -> None:
-        self._shown[peer] = None
-        self._shown.move_to_end(peer)
-        if len(self._shown) > _REMEMBERED:
-            self._shown.popitem(last=False)
 
     def _count_undecodable(self, reason: str) -> None:
         if reason not in self._undecodable and len(self._undecodable) >= _REASONS:

@@ -103,7 +103,10 @@ def serving(lab, *arguments, nodes=NODES, cluster=OPTIONS, is_ready=True):
     """A 'srcip serve' beside the block."""
     where = [f"--netns={lab.netns(node)}={node}" for node in nodes]
     command = [*SRCIP, "serve", *cluster, *where, "--port", "0", "--drain-interval", "1"]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    if "--stream-socket" not in arguments:
+        command.append("--no-stream")
+    command += map(str, arguments)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         port = None
         while port is None:

@@ -232,6 +232,7 @@ class FakeKernel:
         self.counters = self
         self.added, self.samples, self.records = Counter(), {}, []
         self.classes, self.mark = {}, None
+        self.streaming, self.woken_by = [], None
         self.lost_connections = Counter()
         self.is_open = True
 
@@ -258,6 +259,12 @@ class FakeKernel:
 
     def count(self, *, masquerade_mark):
         self.mark = masquerade_mark
+
+    def stream(self, wanted):
+        self.streaming.append(wanted)
+
+    def wake_on(self, fd):
+        self.woken_by = fd
 
     def read(self, timeout_s):
         records, self.records = self.records, []
@@ -460,10 +467,10 @@ def test_drops(setup):
     assert setup.snapshots[-1].undecodable == 1
 
 
-def test_drops_beyond_the_budget_are_counted(setup, monkeypatch):
+def test_drops_beyond_the_budget_are_counted(monkeypatch):
     """A flood of drops costs a bounded time; what was not judged is counted."""
     monkeypatch.setattr(agents, "DROPS_AT_ONCE", 10)
-    setup.agent._budget.left = 10
+    setup = Setup()
     sent = world.sent(CLIENT, NODE2, NODE_PORT)
     setup.kernel.records = [samples.drop_bytes(samples.drop(packet=sent, orig=sent))] * 25
     setup.agent.step(0)

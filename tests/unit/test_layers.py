@@ -15,9 +15,10 @@ LAYERS = (
     {"tracer.cli"},
     {"tracer.commands"},
     {"tracer.agent"},
+    {"tracer.stream"},
     {"tracer.pipeline", "tracer.surroundings"},
     # A recording keeps of a node what its connections cannot be judged without.
-    {"tracer.tally", "tracer.address_classes"},
+    {"tracer.tally", "tracer.address_classes", "tracer.budget"},
     {"tracer.recording"},
     {"tracer.place"},
     {"tracer.views"},

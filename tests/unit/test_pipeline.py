@@ -287,7 +287,7 @@ def test_memory_is_bounded(monkeypatch):
     pipeline, _ = run(
         samples.connection_bytes(samples.connection(samples.SENT, reply)) for reply in replies
     )
-    assert len(pipeline._shown) == 3
+    assert len(pipeline._selection._shown) == 3
     accepts = [samples.accept_bytes(samples.accept(reply.inverted)) for reply in replies]
     assert [each.accept.peer.sport for each in pipeline.judge(accepts)] == [8, 9, 10]
 

@@ -35,6 +35,7 @@ SNAPSHOT = Snapshot(
     cluster_age_s=12.5,
     proxy_modes={"node1": "nftables"},
     rung="BPF",
+    stream_clients=3,
     not_seen=("this",),
 )
 

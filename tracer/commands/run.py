@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 from tracer.commands.output import Expectation, Writer
-from tracer.judge.verdict import SeenAccept, SeenHop
-from tracer.pipeline import Pipeline
+from tracer.judge.verdict import Judged, SeenAccept, SeenHop
 from tracer.recording import Recorder
-from tracer.source import Source
 
 # How long a quiet reader sleeps: the price of a Ctrl-C, and of a record that nobody announced.
 _POLL_S = 0.1
@@ -40,9 +39,23 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+class Reads(Protocol):
+    """Where records come from: a source, or an agent."""
+
+    def read(self, timeout_s: float) -> list[bytes] | None:
+        """Return the next records; none if nothing came in time, None at the end."""
+
+
+class Judges(Protocol):
+    """What makes judged things of them."""
+
+    def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
+        """Yield what is wanted."""
+
+
 def run(
-    source: Source,
-    pipeline: Pipeline,
+    source: Reads,
+    pipeline: Judges,
     writer: Writer,
     expectation: Expectation,
     *,
@@ -78,7 +91,7 @@ def run(
 
 
 def _show(
-    pipeline: Pipeline,
+    pipeline: Judges,
     records: Iterable[bytes],
     writer: Writer,
     expectation: Expectation,

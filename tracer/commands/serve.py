@@ -1,5 +1,6 @@
 """srcip serve: the node agent, which counts and exports and shows nothing."""
 
+import grp
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
@@ -21,11 +22,31 @@ from tracer.kernel import privileges
 from tracer.kernel.probes import has_netfilter_links
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import KernelSource, Settings
+from tracer.stream.errors import StreamError
+from tracer.stream.protocol import DEFAULT_SOCKET
+from tracer.stream.server import StreamServer
 
 # How long a quiet agent sleeps: the price of a SIGTERM.
 _STEP_S = 0.5
-# Drops are read twice a second, connections and accepts never: their rings are never written.
-_SIZES = Sizes(connection_ring_pages=1, accept_ring_pages=1, drop_ring_pages=256)
+# Drops are read twice a second. Connections and accepts are written only while somebody listens,
+# and are read ten times a second then: 7,700 connections find room.
+_SIZES = Sizes(connection_ring_pages=256, accept_ring_pages=64, drop_ring_pages=256)
+
+
+class Group(click.ParamType[int]):
+    """A group of this machine, or its number."""
+
+    name = "group"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Look a name up."""
+        text = str(value)
+        if text.isdecimal():
+            return int(text)
+        try:
+            return grp.getgrnam(text).gr_gid
+        except KeyError:
+            self.fail(f"there is no group {text!r}", param, ctx)
 
 
 @click.command(short_help="Export metrics of this node, as its agent.")
@@ -67,6 +88,19 @@ _SIZES = Sizes(connection_ring_pages=1, accept_ring_pages=1, drop_ring_pages=256
     help="Who may get /metrics: everyone, or bearer tokens that the API server knows and lets get"
     " the path (TokenReview, SubjectAccessReview). /healthz and /readyz stay open.",
 )
+@click.option(
+    "--stream-socket",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help=f"Unix socket for 'srcip trace --agent'. Default: {DEFAULT_SOCKET}, if it can be made.",
+)
+@click.option(
+    "--stream-group",
+    type=Group(),
+    metavar="NAME|GID",
+    help="The group that may listen to the stream. Default: the agent's own.",
+)
+@click.option("--no-stream", is_flag=True, help="Make no socket: there is nothing to listen to.")
 @options.ready_option
 @click.option(
     "--max-series",
@@ -90,6 +124,9 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     authorize: str,
+    stream_socket: Path | None,
+    stream_group: int | None,
+    no_stream: bool,
     ready_file: Path | None,
     max_series: int,
     drain_interval: float,
@@ -98,8 +135,9 @@ def serve(
     """
     Count every new connection and every dropped packet of this node, and export the totals.
 
-    Serves /metrics for Prometheus, /healthz and /readyz. Connections are counted in the kernel, so
-    the cost does not grow with the traffic. Needs root while it starts; drops it once attached.
+    Serves /metrics for Prometheus, /healthz and /readyz, and a live stream to 'srcip trace
+    --agent'. Connections are counted in the kernel, so the cost does not grow with the traffic.
+    Needs root while it starts; drops it once attached.
 
     \b
     Examples:
@@ -129,6 +167,7 @@ def serve(
             closing(PageServer(page, bind, port, certificate=certificate, gate=gate))
         )
         views = stack.enter_context(live_views(choice, namespaces, is_agent=True))
+        stream = None if no_stream else _stream(stream_socket, stream_group)
         settings = Settings(is_streaming=False, has_drops=True, sizes=_SIZES)
         kernel = stack.enter_context(closing(KernelSource(namespaces, settings)))
         stop = stack.enter_context(stop_on_signals())
@@ -144,14 +183,29 @@ def serve(
             views,
             publish,
             version=page.snapshot.version,
+            stream=stream,
             cluster_status=views.cluster_status,
             max_series=max_series,
             drain_interval_s=drain_interval,
         )
         server.start()
         click.echo(f"serving on {_url(bind, server.port, certificate)}; Ctrl-C ends", err=True)
+        if stream is not None:
+            click.echo(f"streaming on {printable(str(stream.path))}", err=True)
+        stack.callback(agent.close)
         while not stop.is_set and agent.step(_STEP_S):
             pass
+
+
+def _stream(path: Path | None, group: int | None) -> StreamServer | None:
+    """Make the socket; where nobody named one, the agent does without if it must."""
+    try:
+        return StreamServer(path or Path(DEFAULT_SOCKET), group)
+    except StreamError as error:
+        if path is not None or group is not None:
+            raise
+        click.echo(f"srcip: {printable(str(error))}; there is no live stream", err=True)
+        return None
 
 
 @contextmanager

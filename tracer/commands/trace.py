@@ -13,12 +13,22 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.commands.through_agent import through_agent
 from tracer.kernel import privileges, sources
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
+from tracer.stream.protocol import DEFAULT_SOCKET
 
 
 @click.command(short_help="Show new connections and drops as they happen.")
+@click.option(
+    "--agent",
+    is_flag=False,
+    flag_value=DEFAULT_SOCKET,
+    metavar="[PATH]",
+    help="Listen to a running 'srcip serve' through its Unix socket, without any privileges."
+    f" Without a PATH: {DEFAULT_SOCKET}.",
+)
 @options.where_options
 @cluster_options
 @options.filter_options
@@ -35,6 +45,7 @@ from tracer.recording import Recorder
 )
 @options.expect_option
 def trace(
+    agent: str | None,
     output: str,
     explain: bool,
     record: Path | None,
@@ -56,10 +67,21 @@ def trace(
       srcip trace --filter-service default/web      one Service
       srcip trace --count 1 --explain               one connection, with all reasons
       srcip trace --netns 4711                      the namespace of process 4711
+      srcip trace --agent                           through the node's agent, as its group may
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
       srcip trace -o json | jq -r 'select(.kind == "connection").seen_source'
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
+    if agent is not None:
+        through_agent(
+            agent,
+            wanted,
+            writer(output, is_explaining=explain),
+            Expectation.of(expect),
+            ready_file=ready_file,
+            count=count,
+            timeout_s=timeout,
+        )
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     namespaces = options.namespaces(parameters)

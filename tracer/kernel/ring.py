@@ -38,6 +38,10 @@ class RingReader:
         self._poll = select.poll()
         self._poll.register(self._epoll_fd, select.POLLIN)
 
+    def wake_on(self, fd: int) -> None:
+        """Have `read` return early, too, when a descriptor can be read."""
+        self._poll.register(fd, select.POLLIN)
+
     def read(self, timeout_s: float) -> list[bytes]:
         """
         Return what is there, in order of time; wait for it if there is nothing.

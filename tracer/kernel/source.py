@@ -82,10 +82,10 @@ class Settings:
     What the kernel side shall do.
 
     ``wanted`` is applied before a record is written. ``is_counting`` keeps the counters of
-    ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of drops even
-    where nothing else is streamed. ``packets`` is of how many packets of each direction hops are
-    reported; with 0 their programs are not even loaded. ``has_proxy_headers`` reads what the first
-    bytes of TCP connections declare; without it nothing of that is loaded either.
+    ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of all drops,
+    whatever else is streamed or wanted. ``packets`` is of how many packets of each direction hops
+    are reported; with 0 their programs are not even loaded. ``has_proxy_headers`` reads what the
+    first bytes of TCP connections declare; without it nothing of that is loaded either.
     """
 
     wanted: Filter = field(default_factory=Filter)
@@ -152,6 +152,18 @@ class KernelSource:
                 self._settings, is_counting=True, masquerade_mark=masquerade_mark
             )
             self._configure()
+
+    def stream(self, wanted: Filter | None) -> None:
+        """Begin to write records of what is wanted, or go on with other wishes; None to stop."""
+        self._settings = replace(
+            self._settings, is_streaming=wanted is not None, wanted=wanted or Filter()
+        )
+        self._configure()
+
+    def wake_on(self, fd: int) -> None:
+        """Have `read` return early, too, when a descriptor can be read."""
+        if self._reader is not None:
+            self._reader.wake_on(fd)
 
     def read(self, timeout_s: float) -> list[bytes] | None:
         """Return the next records; None when every traced namespace is gone."""
@@ -227,13 +239,14 @@ class KernelSource:
         ring_records = (
             settings.sizes.connection_ring_pages * os.sysconf("SC_PAGE_SIZE") // _RECORD_BYTES
         )
+        has_all = settings.has_drops and program is DROPS
         return encode_config(
-            wanted=settings.wanted,
+            wanted=Filter() if has_all else settings.wanted,
             reasons=[n for n, name in self._loaded.drop_reasons.items() if name in REASONS],
             # All CPUs together must not fill more than a quarter of the ring in silence.
             wakeup_records=max(1, ring_records // 4 // possible_cpus()),
             masquerade_mark=settings.masquerade_mark,
-            is_streaming=settings.is_streaming or (settings.has_drops and program is DROPS),
+            is_streaming=settings.is_streaming or has_all,
             is_counting=settings.is_counting,
             active_paths=self._active_paths,
             packets=settings.packets,

@@ -1,0 +1,581 @@
+"""The live stream: what clients ask, what they get, and what becomes of those who do not read."""
+
+import json
+import os
+import resource
+import select
+import socket
+import stat
+import threading
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporters.jsonl import to_line
+from tests.unit import samples
+from tests.unit.samples import flow
+from tests.unit.test_judge_properties import connections, views
+from tracer.judge.cause import Cause
+from tracer.judge.connection import judge_connection
+from tracer.judge.verdict import JudgedConnection, SeenAccept, Verdict
+from tracer.model import PROTOCOLS, Filter
+from tracer.pipeline import Selection, Wanted
+from tracer.stream import server as servers
+from tracer.stream.client import AgentStream
+from tracer.stream.errors import StreamError
+from tracer.stream.lines import judged_of
+from tracer.stream.protocol import parse_object, parse_request, request_line
+from tracer.stream.server import Origin, StreamServer
+
+REPLACED = samples.judged(*samples.REPLACED)
+PRESERVED = samples.judged(*samples.PRESERVED)
+
+networks = st.one_of(
+    st.none(),
+    st.builds(
+        lambda address, length: ip_network((address, length), strict=False),
+        st.ip_addresses(v=4),
+        st.integers(0, 32),
+    ),
+    st.builds(
+        lambda address, length: ip_network((address, length), strict=False),
+        st.ip_addresses(v=6),
+        st.integers(0, 128),
+    ),
+)
+filters = st.builds(
+    Filter,
+    client=networks,
+    backend=networks,
+    port=st.none() | st.integers(1, 65535),
+    proto=st.none() | st.sampled_from(sorted(PROTOCOLS.values())),
+)
+wishes = st.builds(
+    Wanted,
+    flows=filters,
+    verdicts=st.frozensets(st.sampled_from(Verdict)),
+    causes=st.frozensets(st.sampled_from(Cause)),
+    services=st.frozensets(st.just(("default", "web"))),
+    are_stray_accepts=st.booleans(),
+)
+
+
+def reason(read, said):
+    """Why something is refused; empty if it is not. Anything but a StreamError is a bug."""
+    try:
+        read(said)
+    except StreamError as error:
+        return str(error)
+    return ""
+
+
+# What is said
+
+
+@given(wishes)
+def test_a_request_is_read_as_it_was_meant(wanted):
+    """Every filter of the command line crosses the socket."""
+    assert parse_request(request_line(wanted)) == wanted
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_an_error(line):
+    """Nothing but a StreamError comes of a line, whatever it is."""
+    assert reason(parse_request, line).isprintable()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+KEYS = ("client", "backend", "port", "proto", "verdicts", "causes", "services", "stray_accepts")
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), json_values))
+def test_any_filter_is_understood_or_refused(told):
+    """So with values of any kind under the right keys."""
+    line = json.dumps({"kind": "request", "version": 1, "filter": told}).encode()
+    assert reason(parse_request, line).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"kind": "hello"}, "expected a request, not kind 'hello'"),
+        ({"kind": "request", "version": 2}, "speaks version 1 of the stream, not 2"),
+        ({"kind": "request", "version": 1, "filter": []}, "filter is no object"),
+        ({"kind": "request", "version": 1, "filter": {"node": 1}}, "no filter 'node'"),
+        ({"kind": "request", "version": 1, "filter": {"client": "x"}}, "client 'x' is no address"),
+        ({"kind": "request", "version": 1, "filter": {"client": 1}}, "client 1 is no address"),
+        ({"kind": "request", "version": 1, "filter": {"port": True}}, "port True is none"),
+        ({"kind": "request", "version": 1, "filter": {"port": 65536}}, "port 65536 is none"),
+        ({"kind": "request", "version": 1, "filter": {"proto": "gre"}}, "proto 'gre' is not one"),
+        ({"kind": "request", "version": 1, "filter": {"causes": ["y"]}}, "agent has no 'y'"),
+        ({"kind": "request", "version": 1, "filter": {"services": ["a"]}}, "is no NAMESPACE/NAME"),
+        ({"kind": "request", "version": 1, "filter": {"verdicts": "unknown"}}, "no list of texts"),
+        ({"kind": "request", "version": 1, "filter": {"services": ["a/b"] * 999}}, "256 at the"),
+    ],
+)
+def test_refusals(told, why):
+    """What is wrong is named; a filter that is not known is never left out in silence."""
+    with pytest.raises(StreamError, match=why):
+        parse_request(json.dumps(told).encode())
+
+
+# What is shown
+
+
+def told_again(judged):
+    line = to_line(judged)
+    assert to_line(judged_of(parse_object(line))) == line
+
+
+@given(connections, views())
+def test_connections_read_back(connection, node_view):
+    """A line read and written again is the same line, for any connection."""
+    # A translation never changes the protocol.
+    reply = replace(connection.reply, proto=connection.orig.proto)
+    connection = replace(connection, reply=reply)
+    told_again(judge_connection(connection, node_view, time_ns=1_700_000_000_123_456_789))
+
+
+def test_drops_and_accepts_read_back():
+    """So for drops, with all and with nothing known, and for accepts."""
+    told_again(samples.explained())
+    told_again(samples.explained(backend_pod=None, rule=None, service=None, cause=None))
+    told_again(samples.explained_drop(rule=samples.RULE))
+    told_again(samples.explained_drop(samples.drop(packet=None, orig=None), hook=None))
+    told_again(samples.judged_drop(samples.drop(orig=None, is_reply=True)))
+    ping = replace(samples.PING, dport=0x0300)
+    told_again(samples.explained_drop(samples.drop(packet=ping, orig=flow("a::1", 1, "a::2", 2))))
+    told_again(SeenAccept(accept=samples.accept(), time_ns=samples.KTIME_NS))
+
+
+@given(
+    st.dictionaries(st.text(max_size=9), json_values) | json_values,
+    st.sampled_from(["connection", "drop", "accept", "hop", ""]),
+)
+def test_any_line_is_understood_or_refused(told, kind):
+    """An agent that is none cannot end a client but by a StreamError."""
+    whole = json.loads(to_line(samples.explained()))
+    broken = whole | (told if isinstance(told, dict) else {"orig": told}) | {"kind": kind}
+    assert "\n" not in reason(judged_of, broken)
+
+
+# Filters
+
+
+@given(filters, filters, connections)
+def test_a_covering_filter_wants_what_either_wants(one, other, connection):
+    """No client misses anything for another's sake, in whichever order they came."""
+    both = one.covering(other)
+    assert both == other.covering(one)
+    assert both.covering(one) == both
+    if one.matches(connection) or other.matches(connection):
+        assert both.matches(connection)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ("10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/23"),
+        ("10.0.0.0/8", "10.1.2.3/32", "10.0.0.0/8"),
+        ("10.0.0.0/8", "192.0.2.0/24", "0.0.0.0/0"),
+        ("2001:db8::/64", "2001:db8:0:1::/64", "2001:db8::/63"),
+        ("10.0.0.0/8", "2001:db8::/64", None),
+    ],
+)
+def test_it_is_the_narrowest(one, other, both):
+    """Of prefixes the longest that holds both."""
+    filters = (Filter(client=ip_network(one)), Filter(client=ip_network(other)))
+    assert filters[0].covering(filters[1]).client == (both and ip_network(both))
+    assert Filter(port=80).covering(Filter(port=80)).port == 80
+    assert Filter(port=80).covering(Filter(port=81)).is_empty
+
+
+# The server and its clients
+
+
+class Stream:
+    """A server, and an agent's part that a test plays."""
+
+    def __init__(self, path):
+        self.path = path
+        self.now_s = 0.0
+        self.losses = {"ring_full": 5, "untracked": 2}
+        self.server = StreamServer(path, clock_s=lambda: self.now_s)
+        self.origin = Origin(
+            version="1.2",
+            nodes=("node1",),
+            losses=lambda: dict(self.losses),
+            not_seen=lambda: ("the moon",),
+        )
+
+    def step(self):
+        self.server.flush()
+        self.server.poll()
+        self.server.attach(self.origin)
+        self.server.end(self.origin)
+
+    def listen(self, wanted=None):
+        with ExitStack() as stack:
+            client = stack.enter_context(AgentStream(self.path, wanted or Wanted()))
+            self.step()
+            self.step()
+            client.wait(5)
+            stack.pop_all()
+        return client
+
+    def raw(self, *lines):
+        """A client that says something by itself."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        sock.connect(str(self.path))
+        self.step()
+        for line in lines:
+            sock.sendall(line)
+            self.step()
+        return sock
+
+    def close(self):
+        self.server.close(self.origin)
+
+
+@pytest.fixture
+def stream(tmp_path):
+    with closing(Stream(tmp_path / "agent.sock")) as stream:
+        yield stream
+
+
+def read(client):
+    return list(client.judge(client.read(0.05)))
+
+
+def read_all(client):
+    while client.read(0.05) is not None:
+        pass
+
+
+def ended(stream, client):
+    """End a client as Ctrl-C does, and return its summary."""
+    client._socket.shutdown(socket.SHUT_WR)
+    stream.step()
+    while client._end is None:
+        list(client.judge(client.read(0.05)))
+        stream.step()
+    return client.summary()
+
+
+def test_everyone_gets_what_he_wants(stream):
+    """Each client by his own filter, in order; the kernel's is the narrowest that covers both."""
+    assert stream.server.flows is None
+    one = stream.listen(Wanted(flows=Filter(client=ip_network("198.51.100.0/24"))))
+    assert stream.server.flows == Filter(client=ip_network("198.51.100.0/24"))
+    other = stream.listen(Wanted(verdicts=frozenset({Verdict.PRESERVED})))
+    assert stream.server.flows == Filter()
+    with closing(one), closing(other):
+        for judged in (REPLACED, PRESERVED, REPLACED):
+            stream.server.offer(judged)
+        stream.step()
+        is_one_s = Selection(Wanted(flows=Filter(client=ip_network("198.51.100.0/24")))).takes
+        expected = [each for each in (REPLACED, PRESERVED, REPLACED) if is_one_s(each)]
+        assert [to_line(each) for each in read(one)] == [to_line(each) for each in expected]
+        assert [each.verdict for each in read(other)] == [Verdict.PRESERVED]
+    stream.step()
+    stream.step()
+    assert stream.server.flows is None
+    assert stream.server.clients == 0
+
+
+def test_who_wants_only_drops(stream):
+    """Costs the kernel nothing: drops are read anyway."""
+    with closing(stream.listen(Wanted(verdicts=frozenset({Verdict.DROPPED})))) as client:
+        assert stream.server.flows is None
+        stream.server.offer(samples.explained_drop())
+        stream.step()
+        assert [each.verdict for each in read(client)] == [Verdict.DROPPED]
+
+
+def test_an_accept_follows_its_connection(stream):
+    """Of accepts a client gets those of his connections, or all if he wants strays."""
+    accepted = SeenAccept(
+        accept=samples.accept(samples.REPLACED[1].inverted), time_ns=samples.KTIME_NS
+    )
+    with ExitStack() as stack:
+        few = stack.enter_context(stream.listen(Wanted(verdicts=frozenset({Verdict.REPLACED}))))
+        all_ = stack.enter_context(stream.listen(Wanted(are_stray_accepts=True)))
+        for judged in (accepted, REPLACED, accepted):
+            stream.server.offer(judged)
+        stream.step()
+        assert [type(each) for each in read(few)] == [JudgedConnection, SeenAccept]
+        assert [type(each) for each in read(all_)] == [SeenAccept, JudgedConnection, SeenAccept]
+
+
+def test_losses_are_those_since_the_client_came(stream):
+    """The summary tells what was lost meanwhile, and what cannot be seen."""
+    with closing(stream.listen()) as client:
+        stream.server.offer(REPLACED)
+        stream.losses = {"ring_full": 12, "untracked": 3}
+        stream.step()
+        summary = ended(stream, client)
+    assert (summary.connections, summary.drops) == (1, 0)
+    assert summary.lost == {"ring_full": 7, "queue_full": 0}
+    assert summary.not_seen == (
+        "the moon",
+        "1 packets that conntrack was told not to track (NOTRACK)",
+    )
+
+
+def test_a_client_that_does_not_read(stream):
+    """It loses what finds no room, is told how much, and nobody else loses anything."""
+    idle, busy = stream.listen(), stream.listen()
+    made = seen = 0
+    with closing(idle), closing(busy):
+        for _ in range(20):
+            for _ in range(50):
+                stream.server.offer(REPLACED)
+                made += 1
+            stream.step()
+            seen += len(read(busy))
+        while batch := read(busy):
+            seen += len(batch)
+            stream.step()
+        assert seen == made
+        queued = sum(client.queued for client in stream.server._clients)
+        assert queued <= servers.QUEUE_BYTES
+        summary = ended(stream, idle)
+        assert summary.lost["queue_full"] > 0
+        assert summary.connections + summary.lost["queue_full"] == made
+        assert stream.server.lost == summary.lost["queue_full"]
+
+
+def test_a_client_that_is_stuck_is_let_go(stream):
+    """After a minute without reading a line, and not before; one with nothing to read stays."""
+    stuck, idle = stream.listen(), stream.listen(Wanted(verdicts=frozenset({Verdict.UNKNOWN})))
+    with closing(stuck), closing(idle):
+        for _ in range(2000):
+            stream.server.offer(REPLACED)
+        stream.step()
+        stream.now_s = 59.0
+        stream.step()
+        assert stream.server.clients == 2
+        stream.now_s = 61.0
+        stream.step()
+        assert stream.server.clients == 1
+        lost = stream.server.lost
+        assert lost > 0
+        with pytest.raises(StreamError, match="closed the stream: it has ended, or this reader"):
+            read_all(stuck)
+        stream.step()
+        assert stream.server.lost == lost
+
+
+def test_two_hundred_clients(stream):
+    """All are served, with queues that take a bounded part of memory though none reads."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        clients = [stack.enter_context(stream.listen()) for _ in range(200)]
+        stream.server.offer(REPLACED)
+        stream.step()
+        assert [len(read(client)) for client in clients] == [1] * 200
+        for _ in range(300):
+            stream.server.offer(REPLACED)
+        stream.step()
+        queued = [client.queued for client in stream.server._clients]
+        assert sum(queued) <= servers.QUEUES_BYTES
+        for client in clients:
+            summary = ended(stream, client)
+            assert summary.connections + summary.lost["queue_full"] == 301
+
+
+def test_one_too_many(stream, monkeypatch):
+    """He is told so in one line; the others go on."""
+    monkeypatch.setattr(servers, "MAX_CLIENTS", 2)
+    with ExitStack() as stack:
+        first = stack.enter_context(stream.listen())
+        stack.enter_context(stream.listen())
+        with pytest.raises(StreamError, match="refuses: 2 clients are connected already"):
+            stack.enter_context(stream.listen())
+        stream.server.offer(REPLACED)
+        stream.step()
+        assert len(read(first)) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "a line is not JSON"),
+        (b"[]\n", "a line is no JSON object"),
+        (b"{}\n", "expected a request"),
+        (b"x" * 20000, "a request has 16384 bytes at the most"),
+        (request_line(Wanted()) + b"again", "a client asks once"),
+        (b"[" * 16000 + b"\n", "a line is not JSON"),
+    ],
+)
+def test_malformed_requests(stream, said, why):
+    """They get one line back, and the end."""
+    with stream.raw(said) as sock:
+        answer = b"".join(iter(lambda: sock.recv(4096), b""))
+    told = json.loads(answer)
+    assert answer.count(b"\n") == 1
+    assert told["kind"] == "error"
+    assert why in told["message"]
+    assert stream.server.clients == 0
+
+
+def test_asking_twice(stream):
+    """So if it comes later."""
+    with stream.raw(request_line(Wanted()), b"again\n") as sock:
+        hello, error, rest = sock.recv(4096).split(b"\n")
+    assert json.loads(hello) == {
+        "kind": "hello", "version": 1, "agent": "1.2", "nodes": ["node1"],
+    }  # fmt: skip
+    assert (json.loads(error)["message"], rest) == ("a client asks once", b"")
+
+
+def test_who_never_asks(stream):
+    """He is let go after ten seconds."""
+    with stream.raw(b'{"kind"') as sock:
+        stream.now_s = 9.0
+        stream.step()
+        assert stream.server.clients == 1
+        stream.now_s = 11.0
+        stream.step()
+        assert stream.server.clients == 0
+        assert sock.recv(10) == b""
+
+
+def test_who_goes_away_in_any_state(stream):
+    """Closing at any time takes nothing with it."""
+    for lines in ((), (b"{",), (request_line(Wanted()),)):
+        stream.raw(*lines).close()
+        stream.server.offer(REPLACED)
+        stream.step()
+        stream.step()
+        assert stream.server.clients == 0
+    gone, waiting = stream.listen(), stream.raw(request_line(Wanted()))
+    gone.close()
+    with closing(waiting):
+        for _ in range(500):
+            stream.server.offer(REPLACED)
+        stream.step()
+        assert stream.server.clients == 1
+
+
+def test_it_wakes_its_agent(stream):
+    """Its descriptor can be read when a client comes or asks, and not otherwise."""
+
+    def is_awake():
+        return bool(select.select([stream.server.fileno()], [], [], 0)[0])
+
+    assert not is_awake()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(stream.path))
+        assert is_awake()
+        stream.step()
+        assert not is_awake()
+        sock.sendall(request_line(Wanted()))
+        assert is_awake()
+        stream.step()
+        assert not is_awake()
+        sock.shutdown(socket.SHUT_WR)
+        assert is_awake()
+        stream.step()
+        stream.step()
+        assert not is_awake()
+
+
+def test_the_end_of_the_agent(stream):
+    """Clients get their summary when it ends in order."""
+    with closing(stream.listen()) as client:
+        stream.server.offer(REPLACED)
+        stream.close()
+        (judged,) = client.judge(client.read(1))
+        assert judged.verdict is REPLACED.verdict
+        assert client.read(1) is None
+        assert client.summary().connections == 1
+        assert not stream.path.exists()
+        stream.server = StreamServer(stream.path)
+
+
+# The socket
+
+
+def test_the_socket_is_for_its_group(tmp_path):
+    """Owner and group may connect, others not; from the first moment."""
+    gid = os.getgroups()[0] if os.getgroups() else os.getgid()
+    path = tmp_path / "new" / "agent.sock"
+    server = StreamServer(path, gid)
+    found = path.stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, gid)
+    server._listener.close()
+
+
+def test_a_socket_that_was_left(tmp_path):
+    """Of an agent that was killed: the next takes its place. Of one that lives: it is refused."""
+    path = tmp_path / "agent.sock"
+    StreamServer(path)._listener.close()
+    assert path.exists()
+    with closing(Stream(path)) as stream:
+        with pytest.raises(StreamError, match="another agent listens on"):
+            StreamServer(path)
+        stream.listen().close()
+
+
+@pytest.mark.parametrize("name", ["a/b/c/agent.sock", "x" * 200])
+def test_a_socket_that_cannot_be_made(tmp_path, name):
+    """One line, with what to do."""
+    with pytest.raises(StreamError, match=r"cannot listen on .*--stream-socket"):
+        StreamServer(tmp_path / name)
+
+
+def test_a_file_is_not_removed(tmp_path):
+    """What is there and no socket stays."""
+    path = tmp_path / "agent.sock"
+    path.write_text("precious")
+    with pytest.raises(StreamError, match="Address already in use"):
+        StreamServer(path)
+    assert path.read_text() == "precious"
+
+
+def test_no_agent(tmp_path):
+    """One line that says what to look for."""
+    with pytest.raises(StreamError, match="is 'srcip serve' running on this node"):
+        AgentStream(tmp_path / "none", Wanted())
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 400\n", "a line is not JSON"),
+        (b'{"kind": "hello", "version": 9}\n', "no agent of this version"),
+        (b"x" * (2 << 20), "a line without an end"),
+        (b"", "closed the stream"),
+    ],
+)
+def test_no_real_agent(tmp_path, answer, why):
+    """What is no agent is found out, in one line."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "x"))
+        listener.listen()
+        with closing(AgentStream(tmp_path / "x", Wanted())) as client:
+            peer, _ = listener.accept()
+            told = threading.Thread(target=tell, args=(peer, answer))
+            told.start()
+            with pytest.raises(StreamError, match=why):
+                client.wait(10)
+        told.join()
+
+
+def tell(peer, answer):
+    with closing(peer), suppress(OSError):
+        peer.sendall(answer)

@@ -1,0 +1,143 @@
+"""What an agent streams: the kernel's records for as long, and as far, as anyone listens."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from tracer.budget import Budget
+from tracer.judge.verdict import Judged
+from tracer.model import Filter
+from tracer.source import Source
+from tracer.stream.server import Origin, StreamServer
+
+# How much of a core the stream may take, on average, and in seconds of it at once. What would take
+# more is lost to the clients, and counted.
+SHARE, AT_ONCE_S = 1 / 3, 1.0
+
+
+class StreamingKernel(Source, Protocol):
+    """What streaming asks of `tracer.kernel.source.KernelSource`."""
+
+    def stream(self, wanted: Filter | None) -> None:
+        """Begin to write records, or go on with other wishes; None to stop."""
+
+    def lost_by_program(self) -> Mapping[str, Mapping[str, int]]:
+        """Return what each program could not report, by reason."""
+
+    def wake_on(self, fd: int) -> None:
+        """Have ``read`` return early, too, when a descriptor can be read."""
+
+
+class LiveStream:
+    """Joins the kernel and the clients of an agent. Without a server it does nothing."""
+
+    def __init__(
+        self,
+        kernel: StreamingKernel,
+        server: StreamServer | None,
+        *,
+        version: str,
+        notes: Callable[[], Sequence[str]],
+        losses: Callable[[], Mapping[str, int]],
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            kernel: Whose records are streamed.
+            server: Who listens.
+            version: The agent's.
+            notes: What the agent cannot see, a line each.
+            losses: What it lost of what it read, by reason.
+            clock_s: The clock of the budget.
+        """
+        self._kernel = kernel
+        self._server = server
+        self._losses = losses
+        self._notes = notes
+        self._clock_s = clock_s
+        self._flows: Filter | None = None
+        self._budget = Budget.full(SHARE, AT_ONCE_S, clock_s())
+        self._rate_limited = 0
+        self._version = version
+        if server is not None:
+            kernel.wake_on(server.fileno())
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the kernel writes records of connections."""
+        return self._flows is not None
+
+    @property
+    def clients(self) -> int | None:
+        """How many listen; None without a server."""
+        return self._server.clients if self._server else None
+
+    def lost(self) -> dict[str, int]:
+        """Return what clients did not get, by reason; nothing without a server."""
+        if self._server is None:
+            return {}
+        told = self._kernel.lost_by_program()
+        # A drop that is lost is lost to the totals, too, and told there.
+        by_program = [lost for program, lost in told.items() if program != "drops"]
+        return {
+            "ring_full": sum(lost.get("ring_full", 0) for lost in by_program),
+            "rate_limited": self._rate_limited,
+            "queue_full": self._server.lost,
+        }
+
+    def affordable(self, records: Iterable[bytes]) -> Iterator[bytes]:
+        """
+        Yield records as long as there is time for them.
+
+        What is done with each until the next is asked for is what it costs.
+        """
+        for raw in records:
+            start_s = self._clock_s()
+            if not self._budget.has_left(start_s):
+                self._rate_limited += self.is_on
+                continue
+            yield raw
+            self._budget.spend(self._clock_s() - start_s)
+
+    def offer(self, judged: Judged) -> None:
+        """Hand a judged thing to the clients that want it."""
+        if self._server is not None:
+            self._server.offer(judged)
+
+    def serve(self) -> None:
+        """Do what clients wait for, without waiting for any; the kernel follows their wishes."""
+        if self._server is None:
+            return
+        start_s = self._clock_s()
+        self._server.flush()
+        self._server.poll()
+        if (flows := self._server.flows) != self._flows:
+            self._kernel.stream(flows)
+            self._flows = flows
+        # The kernel first: what happens after the hello is streamed.
+        origin = self._origin()
+        self._server.attach(origin)
+        self._server.end(origin)
+        self._budget.spend(self._clock_s() - start_s)
+
+    def close(self) -> None:
+        """Tell everyone the end."""
+        if self._server is not None:
+            self._server.close(self._origin())
+
+    def _origin(self) -> Origin:
+        return Origin(
+            version=self._version,
+            nodes=list(self._kernel.info.nodes.values()),
+            losses=self._all_losses,
+            not_seen=self._notes,
+        )
+
+    def _all_losses(self) -> dict[str, int]:
+        lost = dict(self._kernel.lost())
+        # Every connection without a place in the map of paths is streamed all the same.
+        lost.pop("paths_full", None)
+        for reason, count in self._losses().items():
+            lost[reason] = lost.get(reason, 0) + count
+        lost["rate_limited"] = lost.get("rate_limited", 0) + self._rate_limited
+        return lost
