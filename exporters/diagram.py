@@ -28,6 +28,8 @@ _DIRECTIONS = {
     Direction.REPLY: "the first packet of the answer",
 }
 _INDENT = "    "
+# As wide as what stands before a hop's place.
+_AT = " " * 17
 
 
 def diagram_lines(
@@ -48,6 +50,8 @@ def diagram_lines(
     pen.line("")
     pen.text(drawn.headline, colour=VERDICT_COLOURS[drawn.verdict])
     pen.facts(drawn.facts)
+    if drawn.rule and not is_detailed:
+        pen.facts([("rule", drawn.rule)])
     pen.wires(drawn)
     for line in drawn.missing:
         pen.text(f"not seen: {line}", colour="cyan")
@@ -124,7 +128,7 @@ class _Pen:
         self.text(crossing.node, indent="  ", colour="bold")
         for note in crossing.notes:
             self.text(note, indent=_INDENT)
-        width = max((len(printable(row.place)) for row in crossing.rows), default=0)
+        width = self._place_width(crossing.rows)
         for row in crossing.rows:
             self._row(row, width)
         self.text(
@@ -133,20 +137,26 @@ class _Pen:
             colour=VERDICT_COLOURS["dropped"] if crossing.is_dropped else None,
         )
 
+    def _place_width(self, rows: Sequence[HopRow]) -> int:
+        """Return how wide the places may be for the packets to stand beside them."""
+        packets = max((len(printable(row.packet)) for row in rows), default=0)
+        places = [len(printable(row.place)) for row in rows]
+        return max((n for n in places if len(_AT) + n + 2 + packets <= self._width), default=0)
+
     def _row(self, row: HopRow, width: int) -> None:
-        head = f"{_INDENT}{row.at:>11}  {printable(row.place):<{width}}"
-        line = f"{head}  {printable(row.packet)}"
-        if len(line) <= self._width:
-            rest = f"  {row.mark}" if row.mark else ""
-            self.line(line + rest if len(line + rest) <= self._width else line)
-            left = [] if len(line + rest) <= self._width else [row.mark]
-        else:
-            self.text(f"{row.at:>11}  {row.place}", indent=_INDENT)
-            left = [row.packet, *([row.mark] if row.mark else [])]
-        for text in left:
-            self.text(text, indent=" " * 17)
+        place, texts = printable(row.place), [printable(row.packet), *filter(None, [row.mark])]
+        head = f"{_INDENT}{row.at:>11}  {place:<{width}}"
+        if len(place) > width:
+            self.text(place, indent=head[: len(_AT)])
+            head = " " * (len(_AT) + width)
+        while texts and len(f"{head}  {texts[0]}") <= self._width:
+            head = f"{head}  {texts.pop(0)}"
+        if head.strip():
+            self.line(head)
+        for text in texts:
+            self.text(text, indent=_AT)
         for change in row.changes:
-            self.text(f"* {change}", indent=" " * 17, colour="yellow")
+            self.text(f"* {change}", indent=_AT, colour="yellow")
 
     def _columns(self, heads: Sequence[str], texts: Sequence[str]) -> None:
         """Write two columns; below each other where they do not fit side by side."""

@@ -62,7 +62,8 @@ class Sketch:
 
     ``wires`` are the packets between each two stations, None where nobody saw them. ``facts`` are
     pairs of a label and a text, and so are ``reasons``: what the verdict rests on, and what would
-    keep the source. ``headline`` begins with the verdict.
+    keep the source. ``rule`` is that of the deciding node; the reasons name it, too. ``headline``
+    begins with the verdict.
     """
 
     verdict: Verdict
@@ -70,6 +71,7 @@ class Sketch:
     stations: tuple[Station, ...]
     wires: tuple[FiveTuple | None, ...]
     facts: tuple[tuple[str, str], ...]
+    rule: str | None
     reasons: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
 
@@ -90,6 +92,7 @@ def sketch(path: Path) -> Sketch:
         stations=(*before, *nodes, *after),
         wires=tuple(wires),
         facts=tuple(_facts(path)),
+        rule=_rule(path.deciding.opinion),
         reasons=tuple(_reasons(path.deciding.opinion)),
         missing=path.missing,
     )
@@ -246,11 +249,15 @@ def _facts(path: Path) -> Iterator[tuple[str, str]]:
         service = opinion.service
         policy = f", policy {service.policy}" if service.policy else ""
         yield "service", f"{service} by {service.via}{policy}"
-    if opinion is not None and opinion.rule is not None:
-        yield "rule", f"{opinion.rule.owner}: {opinion.rule}"
     yield "time", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
     if path.accept is not None:
         yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
+
+
+def _rule(opinion: Opinion | None) -> str | None:
+    if opinion is None or opinion.rule is None:
+        return None
+    return f"{opinion.rule.owner}: {opinion.rule}"
 
 
 def _reasons(opinion: Opinion | None) -> Iterator[tuple[str, str]]:

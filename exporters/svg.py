@@ -187,6 +187,7 @@ class _Picture:
     def facts(self, drawn: Sketch, *, is_detailed: bool) -> None:
         """Write cause, Service, rule and what else is known, then what is not, then why."""
         rows = [(label, text, "ink") for label, text in drawn.facts]
+        rows += [("rule", drawn.rule, "ink")] if drawn.rule and not is_detailed else []
         rows += [("not seen", text, "cyan") for text in drawn.missing]
         rows += [(label, text, "ink") for label, text in drawn.reasons if is_detailed]
         for label, text, colour in rows:
