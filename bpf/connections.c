@@ -297,7 +297,8 @@ SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
 		record.flags |= SRCIP_CONNECTION_RELATED;
 	if (settings->is_counting)
 		count(settings, &record);
-	if (settings->is_streaming && srcip_matches(&settings->filter, &record.orig, &record.reply))
+	if (settings->is_streaming &&
+	    (settings->is_broad || srcip_matches(&settings->filter, &record.orig, &record.reply)))
 		stream(settings, &record);
 	return NF_ACCEPT;
 }

@@ -25,11 +25,8 @@ static void count_lost(int slot)
 		__sync_fetch_and_add(count, 1);
 }
 
-SRCIP_INLINE bool is_reported(const struct srcip_config *settings, __u64 reason)
+SRCIP_INLINE bool is_asked_for(const struct srcip_config *settings, __u64 reason)
 {
-	/* All reasons of one flow: the flow is looked at later. */
-	if (settings->is_filtered)
-		return true;
 	if (reason >= REASONS)
 		return false;
 	return settings->reasons[reason / 64 & 3] >> (reason & 63) & 1;
@@ -98,6 +95,16 @@ SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srci
 	       srcip_matches_packet(filter, &record->packet);
 }
 
+SRCIP_INLINE bool is_reported(const struct srcip_config *settings, const struct srcip_drop *record)
+{
+	if (settings->is_filtered && is_wanted(&settings->filter, record))
+		return true;
+	if (settings->is_filtered && !settings->is_broad)
+		return false;
+	return is_asked_for(settings, record->reason) && !is_error_about(record) &&
+	       !is_multicast(&record->packet);
+}
+
 SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct, __u64 nf_conn)
 {
 	if (srcip_read_packet(&record->packet, skb))
@@ -140,7 +147,8 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 	if (!settings || !settings->is_streaming)
 		return 0;
 	record.reason = ctx->args[2];
-	if (!is_reported(settings, record.reason))
+	/* All reasons of a wanted flow: the flow is looked at later. */
+	if (!settings->is_filtered && !is_asked_for(settings, record.reason))
 		return 0;
 
 	nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
@@ -150,10 +158,7 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 	if (!traced.lookup(&record.header.netns))
 		return 0;
 	read_tuples(&record, skb, nfct, nf_conn);
-	if (!settings->is_filtered && is_error_about(&record))
-		return 0;
-	if (settings->is_filtered ? !is_wanted(&settings->filter, &record)
-				  : is_multicast(&record.packet))
+	if (!is_reported(settings, &record))
 		return 0;
 
 	record.header.ktime_ns = bpf_ktime_get_ns();

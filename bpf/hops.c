@@ -54,6 +54,8 @@ struct watch {
 BPF_RINGBUF_OUTPUT(hops, SRCIP_HOP_RING_PAGES);
 BPF_PERCPU_ARRAY(flights, struct flight, FLIGHTS);
 BPF_TABLE("lru_hash", struct watch_key, struct watch, watches, SRCIP_WATCHES);
+/* What left this node of a watched connection: how the next one knows it again. */
+BPF_TABLE("lru_hash", struct srcip_tuple, __u8, followed, SRCIP_WATCHES);
 BPF_PERCPU_ARRAY(self, __u64, 1);
 BPF_ARRAY(config, struct srcip_config, 1);
 BPF_PERCPU_ARRAY(lost, __u64, SRCIP_LOST_SLOTS);
@@ -197,8 +199,12 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 	}
 	if (!watch)
 		return 1;
-	/* Two CPUs that take the same number both report their packet. */
-	number = ++watch->packets[is_reply];
+	/* A packet that had to wait for its neighbour's address goes on without
+	 * its slot. Two CPUs that take the same number both report their packet.
+	 */
+	if (hop->hook != SRCIP_HOOK_TC_EGRESS || !watch->packets[is_reply])
+		watch->packets[is_reply]++;
+	number = watch->packets[is_reply];
 	if (number <= settings->packets)
 		return number;
 	count_lost(SRCIP_LOST_OVER_LIMIT);
@@ -214,6 +220,44 @@ SRCIP_INLINE void set_entry(struct srcip_hop *hop, const struct srcip_entry *ent
 		hop->flags |= SRCIP_HOP_IS_REPLY;
 	if (!(srcip_entry_status(entry) & IPS_CONFIRMED))
 		hop->flags |= SRCIP_HOP_IS_NEW;
+}
+
+SRCIP_INLINE void invert(struct srcip_tuple *out, const struct srcip_tuple *tuple)
+{
+	*out = *tuple;
+	__builtin_memcpy(out->src, tuple->dst, 16);
+	__builtin_memcpy(out->dst, tuple->src, 16);
+	if (srcip_is_icmp(tuple))
+		return; /* the id stays; the type is an answer's, and never looked up */
+	out->sport = tuple->dport;
+	out->dport = tuple->sport;
+}
+
+/* The filter knows a connection by what its client sent. On the next node that
+ * is what left this one.
+ */
+SRCIP_INLINE bool is_watched(const struct srcip_config *settings, struct flight *flight)
+{
+	struct srcip_hop *hop = &flight->hops[HELD];
+
+	if (hop->flags & SRCIP_HOP_HAS_ENTRY)
+		return srcip_matches(&settings->filter, &hop->orig, &hop->reply) ||
+		       (settings->is_broad && followed.lookup(&hop->orig));
+	return srcip_matches_packet(&settings->filter, &hop->packet) ||
+	       (flight->held && srcip_matches_packet(&settings->filter, &flight->hops[0].packet));
+}
+
+/* After SNAT the entry says what leaves. */
+SRCIP_INLINE void follow(const struct srcip_hop *hop)
+{
+	struct srcip_tuple sent;
+	__u8 yes = 1;
+
+	if (hop->hook != SRCIP_HOOK_NF_POSTROUTING || !(hop->flags & SRCIP_HOP_AFTER_NAT) ||
+	    hop->flags & SRCIP_HOP_IS_REPLY || !(hop->flags & SRCIP_HOP_HAS_ENTRY))
+		return;
+	invert(&sent, &hop->reply);
+	followed.update(&sent, &yes);
 }
 
 /* Decide whose packet the hop at hand is, report what waited, and it. */
@@ -236,8 +280,10 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 	}
 	if (flight->state == WATCHED) {
 		emit(flight, hop, netns);
+		follow(hop);
 		return;
 	}
+	hop->header.netns = netns;
 	/* The backend of a first packet is not chosen before NAT. */
 	if (hop->flags & SRCIP_HOP_IS_NEW && !(hop->flags & SRCIP_HOP_AFTER_NAT) &&
 	    hop->hook != SRCIP_HOOK_TC_EGRESS && hop->hook != SRCIP_HOOK_NF_POSTROUTING) {
@@ -248,14 +294,8 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 	if (!settings)
 		return;
 	flight->state = IGNORED;
-	if (hop->flags & SRCIP_HOP_HAS_ENTRY) {
-		if (!srcip_matches(&settings->filter, &hop->orig, &hop->reply))
-			return;
-	} else if (!srcip_matches_packet(&settings->filter, &hop->packet) &&
-		   !(flight->held &&
-		     srcip_matches_packet(&settings->filter, &flight->hops[0].packet))) {
+	if (!is_watched(settings, flight))
 		return;
-	}
 	flight->number = number_of(settings, hop, netns, zone);
 	if (!flight->number)
 		return;
@@ -263,6 +303,7 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 	flight->state = WATCHED;
 	emit_held(flight, netns);
 	emit(flight, hop, netns);
+	follow(hop);
 }
 
 SRCIP_INLINE __u32 index_of(const void *device)
@@ -388,4 +429,36 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 		look(flight, srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct)),
 		     netns_of_device(skb));
 	return TC_ACT_UNSPEC;
+}
+
+/* A packet that is dropped before the decision: its hops are told all the same,
+ * and its memory may hold another soon.
+ */
+int srcip_hop_end(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 skb = ctx->args[0];
+	struct flight *flight = flight_of(skb);
+	struct srcip_config *settings;
+	struct srcip_hop *hop;
+	__u32 netns;
+	int zero = 0;
+
+	if (!flight || flight->skb != skb)
+		return 0;
+	flight->skb = 0;
+	settings = config.lookup(&zero);
+	if (!settings || flight->state != UNDECIDED || !flight->held)
+		return 0;
+	hop = &flight->hops[HELD];
+	netns = hop->header.netns ? hop->header.netns : netns_of_device(skb);
+	if (!is_watched(settings, flight))
+		return 0;
+	flight->number = number_of(settings, hop, netns, 0);
+	if (!flight->number)
+		return 0;
+	flight->skb = skb;
+	flight->packet_id = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	emit_held(flight, netns);
+	flight->skb = 0;
+	return 0;
 }

@@ -262,7 +262,8 @@ struct srcip_config {
 	__u8 is_counting;
 	__u8 is_filtered;
 	__u8 active_paths; /* which of the two maps counts, 0 or 1 */
-	__u8 pad[2];
+	__u8 is_broad;	   /* what other nodes make of a wanted connection is wanted, too */
+	__u8 pad[1];
 	__u16 packets; /* of a direction that hops are reported of */
 };
 

@@ -46,6 +46,7 @@ def encode_config(
     is_counting: bool,
     active_paths: int = 0,
     packets: int = 0,
+    is_broad: bool = False,
 ) -> bytes:
     """
     Encode ``struct srcip_config``.
@@ -59,6 +60,8 @@ def encode_config(
         is_counting: Whether connections are counted by path.
         active_paths: Which of the two maps of paths counts.
         packets: How many packets of a direction hops are reported of.
+        is_broad: Whether to report also what a wanted connection becomes on other nodes, where the
+            filter does not know it again: connections and drops are then left to user space.
     """
     config = WireConfig(
         filter=_filter(wanted),
@@ -69,6 +72,7 @@ def encode_config(
         is_filtered=not wanted.is_empty,
         active_paths=active_paths,
         packets=packets,
+        is_broad=is_broad,
     )
     for reason in reasons:
         if 0 <= reason < _REASON_BITS:

@@ -411,7 +411,10 @@ class Filter:
 
     def matches(self, connection: Connection) -> bool:
         """Whether a connection is wanted: what ``connections.c`` decides in the kernel."""
-        orig, reply = connection.orig, connection.reply
+        return self.matches_tuples(connection.orig, connection.reply)
+
+    def matches_tuples(self, orig: FiveTuple, reply: FiveTuple) -> bool:
+        """Whether what a client sent and the answer to it belong to a wanted connection."""
         return (
             self.proto in (None, orig.proto)
             and (self.port is None or (not orig.is_icmp and self.port in (orig.dport, reply.sport)))

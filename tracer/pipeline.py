@@ -10,6 +10,7 @@ from tracer.errors import DecodeError
 from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
+from tracer.judge.hop import see_hop
 from tracer.judge.verdict import (
     Judged,
     JudgedConnection,
@@ -182,14 +183,7 @@ class Pipeline:
             case Declared():
                 return None
             case Hop():
-                around = view()
-                return SeenHop(
-                    hop=record,
-                    time_ns=time_ns,
-                    node=node,
-                    device=around.interfaces.get(record.ifindex),
-                    device_kind=around.device_kinds.get(record.ifindex),
-                )
+                return see_hop(record, view(), time_ns=time_ns)
 
     def _symbol(self, address: int | None) -> str | None:
         return self._source.symbol(address) if address else None

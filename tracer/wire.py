@@ -245,7 +245,8 @@ class WireConfig(ctypes.Structure):
         ("is_counting", ctypes.c_uint8),
         ("is_filtered", ctypes.c_uint8),
         ("active_paths", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 2),
+        ("is_broad", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 1),
         ("packets", ctypes.c_uint16),
     )
 

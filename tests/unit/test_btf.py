@@ -12,7 +12,7 @@ from tracer.kernel.btf import FIELDS, SIZES, KernelTypes
 from tracer.kernel.headers import offsets_header, write_tree
 
 BPF = Path(__file__).parents[2] / "bpf"
-SOURCES = {path.name: path.read_text() for path in (*BPF.glob("*.c"), BPF / "kernel.h")}
+SOURCES = {path.name: path.read_text() for path in BPF.glob("*.[ch]")}
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ class SeenHop:
     A watched packet at one place of a node, at a Unix time.
 
     ``device`` is the interface's name and ``device_kind`` what the kernel says it is; None where
-    they are not known.
+    they are not known. ``pod`` is the one at the other end of it.
     """
 
     hop: Hop
@@ -130,6 +130,7 @@ class SeenHop:
     node: str
     device: str | None = None
     device_kind: str | None = None
+    pod: PodRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

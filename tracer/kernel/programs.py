@@ -62,6 +62,7 @@ HOPS = Program(
         ("srcip_after_nat", _NETFILTER, _ATTACH_NETFILTER),
         ("srcip_tc_ingress", _SCHED_CLS, -1),
         ("srcip_tc_egress", _SCHED_CLS, -1),
+        ("srcip_hop_end", _RAW_TRACEPOINT, -1),
     ),
     maps=("hops", "watches", "config", "lost"),
 )

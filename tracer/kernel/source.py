@@ -250,6 +250,7 @@ class KernelSource:
             is_counting=settings.is_counting,
             active_paths=self._active_paths,
             packets=settings.packets,
+            is_broad=settings.packets > 0 and len(self._namespaces) > 1,
         )
 
     def _attach(self) -> None:
@@ -272,6 +273,7 @@ class KernelSource:
 
     def _attach_hops(self) -> None:
         functions = self._functions(HOPS)
+        self._links.attach_tracepoint("kfree_skb", functions["srcip_hop_end"])
         for netns in self._namespaces.values():
             self._links.attach_netfilter(netns, functions, HOP_PLACES)
         if not has_tcx_links():

@@ -1,0 +1,298 @@
+"""What one node told of a connection, piece by piece, put together: its leg of the path."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tracer.judge.path import (
+    Device,
+    Direction,
+    Ending,
+    Leg,
+    Passage,
+    PathHop,
+    Translated,
+    Translation,
+)
+from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenHop
+from tracer.model import FiveTuple, Hook, IPAddress
+
+# A first packet and its answer take milliseconds. A SYN that nobody answers is sent again after
+# a second (tcp_retries, RFC 6298): that is no news.
+QUIET_NS = 1_000_000_000
+_OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
+
+_Key = tuple[int, FiveTuple]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+@dataclass(slots=True)
+class _Open:
+    """A leg that may get more."""
+
+    node: str
+    netns: int
+    orig: FiveTuple
+    last_ns: int
+    first_ns: int
+    judged: JudgedConnection | None = None
+    # By packet, in the order in which they came.
+    packets: dict[int, list[SeenHop]] = field(default_factory=dict)
+    drops: list[JudgedDrop] = field(default_factory=list)
+
+
+class Assembler:
+    """
+    Puts hops, connections and drops together to legs.
+
+    Give it what the pipeline yields, in order of time. A leg is whole once nothing more was told
+    of it for `QUIET_NS`. What is told of it later is left out: packets are sent again.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[_Key, _Open] = OrderedDict()
+        self._done: OrderedDict[_Key, None] = OrderedDict()
+        # Hops whose packet has not shown its connection yet, and the connection of those that have.
+        self._strays: OrderedDict[int, list[SeenHop]] = OrderedDict()
+        self._owners: OrderedDict[int, _Key] = OrderedDict()
+        self._pushed_out: list[Leg] = []
+
+    def add(self, judged: object) -> None:
+        """Take one judged thing; accepts are not a node's, and are passed over."""
+        match judged:
+            case SeenHop():
+                self._add_hop(judged)
+            case JudgedConnection():
+                key = (judged.connection.netns, judged.connection.orig)
+                self._done.pop(key, None)
+                leg = self._leg(key, judged.node, judged.time_ns)
+                if leg is not None:
+                    leg.judged = judged
+            case JudgedDrop() if judged.flow is not None:
+                leg = self._leg((judged.drop.netns, judged.flow), judged.node, judged.time_ns)
+                if leg is not None:
+                    leg.drops.append(judged)
+
+    def take(self, now_ns: int | None = None) -> list[Leg]:
+        """Return the legs that are whole at a Unix time; all that there are if it is None."""
+        if now_ns is None:
+            self._adopt_strays(list(self._strays))
+        taken, self._pushed_out = self._pushed_out, []
+        while self._open:
+            key, leg = next(iter(self._open.items()))
+            if now_ns is not None and now_ns - leg.last_ns < QUIET_NS:
+                break
+            del self._open[key]
+            taken.append(self._close(key, leg))
+        if now_ns is not None:
+            old = [k for k, hops in self._strays.items() if now_ns - hops[-1].time_ns >= QUIET_NS]
+            self._adopt_strays(old)
+        return taken
+
+    def _add_hop(self, seen: SeenHop) -> None:
+        hop = seen.hop
+        owner = self._owners.get(hop.packet_id)
+        if owner is None and hop.orig is not None:
+            owner = (hop.netns, hop.orig)
+            _put(self._owners, hop.packet_id, owner, _STRAYS)
+        if owner is None:
+            # It came before the packet had an entry, or it never gets one.
+            if hop.packet_id not in self._strays and len(self._strays) >= _STRAYS:
+                self._adopt_strays([next(iter(self._strays))])
+            self._strays.setdefault(hop.packet_id, []).append(seen)
+            return
+        leg = self._leg(owner, seen.node, seen.time_ns)
+        if leg is not None:
+            before = self._strays.pop(hop.packet_id, [])
+            leg.packets.setdefault(hop.packet_id, before).append(seen)
+            leg.first_ns = min(leg.first_ns, leg.packets[hop.packet_id][0].time_ns)
+
+    def _adopt_strays(self, packet_ids: Iterable[int]) -> None:
+        """Make legs of packets that conntrack never had: their own tuple is all there is."""
+        for packet_id in packet_ids:
+            hops = self._strays.pop(packet_id)
+            first = hops[0]
+            leg = self._leg((first.hop.netns, first.hop.packet), first.node, first.time_ns)
+            if leg is not None:
+                leg.packets[packet_id] = hops
+                leg.last_ns = max(leg.last_ns, hops[-1].time_ns)
+
+    def _leg(self, key: _Key, node: str, time_ns: int) -> _Open | None:
+        if key in self._done:
+            return None
+        leg = self._open.get(key)
+        if leg is None:
+            if len(self._open) >= _OPEN:
+                oldest, full = self._open.popitem(last=False)
+                self._pushed_out.append(self._close(oldest, full))
+            netns, orig = key
+            leg = self._open[key] = _Open(node, netns, orig, time_ns, time_ns)
+        leg.last_ns = max(leg.last_ns, time_ns)
+        self._open.move_to_end(key)
+        return leg
+
+    def _close(self, key: _Key, leg: _Open) -> Leg:
+        _put(self._done, key, None, _DONE)
+        return _leg(leg)
+
+
+def _put(kept: OrderedDict[_K, _V], key: _K, value: _V, room: int) -> None:
+    kept[key] = value
+    if len(kept) > room:
+        kept.popitem(last=False)
+
+
+def _leg(leg: _Open) -> Leg:
+    packets = _whole(leg.packets.values())
+    passages, left = [], list(leg.drops)
+    numbers = dict.fromkeys(Direction, 0)
+    for hops in packets:
+        direction = _direction(hops)
+        numbers[direction] += 1
+        drop = next((each for each in left if _ends_in(hops, direction, each)), None)
+        if drop is not None:
+            left.remove(drop)
+        passages.append(_passage(hops, direction, numbers[direction], drop))
+    return Leg(
+        node=leg.node,
+        netns=leg.netns,
+        time_ns=leg.first_ns,
+        orig=leg.orig,
+        reply=_reply(leg, packets),
+        judged=leg.judged,
+        passages=tuple(passages),
+        drop=_drop(leg, passages),
+    )
+
+
+def _whole(packets: Iterable[list[SeenHop]]) -> list[list[SeenHop]]:
+    """
+    Put the parts of a packet together again.
+
+    One that waited for its neighbour's address leaves later, maybe by another CPU, where nobody
+    knows it again: the same packet at tc egress follows one that ended before it.
+    """
+    whole: list[list[SeenHop]] = []
+    for hops in sorted(packets, key=lambda hops: hops[0].time_ns):
+        first = hops[0].hop
+        if first.hook is Hook.TC_EGRESS and first.orig is not None:
+            before = next((each for each in reversed(whole) if _waits(each, hops[0])), None)
+            if before is not None:
+                before += hops
+                continue
+        whole.append(list(hops))
+    return whole
+
+
+def _waits(hops: list[SeenHop], seen: SeenHop) -> bool:
+    last = hops[-1].hop
+    return (
+        last.hook is Hook.NF_POSTROUTING
+        and last.packet == seen.hop.packet
+        and last.is_reply == seen.hop.is_reply
+    )
+
+
+def _direction(hops: list[SeenHop]) -> Direction:
+    is_reply = any(seen.hop.is_reply for seen in hops)
+    return Direction.REPLY if is_reply else Direction.ORIGINAL
+
+
+def _ends_in(hops: list[SeenHop], direction: Direction, drop: JudgedDrop) -> bool:
+    last = hops[-1]
+    return (
+        (direction is Direction.REPLY) == drop.drop.is_reply
+        and last.hop.hook is not Hook.TC_EGRESS
+        and last.time_ns <= drop.time_ns
+        and drop.drop.packet in (None, last.hop.packet)
+    )
+
+
+def _passage(
+    hops: list[SeenHop], direction: Direction, number: int, drop: JudgedDrop | None
+) -> Passage:
+    found = []
+    before: SeenHop | None = None
+    for seen in hops:
+        found.append(
+            PathHop(
+                hop=seen.hop,
+                time_ns=seen.time_ns,
+                device=Device(name=seen.device, kind=seen.device_kind, pod=seen.pod)
+                if seen.device
+                else None,
+                translations=_translations(before, seen, direction),
+            )
+        )
+        before = seen
+    return Passage(
+        direction=direction,
+        number=number,
+        hops=tuple(found),
+        ending=Ending.DROPPED if drop else _ending(hops),
+        drop=drop,
+    )
+
+
+def _ending(hops: list[SeenHop]) -> Ending:
+    last = hops[-1].hop
+    if last.hook is Hook.TC_EGRESS:
+        return Ending.SENT
+    if last.hook is Hook.NF_INPUT and last.is_after_nat:
+        return Ending.DELIVERED
+    return Ending.UNKNOWN
+
+
+def _translations(
+    before: SeenHop | None, seen: SeenHop, direction: Direction
+) -> tuple[Translation, ...]:
+    if before is None:
+        return ()
+    was, now = before.hop.packet, seen.hop.packet
+    # NAT works between the two places of a hook; nothing else of netfilter changes a tuple.
+    is_netfilter = bool(seen.hop.is_after_nat) and seen.hop.orig is not None
+    is_netfilter = is_netfilter and seen.hop.hook is not Hook.NF_FORWARD
+    is_reply = direction is Direction.REPLY
+    found = []
+    for is_source in (False, True):
+        one, other = _end(was, is_source=is_source), _end(now, is_source=is_source)
+        if one != other:
+            by = _BY[is_reply, is_source] if is_netfilter else Translated.OTHER
+            found.append(Translation(by=by, is_source=is_source, before=one, after=other))
+    return tuple(found)
+
+
+_BY = {
+    (False, False): Translated.DNAT,
+    (False, True): Translated.SNAT,
+    (True, False): Translated.UNDO_SNAT,
+    (True, True): Translated.UNDO_DNAT,
+}
+
+
+def _end(flow: FiveTuple, *, is_source: bool) -> tuple[IPAddress, int | None]:
+    address, port = (flow.src, flow.sport) if is_source else (flow.dst, flow.dport)
+    return address, None if flow.is_icmp else port
+
+
+def _reply(leg: _Open, packets: list[list[SeenHop]]) -> FiveTuple | None:
+    if leg.judged is not None:
+        return leg.judged.connection.reply
+    told = [seen.hop for hops in packets for seen in hops if seen.hop.reply is not None]
+    if told and not leg.drops:
+        return told[-1].reply
+    if told or leg.drops:
+        return None
+    # Nobody tracked it: what was sent on is what was seen last.
+    return packets[0][-1].hop.packet.inverted if packets else None
+
+
+def _drop(leg: _Open, passages: list[Passage]) -> JudgedDrop | None:
+    first = next((each for each in passages if each.direction is Direction.ORIGINAL), None)
+    if first is not None:
+        return first.drop
+    # Without hops: a packet of a connection that was answered does not end it.
+    lost = [each for each in leg.drops if not each.drop.is_reply]
+    return lost[0] if lost and (leg.judged is None or lost[0].drop.is_new) else None
