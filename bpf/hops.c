@@ -54,8 +54,10 @@ struct watch {
 BPF_RINGBUF_OUTPUT(hops, SRCIP_HOP_RING_PAGES);
 BPF_PERCPU_ARRAY(flights, struct flight, FLIGHTS);
 BPF_TABLE("lru_hash", struct watch_key, struct watch, watches, SRCIP_WATCHES);
-/* What left this node of a watched connection: how the next one knows it again. */
-BPF_TABLE("lru_hash", struct srcip_tuple, __u8, followed, SRCIP_WATCHES);
+/* How packets of watched connections come in where the filter does not know
+ * them: answers to a replaced source, and on the next node what left this one.
+ */
+BPF_TABLE("lru_hash", struct srcip_tuple, __u8, known, SRCIP_WATCHES * 2);
 BPF_PERCPU_ARRAY(self, __u64, 1);
 BPF_ARRAY(config, struct srcip_config, 1);
 BPF_PERCPU_ARRAY(lost, __u64, SRCIP_LOST_SLOTS);
@@ -68,31 +70,25 @@ static void count_lost(int slot)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* The address of an sk_buff as a number: the verifier allows no arithmetic on the
- * pointer. At tc no softirq comes between the store and the load, because tc
- * runs with them disabled.
+/* The slot of a packet. The verifier allows no arithmetic on a pointer, but what
+ * is read from a map is a number. A softirq may come in between: then the packet
+ * finds another's slot, which says so.
  */
-SRCIP_INLINE __u64 address_of(struct __sk_buff *ctx)
+SRCIP_INLINE struct flight *flight_of(const void *skb)
 {
-	int zero = 0;
+	int zero = 0, index;
 	volatile __u64 *place = self.lookup(&zero);
 
 	if (!place)
-		return 0;
-	*place = (__u64)ctx;
-	return *place;
-}
-
-SRCIP_INLINE struct flight *flight_of(__u64 skb)
-{
-	int index = skb >> 8 & (FLIGHTS - 1);
-
+		return NULL;
+	*place = (__u64)skb;
+	index = *place >> 8 & (FLIGHTS - 1);
 	return flights.lookup(&index);
 }
 
-SRCIP_INLINE void begin(struct flight *flight, __u64 skb)
+SRCIP_INLINE void begin(struct flight *flight, const void *skb)
 {
-	flight->skb = skb;
+	flight->skb = (__u64)skb;
 	flight->state = UNDECIDED;
 	flight->has_left = 0;
 	flight->held = 0;
@@ -121,11 +117,12 @@ SRCIP_INLINE __u8 tcp_flags(__u64 skb, const struct srcip_tuple *packet)
 	return byte;
 }
 
-/* Fill a hop but for what the decision gives: number, netns and the entry. */
-SRCIP_INLINE bool set_hop(struct srcip_hop *hop, __u64 skb, __u8 hook, __u32 iif, __u32 oif)
+/* Fill a hop but for its packet, and for what the decision gives: number, netns
+ * and the entry.
+ */
+SRCIP_INLINE void set_hop(struct srcip_hop *hop, __u64 skb, __u8 hook, __u32 iif, __u32 oif)
 {
-	if (!srcip_read_packet(&hop->packet, skb))
-		return false;
+	__builtin_memset(hop, 0, sizeof(*hop));
 	hop->header.ktime_ns = bpf_ktime_get_ns();
 	hop->header.size = sizeof(*hop);
 	hop->header.version = SRCIP_WIRE_VERSION;
@@ -135,14 +132,6 @@ SRCIP_INLINE bool set_hop(struct srcip_hop *hop, __u64 skb, __u8 hook, __u32 iif
 	hop->iif = iif;
 	hop->oif = oif;
 	hop->hook = hook;
-	hop->flags = 0;
-	hop->tcp_flags = 0;
-	return true;
-}
-
-SRCIP_INLINE void clear(struct srcip_hop *hop)
-{
-	__builtin_memset(hop, 0, sizeof(*hop));
 }
 
 SRCIP_INLINE void emit(struct flight *flight, struct srcip_hop *hop, __u32 netns)
@@ -242,12 +231,12 @@ SRCIP_INLINE bool is_watched(const struct srcip_config *settings, struct flight 
 
 	if (hop->flags & SRCIP_HOP_HAS_ENTRY)
 		return srcip_matches(&settings->filter, &hop->orig, &hop->reply) ||
-		       (settings->is_broad && followed.lookup(&hop->orig));
+		       (settings->is_broad && known.lookup(&hop->orig));
 	return srcip_matches_packet(&settings->filter, &hop->packet) ||
 	       (flight->held && srcip_matches_packet(&settings->filter, &flight->hops[0].packet));
 }
 
-/* After SNAT the entry says what leaves. */
+/* After SNAT the entry says what leaves, and what comes back. */
 SRCIP_INLINE void follow(const struct srcip_hop *hop)
 {
 	struct srcip_tuple sent;
@@ -257,7 +246,9 @@ SRCIP_INLINE void follow(const struct srcip_hop *hop)
 	    hop->flags & SRCIP_HOP_IS_REPLY || !(hop->flags & SRCIP_HOP_HAS_ENTRY))
 		return;
 	invert(&sent, &hop->reply);
-	followed.update(&sent, &yes);
+	known.update(&sent, &yes);
+	sent = hop->reply;
+	known.update(&sent, &yes);
 }
 
 /* Decide whose packet the hop at hand is, report what waited, and it. */
@@ -314,29 +305,29 @@ SRCIP_INLINE __u32 index_of(const void *device)
 /* enum nf_inet_hooks counts from 0, our hooks in the same order from 1. */
 SRCIP_INLINE int netfilter_hop(struct srcip_nf_ctx *ctx, __u8 flags)
 {
-	const void *state = ctx->state, *net;
-	/* As a number, for arithmetic; the context lies on the kernel's stack. */
-	__u64 skb = srcip_read_u64((__u64)ctx, __builtin_offsetof(struct srcip_nf_ctx, skb));
-	__u8 hook = srcip_load_u8(state, SRCIP_OFFSET(nf_hook_state, hook)) + 1;
+	const void *skb = ctx->skb, *state = ctx->state, *net;
 	struct flight *flight = flight_of(skb);
 	struct srcip_hop *hop;
 	__u32 iif, oif;
+	__u8 hook;
 
 	if (!flight)
 		return NF_ACCEPT;
-	if (hook == SRCIP_HOOK_NF_OUTPUT && !(flags & SRCIP_HOP_AFTER_NAT))
-		begin(flight, skb);
-	else if (flight->skb != skb)
+	hook = srcip_load_u8(state, SRCIP_OFFSET(nf_hook_state, hook)) + 1;
+	if (flight->skb != (__u64)skb ||
+	    (hook == SRCIP_HOOK_NF_OUTPUT && !(flags & SRCIP_HOP_AFTER_NAT)))
 		begin(flight, skb);
 	else if (flight->state == IGNORED)
 		return NF_ACCEPT;
 
 	hop = &flight->hops[HELD];
-	clear(hop);
 	iif = index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
 	oif = index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, out)));
-	if (!set_hop(hop, skb, hook, iif, oif))
+	set_hop(hop, flight->skb, hook, iif, oif);
+	if (!srcip_read_packet(&hop->packet, flight->skb)) {
+		flight->state = IGNORED;
 		return NF_ACCEPT;
+	}
 	hop->flags = flags;
 	net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
 	look(flight, srcip_load_u64(ctx->skb, SRCIP_OFFSET(sk_buff, _nfct)),
@@ -369,65 +360,108 @@ SRCIP_INLINE __u32 netns_of_device(__u64 skb)
 	return srcip_net_inum(srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
 }
 
+/* What most packets are: TCP or UDP right behind an IP header without options. */
+SRCIP_INLINE bool read_plain(struct srcip_tuple *packet, struct __sk_buff *ctx)
+{
+	struct {
+		struct srcip_ipv4 ip;
+		__be16 ports[4];
+	} v4;
+
+	if (ctx->protocol != bpf_htons(ETH_P_IP) ||
+	    bpf_skb_load_bytes_relative(ctx, 0, &v4, sizeof(v4), BPF_HDR_START_NET))
+		return false;
+	if (v4.ip.version_ihl != 0x45 || v4.ip.frag_off & bpf_htons(IP_OFFSET_MASK))
+		return false;
+	if (v4.ip.protocol != IPPROTO_TCP && v4.ip.protocol != IPPROTO_UDP)
+		return false;
+	srcip_set_mapped(packet->src, &v4.ip.saddr);
+	srcip_set_mapped(packet->dst, &v4.ip.daddr);
+	packet->sport = bpf_ntohs(v4.ports[0]);
+	packet->dport = bpf_ntohs(v4.ports[1]);
+	packet->proto = v4.ip.protocol;
+	packet->family = AF_INET;
+	return true;
+}
+
+/* Whether a packet that comes in may be a watched one. Only the client's side can
+ * be told before conntrack has looked it up, and what was seen of others.
+ */
+SRCIP_INLINE bool may_be_watched(const struct srcip_filter *filter, struct srcip_tuple *packet)
+{
+	if (filter->proto && filter->proto != packet->proto)
+		return false;
+	if (filter->family && filter->family != packet->family)
+		return false;
+	return srcip_address_in(packet->src, filter->client, filter->client_mask) ||
+	       srcip_address_in(packet->dst, filter->client, filter->client_mask) ||
+	       known.lookup(packet);
+}
+
 /* Memory of a packet that is gone may hold a new one. A packet goes on as it was
  * from a bridge's port to the bridge, and over loopback.
  */
-SRCIP_INLINE bool goes_on(const struct flight *flight, __u64 skb, __u32 ifindex)
+SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *ctx,
+			  const struct srcip_tuple *packet)
 {
-	if (flight->skb != skb)
+	const struct srcip_hop *last = &flight->hops[HELD];
+
+	if (flight->skb != (__u64)ctx || flight->state == IGNORED)
 		return false;
-	if (flight->has_left)
-		return ifindex == LOOPBACK_IFINDEX;
-	return flight->hops[HELD].hook == SRCIP_HOOK_TC_INGRESS &&
-	       flight->hops[HELD].iif != ifindex;
+	if (flight->has_left ? ctx->ifindex != LOOPBACK_IFINDEX
+			     : last->hook != SRCIP_HOOK_TC_INGRESS || last->iif == ctx->ifindex)
+		return false;
+	return is_same_packet(&last->packet, packet);
 }
 
 int srcip_tc_ingress(struct __sk_buff *ctx)
 {
-	__u64 skb = address_of(ctx);
-	struct flight *flight = flight_of(skb);
-	struct srcip_tuple before;
+	struct flight *flight = flight_of(ctx);
+	struct srcip_tuple packet = {};
+	struct srcip_config *settings;
 	struct srcip_hop *hop;
+	int zero = 0;
 
-	if (!flight)
+	settings = config.lookup(&zero);
+	if (!flight || !settings)
 		return TC_ACT_UNSPEC;
-	hop = &flight->hops[HELD];
-	before = hop->packet;
-	if (!goes_on(flight, skb, ctx->ifindex))
-		begin(flight, skb);
-	flight->has_left = 0;
-	clear(hop);
-	if (!set_hop(hop, skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0)) {
+	/* The slot may still hold another packet's. */
+	if ((!read_plain(&packet, ctx) && !srcip_read_packet(&packet, (__u64)ctx)) ||
+	    !may_be_watched(&settings->filter, &packet)) {
+		begin(flight, ctx);
 		flight->state = IGNORED;
 		return TC_ACT_UNSPEC;
 	}
-	if ((flight->held || flight->state) && !is_same_packet(&before, &hop->packet))
-		begin(flight, skb);
+	if (!goes_on(flight, ctx, &packet))
+		begin(flight, ctx);
+	flight->has_left = 0;
+	hop = &flight->hops[HELD];
+	set_hop(hop, flight->skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0);
+	hop->packet = packet;
 	if (flight->state == WATCHED)
-		emit(flight, hop, netns_of_device(skb));
-	else if (flight->state == UNDECIDED)
+		emit(flight, hop, netns_of_device(flight->skb));
+	else
 		hold(flight);
 	return TC_ACT_UNSPEC;
 }
 
 int srcip_tc_egress(struct __sk_buff *ctx)
 {
-	__u64 skb = address_of(ctx);
-	struct flight *flight = flight_of(skb);
+	struct flight *flight = flight_of(ctx);
 	struct srcip_hop *hop;
 
 	if (!flight)
 		return TC_ACT_UNSPEC;
-	if (flight->skb != skb)
-		begin(flight, skb);
+	if (flight->skb != (__u64)ctx)
+		begin(flight, ctx);
 	flight->has_left = 1;
 	if (flight->state == IGNORED)
 		return TC_ACT_UNSPEC;
 	hop = &flight->hops[HELD];
-	clear(hop);
-	if (set_hop(hop, skb, SRCIP_HOOK_TC_EGRESS, 0, ctx->ifindex))
-		look(flight, srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct)),
-		     netns_of_device(skb));
+	set_hop(hop, flight->skb, SRCIP_HOOK_TC_EGRESS, 0, ctx->ifindex);
+	if (srcip_read_packet(&hop->packet, flight->skb))
+		look(flight, srcip_read_u64(flight->skb, SRCIP_OFFSET(sk_buff, _nfct)),
+		     netns_of_device(flight->skb));
 	return TC_ACT_UNSPEC;
 }
 
@@ -437,7 +471,7 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 int srcip_hop_end(struct bpf_raw_tracepoint_args *ctx)
 {
 	__u64 skb = ctx->args[0];
-	struct flight *flight = flight_of(skb);
+	struct flight *flight = flight_of((void *)skb);
 	struct srcip_config *settings;
 	struct srcip_hop *hop;
 	__u32 netns;
