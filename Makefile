@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.ready
 # Debian's packages. BCC comes from here, never from PyPI, where the name is another program's.
 DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptables nftables \
-	conntrack nfacct clang-format bpftool git
+	conntrack nfacct clang-format bpftool git tcpdump
 # What the tests of deploy/ need beside them, and the stamp that says it is there.
 DEBIAN_DEPLOY := prometheus
 DEPLOY_STAMP := $(VENV)/.ready-deploy

@@ -399,7 +399,8 @@ SRCIP_INLINE bool may_be_watched(const struct srcip_filter *filter, struct srcip
 }
 
 /* Memory of a packet that is gone may hold a new one. A packet goes on as it was
- * from a bridge's port to the bridge, and over loopback.
+ * from a bridge's port to the bridge, and over loopback. With br_netfilter the
+ * bridge itself sends it through PRE_ROUTING, before it is the bridge's.
  */
 SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *ctx,
 			  const struct srcip_tuple *packet)
@@ -408,9 +409,15 @@ SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *c
 
 	if (flight->skb != (__u64)ctx || flight->state == IGNORED)
 		return false;
-	if (flight->has_left ? ctx->ifindex != LOOPBACK_IFINDEX
-			     : last->hook != SRCIP_HOOK_TC_INGRESS || last->iif == ctx->ifindex)
+	if (flight->has_left) {
+		if (ctx->ifindex != LOOPBACK_IFINDEX)
+			return false;
+	} else if (last->hook == SRCIP_HOOK_TC_INGRESS) {
+		if (last->iif == ctx->ifindex)
+			return false;
+	} else if (last->hook != SRCIP_HOOK_NF_PREROUTING) {
 		return false;
+	}
 	return is_same_packet(&last->packet, packet);
 }
 

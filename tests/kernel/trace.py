@@ -3,7 +3,7 @@
 from tests.kernel.box import wait_until
 from tracer.decode import decode
 from tracer.kernel.source import KernelSource, Settings
-from tracer.model import Accept, Connection, Declared, Drop
+from tracer.model import Accept, Connection, Declared, Drop, Hop
 
 
 class Trace:
@@ -32,6 +32,10 @@ class Trace:
     @property
     def declared(self):
         return [record for record in self.records if isinstance(record, Declared)]
+
+    @property
+    def hops(self):
+        return [record for record in self.records if isinstance(record, Hop)]
 
     def wait_for(self, condition):
         """Read until a condition on this trace holds."""

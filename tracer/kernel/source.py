@@ -193,6 +193,11 @@ class KernelSource:
         """Return what each program could not report, by reason."""
         return {program.file.removesuffix(".c"): self._lost(program) for program in self._programs}
 
+    @property
+    def devices(self) -> int:
+        """How many interfaces hops are seen at."""
+        return sum(links.devices for links in self._tc_links.values())
+
     def symbol(self, address: int) -> str | None:
         """Name the kernel function that an address belongs to."""
         return self._kallsyms.function(address)
