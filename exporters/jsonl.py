@@ -35,14 +35,14 @@ def to_line(judged: Judged) -> str:
 
 
 def path_to_lines(path: Path) -> list[str]:
-    """Return a path as lines of JSON: one for each direction that a packet was seen in."""
-    told = [way for way in Direction if next(path.hops(way), None) is not None]
+    """Return a path as lines of JSON: one for each packet that was watched."""
+    told = [(way, n + 1) for way in Direction for n in range(path.packets(way))]
     # A path without hops is still one: of what the nodes' conntrack entries say.
-    return [_line(path_object(path, way)) for way in told or [Direction.ORIGINAL]]
+    return [_line(path_object(path, *each)) for each in told or [(Direction.ORIGINAL, 1)]]
 
 
-def path_object(path: Path, direction: Direction) -> dict[str, Any]:
-    """Return a path and the hops of one direction's first packet as an object."""
+def path_object(path: Path, direction: Direction, number: int = 1) -> dict[str, Any]:
+    """Return a path and the hops of one packet of a direction as an object."""
     deciding = path.deciding
     opinion = deciding.opinion
     found: dict[str, Any] = {
@@ -50,6 +50,7 @@ def path_object(path: Path, direction: Direction) -> dict[str, Any]:
         "version": VERSION,
         "time": timestamp(path.time_ns),
         "direction": str(direction),
+        "packet": number,
         "family": path.orig.family,
         "proto": protocol_name(path.orig.proto),
         "orig": tuple_object(path.orig),
@@ -66,8 +67,8 @@ def path_object(path: Path, direction: Direction) -> dict[str, Any]:
     if opinion is not None:
         found |= _service(opinion)
     found["at"] = {"node": deciding.node}
-    found["nodes"] = [_leg(leg) for leg in path.legs]
-    found["hops"] = [_path_hop(leg, hop) for leg, hop in path.hops(direction)]
+    found["nodes"] = [_leg(leg, direction, number) for leg in path.legs]
+    found["hops"] = [_path_hop(leg, hop) for leg, hop in path.hops(direction, number)]
     if path.accept is not None:
         peer = path.accept.accept.peer
         found["accepted"] = {"address": str(peer.src), "port": peer.sport}
@@ -76,15 +77,16 @@ def path_object(path: Path, direction: Direction) -> dict[str, Any]:
     return found | (_opinion(opinion) if opinion else {"verdict": str(path.verdict)})
 
 
-def _leg(leg: Leg) -> dict[str, Any]:
+def _leg(leg: Leg, direction: Direction, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {"node": leg.node, "netns": leg.netns, "orig": tuple_object(leg.orig)}
     if leg.reply is not None:
         found["reply"] = tuple_object(leg.reply)
     found["verdict"] = str(leg.verdict)
     if leg.opinion is not None and leg.opinion.cause is not None:
         found["cause"] = str(leg.opinion.cause)
-    endings = {way: leg.passage(way) for way in Direction}
-    found |= {f"{way}_ends": str(each.ending) for way, each in endings.items() if each}
+    passage = leg.passage(direction, number)
+    if passage is not None:
+        found["ending"] = str(passage.ending)
     return found
 
 

@@ -15,6 +15,7 @@ from tracer.judge.verdict import (
     Judged,
     JudgedConnection,
     JudgedDrop,
+    Opinion,
     SeenAccept,
     SeenHop,
     ServiceRef,
@@ -57,7 +58,10 @@ class Wanted:
 
     def has(self, judged: JudgedConnection | JudgedDrop) -> bool:
         """Whether what the judge said is wanted."""
-        opinion = judged.opinion
+        return self.has_opinion(judged.opinion)
+
+    def has_opinion(self, opinion: Opinion) -> bool:
+        """Whether a verdict with its cause and Service is wanted."""
         return (
             (not self.verdicts or opinion.verdict in self.verdicts)
             and (not self.causes or opinion.cause in self.causes)
@@ -141,6 +145,10 @@ class Pipeline:
             if judged is not None and self._selection.takes(judged):
                 self._counts[type(judged)] += 1
                 yield judged
+
+    def finish(self) -> Iterator[Judged]:
+        """Yield what was kept back until the end: nothing, each record stands for itself."""
+        yield from ()
 
     def summary(self) -> Summary:
         """Add up the run so far."""

@@ -14,6 +14,7 @@ def to_json(place: Place) -> dict[str, Any]:
     return {
         "addresses": sorted(map(str, place.addresses)),
         "interfaces": {str(index): name for index, name in place.interfaces.items()},
+        "device_kinds": {str(index): kind for index, kind in place.device_kinds.items()},
         "proxy_mode": place.proxy_mode,
         "masquerade_mark": place.masquerade_mark,
         "has_masquerade_all": place.has_masquerade_all,
@@ -34,6 +35,7 @@ def from_json(told: dict[str, Any]) -> Place:
     return Place(
         addresses=frozenset(map(ip_address, map(str, told["addresses"]))),
         interfaces={int(index): str(name) for index, name in told["interfaces"].items()},
+        device_kinds={int(i): str(kind) for i, kind in told.get("device_kinds", {}).items()},
         proxy_mode=mode,
         masquerade_mark=int(told["masquerade_mark"]),
         has_masquerade_all=None if has_all is None else bool(has_all),

@@ -84,6 +84,7 @@ class LiveViews:
         return Place(
             addresses=view.addresses,
             interfaces=view.interfaces,
+            device_kinds=view.device_kinds,
             proxy_mode=view.mode,
             masquerade_mark=view.masquerade_mark,
             has_masquerade_all=rules.has_masquerade_all,

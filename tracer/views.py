@@ -38,6 +38,7 @@ class Place:
 
     addresses: frozenset[IPAddress] = frozenset()
     interfaces: Mapping[int, str] = field(default_factory=dict)
+    device_kinds: Mapping[int, str] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
     masquerade_mark: int = DEFAULT_MARK
     has_masquerade_all: bool | None = None
@@ -86,6 +87,7 @@ class FixedViews:
             rules=place.rules,
             addresses=place.addresses,
             interfaces=place.interfaces,
+            device_kinds=place.device_kinds,
             proxy_mode=self.proxy_mode or place.proxy_mode,
             masquerade_mark=self.masquerade_mark or place.masquerade_mark,
         )

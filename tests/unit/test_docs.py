@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,17 +12,18 @@ import pytest
 from click.testing import CliRunner
 
 from exporters.demo import scenario_to_line
-from exporters.jsonl import summary_to_line, to_line
+from exporters.jsonl import path_to_lines, summary_to_line, to_line
 from lab.agreement import Finding
 from lab.probe import Answer
 from lab.scenarios import cases
-from tests.unit import samples
+from tests.unit import paths, samples
 from tracer import cli
 from tracer.commands import doctor, explain
 from tracer.judge.cause import MEANINGS
-from tracer.judge.verdict import SeenAccept, Summary, Verdict
+from tracer.judge.verdict import SeenAccept, SeenHop, Summary, Verdict
 from tracer.kernel.features import Check, Report
 from tracer.kernel.health import Health
+from tracer.model import Hook
 from tracer.source import SourceInfo
 from tracer.wire import Lost
 
@@ -163,6 +165,7 @@ def real_lines(tmp_path):
         to_line(ping),
         to_line(samples.explained_drop(rule=samples.RULE)),
         to_line(SeenAccept(accept=samples.accept(), time_ns=samples.KTIME_NS)),
+        *path_lines(),
         summary_to_line(Summary(connections=1, drops=0, lost={"ring_full": 0}, not_seen=("x",))),
         *map(scenario_to_line, findings()),
         *(
@@ -183,6 +186,27 @@ def real_lines(tmp_path):
     found += lines_of_explain(*set_local, *recorded(tmp_path))
     found += lines_of_explain(*set_local, name="default/loadbalancer-local")
     return found
+
+
+def with_rule(path):
+    first, *others = path.legs
+    opinion = replace(first.opinion, rule=samples.RULE)
+    first = replace(first, judged=replace(first.judged, opinion=opinion))
+    return replace(path, legs=(first, *others))
+
+
+def path_lines():
+    told = (with_rule(paths.s3()), paths.s6(), paths.ping(), paths.changed(), paths.s3_first_half())
+    found = [line for path in told for line in path_to_lines(path)]
+    hop = SeenHop(
+        hop=paths.hop(0, Hook.NF_PREROUTING, samples.SENT, after=True).hop,
+        time_ns=0,
+        node="node2",
+        device="eth0",
+        device_kind="veth",
+    )
+    ping = replace(hop, hop=replace(hop.hop, packet=samples.PING))
+    return [*found, to_line(hop), to_line(ping)]
 
 
 def recorded(tmp_path):

@@ -131,6 +131,24 @@ output_option = click.option(
     help="table: aligned rows for people; json: one object a line, and nothing else on stdout.",
 )
 
+path_output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "diagram"]),
+    default="table",
+    show_default=True,
+    help="table: aligned rows for people; json: one object a line, and nothing else on stdout;"
+    " diagram: each connection as a picture of its way, hop by hop.",
+)
+
+packets_option = click.option(
+    "--packets",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Watch the first N packets of each direction hop by hop: with -o json a line for each"
+    " path instead of each connection. Default: none; 1 with -o diagram.",
+)
+
 explain_option = click.option(
     "--explain",
     is_flag=True,

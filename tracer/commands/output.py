@@ -1,5 +1,6 @@
 """Where judged things go: standard output in the chosen form, and the checks on what was seen."""
 
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,16 +8,21 @@ from typing import Protocol
 import click
 
 from exporters import jsonl
+from exporters.diagram import diagram_lines
+from exporters.terminal import has_colour
 from exporters.text import TextWriter, summary_text
+from tracer.judge.path import Path
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop, Summary, Verdict
 
 EXIT_UNEXPECTED, EXIT_NOTHING_SEEN = 3, 4
+# What people read beside other things; wider diagrams help nobody.
+_WIDTH = 120
 
 
 class Writer(Protocol):
-    """Writes judged things as they come, and the summary at the end."""
+    """Writes judged things or paths as they come, and the summary at the end."""
 
-    def write(self, judged: Judged) -> None:
+    def write(self, judged: Judged | Path) -> None:
         """Write one."""
 
     def end(self, summary: Summary) -> None:
@@ -29,8 +35,27 @@ class _Table:
     def __init__(self, *, is_explaining: bool) -> None:
         self._text = TextWriter(sys.stdout, is_explaining=is_explaining)
 
-    def write(self, judged: Judged) -> None:
-        self._text.write(judged)
+    def write(self, judged: Judged | Path) -> None:
+        if not isinstance(judged, Path):
+            self._text.write(judged)
+
+    def end(self, summary: Summary) -> None:
+        for line in summary_text(summary):
+            click.echo(line, err=True)
+
+
+class _Diagrams:
+    """Pictures of paths on standard output, the summary on standard error."""
+
+    def write(self, judged: Judged | Path) -> None:
+        if not isinstance(judged, Path):
+            return
+        width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 0)).columns)
+        for line in diagram_lines(
+            judged, is_detailed=True, width=width, has_colour=has_colour(sys.stdout)
+        ):
+            print(line)
+        print(flush=True)
 
     def end(self, summary: Summary) -> None:
         for line in summary_text(summary):
@@ -40,16 +65,24 @@ class _Table:
 class _JsonLines:
     """Everything on standard output, one object a line."""
 
-    def write(self, judged: Judged) -> None:
-        print(jsonl.to_line(judged), flush=True)
+    def write(self, judged: Judged | Path) -> None:
+        lines = jsonl.path_to_lines(judged) if isinstance(judged, Path) else [jsonl.to_line(judged)]
+        for line in lines:
+            print(line, flush=True)
 
     def end(self, summary: Summary) -> None:
         print(jsonl.summary_to_line(summary), flush=True)
 
 
 def writer(form: str, *, is_explaining: bool) -> Writer:
-    """Return the writer for ``--output`` and ``--explain``; JSON always explains."""
-    return _JsonLines() if form == "json" else _Table(is_explaining=is_explaining)
+    """Return the writer for ``--output`` and ``--explain``; the others always explain."""
+    match form:
+        case "json":
+            return _JsonLines()
+        case "diagram":
+            return _Diagrams()
+        case _:
+            return _Table(is_explaining=is_explaining)
 
 
 @dataclass(slots=True)
@@ -65,7 +98,7 @@ class Expectation:
         """Take the value of ``--expect``."""
         return cls(Verdict(text) if text else None)
 
-    def look_at(self, judged: Judged) -> None:
+    def look_at(self, judged: Judged | Path) -> None:
         """Take one judged thing into account; accepts and hops have no verdict."""
         if isinstance(judged, SeenAccept | SeenHop):
             return

@@ -11,6 +11,7 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.paths import PathPipeline
 from tracer.pipeline import Pipeline
 from tracer.recording import RecordingSource
 
@@ -19,13 +20,19 @@ from tracer.recording import RecordingSource
 @click.argument("file", type=click.Path(path_type=Path))
 @cluster_options
 @options.filter_options
-@options.output_option
+@options.path_output_option
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="With -o json: a line for each path instead of each connection.",
+)
 @options.explain_option
 @options.count_option
 @options.expect_option
 def replay(
     file: Path,
     output: str,
+    paths: bool,
     explain: bool,
     count: int | None,
     expect: str | None,
@@ -39,13 +46,17 @@ def replay(
     \b
     Examples:
       srcip replay night.srcip --filter-verdict dropped
+      srcip replay night.srcip -o diagram --filter-service default/web
       srcip replay night.srcip -o json | jq -r .seen_source
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     with closing(RecordingSource(file)) as source:
-        pipeline = Pipeline(source, wanted, fixed_views(choice, source.places))
+        views = fixed_views(choice, source.places)
+        pipeline = (PathPipeline if paths or output == "diagram" else Pipeline)(
+            source, wanted, views
+        )
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
             run(source, pipeline, out, expectation, count=count, stop=stop)

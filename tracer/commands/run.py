@@ -8,7 +8,14 @@ from types import FrameType
 from typing import Protocol
 
 from tracer.commands.output import Expectation, Writer
+<<<<<<< HEAD
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop
+=======
+from tracer.judge.path import Path
+from tracer.judge.verdict import Judged, SeenAccept, SeenHop
+from tracer.paths import PathPipeline
+from tracer.pipeline import Pipeline
+>>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
 from tracer.recording import Recorder
 
 # How long a quiet reader sleeps: the price of a Ctrl-C, and of a record that nobody announced.
@@ -54,8 +61,13 @@ class Judges(Protocol):
 
 
 def run(
+<<<<<<< HEAD
     source: Reads,
     pipeline: Judges,
+=======
+    source: Source,
+    pipeline: Pipeline | PathPipeline,
+>>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
     writer: Writer,
     expectation: Expectation,
     *,
@@ -73,7 +85,7 @@ def run(
         writer: Where the judged go.
         expectation: Checked against each.
         recorder: Keeps the raw records, if any.
-        count: Connections and drops to show at the most.
+        count: Connections and drops, or paths, to show at the most.
         timeout_s: How long to go on.
         stop: Asked between batches.
     """
@@ -85,20 +97,25 @@ def run(
             break
         if recorder is not None:
             recorder.write(records)
-        left = _show(pipeline, records, writer, expectation, left)
+        left = _show(pipeline.judge(records), writer, expectation, left)
         if left == 0:
-            break
+            return
+    _show(pipeline.finish(), writer, expectation, left)
 
 
 def _show(
+<<<<<<< HEAD
     pipeline: Judges,
     records: Iterable[bytes],
     writer: Writer,
     expectation: Expectation,
     left: int | None,
+=======
+    found: Iterable[Judged | Path], writer: Writer, expectation: Expectation, left: int | None
+>>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
 ) -> int | None:
-    """Write a batch; return how many connections and drops may still come."""
-    for judged in pipeline.judge(records):
+    """Write a batch; return how many connections, drops or paths may still come."""
+    for judged in found:
         writer.write(judged)
         expectation.look_at(judged)
         if left is not None and not isinstance(judged, SeenAccept | SeenHop):

@@ -1,6 +1,7 @@
 """srcip trace: every new connection and drop, judged as it happens."""
 
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
 from tracer.commands.through_agent import through_agent
 from tracer.kernel import privileges, sources
+from tracer.paths import PathPipeline
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
 from tracer.stream.protocol import DEFAULT_SOCKET
@@ -32,7 +34,8 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @options.where_options
 @cluster_options
 @options.filter_options
-@options.output_option
+@options.path_output_option
+@options.packets_option
 @options.explain_option
 @options.record_option
 @options.ready_option
@@ -47,6 +50,7 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 def trace(
     agent: str | None,
     output: str,
+    packets: int | None,
     explain: bool,
     record: Path | None,
     ready_file: Path | None,
@@ -69,6 +73,7 @@ def trace(
       srcip trace --netns 4711                      the namespace of process 4711
       srcip trace --agent                           through the node's agent, as its group may
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
+      srcip trace -o diagram --filter-port 443 --count 1   the way of one, hop by hop
       srcip trace -o json | jq -r 'select(.kind == "connection").seen_source'
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
@@ -85,16 +90,23 @@ def trace(
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     namespaces = options.namespaces(parameters)
+    watched = packets or (1 if output == "diagram" else 0)
     privileges.require_for_tracing()
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces))
-        source = stack.enter_context(closing(sources.live(namespaces, wanted.flows)))
+        source = stack.enter_context(
+            closing(sources.live(namespaces, wanted.flows, packets=watched))
+        )
         recorder = (
             stack.enter_context(closing(Recorder(record, source, views.places())))
             if record
             else None
         )
-        pipeline = Pipeline(source, wanted, views)
+        pipeline: Pipeline | PathPipeline = (
+            PathPipeline(source, wanted, views, clock_ns=time.time_ns)
+            if watched and output != "table"
+            else Pipeline(source, wanted, views)
+        )
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
             if ready_file:

@@ -16,7 +16,7 @@ from tracer.judge.path import (
     Translation,
 )
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenHop
-from tracer.model import FiveTuple, Hook, IPAddress
+from tracer.model import ICMPV6, FiveTuple, Hook, IPAddress
 
 # A first packet and its answer take milliseconds. A SYN that nobody answers is sent again after
 # a second (tcp_retries, RFC 6298): that is no news.
@@ -114,6 +114,8 @@ class Assembler:
         for packet_id in packet_ids:
             hops = self._strays.pop(packet_id)
             first = hops[0]
+            if _is_housekeeping(first.hop.packet):
+                continue
             leg = self._leg((first.hop.netns, first.hop.packet), first.node, first.time_ns)
             if leg is not None:
                 leg.packets[packet_id] = hops
@@ -142,6 +144,16 @@ def _put(kept: OrderedDict[_K, _V], key: _K, value: _V, room: int) -> None:
     kept[key] = value
     if len(kept) > room:
         kept.popitem(last=False)
+
+
+# Router and neighbour discovery, redirects (RFC 4861), and multicast listener reports (RFC 3810).
+_NEIGHBOURS = {*range(133, 138), 143}
+
+
+def _is_housekeeping(packet: FiveTuple) -> bool:
+    """Whether it is a packet that conntrack skips and nobody would call a connection."""
+    is_neighbour = packet.proto == ICMPV6 and packet.dport >> 8 in _NEIGHBOURS
+    return is_neighbour or packet.dst.is_multicast
 
 
 def _leg(leg: _Open) -> Leg:

@@ -118,9 +118,12 @@ class Leg:
         """This node's verdict on the source."""
         return self.opinion.verdict if self.opinion else Verdict.UNKNOWN
 
-    def passage(self, direction: Direction) -> Passage | None:
-        """Return the first packet of a direction that was seen here."""
-        return next((each for each in self.passages if each.direction is direction), None)
+    def passage(self, direction: Direction, number: int = 1) -> Passage | None:
+        """Return a packet of a direction as it was seen here; the first, if none is named."""
+        for each in self.passages:
+            if each.direction is direction and each.number == number:
+                return each
+        return None
 
 
 # Whose word counts for the whole path. One that only saw another node's address knows less than
@@ -189,10 +192,17 @@ class Path:
         opinion = self.deciding.opinion
         return opinion.cause if opinion else None
 
-    def hops(self, direction: Direction) -> Iterator[tuple[Leg, PathHop]]:
-        """Yield the hops of a direction's first packet, node by node on its way."""
+    def packets(self, direction: Direction) -> int:
+        """Return how many packets of a direction were watched, on the node that saw the most."""
+        numbers = (
+            each.number for leg in self.legs for each in leg.passages if each.direction is direction
+        )
+        return max(numbers, default=0)
+
+    def hops(self, direction: Direction, number: int = 1) -> Iterator[tuple[Leg, PathHop]]:
+        """Yield the hops of a packet of a direction, node by node on its way."""
         legs = self.legs if direction is Direction.ORIGINAL else self.legs[::-1]
         for leg in legs:
-            passage = leg.passage(direction)
+            passage = leg.passage(direction, number)
             for hop in passage.hops if passage else ():
                 yield leg, hop

@@ -111,7 +111,7 @@ def _program_checks() -> Iterator[Check]:
     yield Check(
         name="TCX programs",
         is_ok=has_tcx,
-        detail="present; nothing uses them yet" if has_tcx else "none in this kernel (Linux 6.6)",
+        detail="hops at every interface" if has_tcx else "none in this kernel (Linux 6.6)",
         is_needed=False,
     )
 

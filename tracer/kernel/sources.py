@@ -16,9 +16,14 @@ from tracer.source import Source
 _log = logging.getLogger(__name__)
 
 
-def live(namespaces: Sequence[Netns], wanted: Filter) -> Source:
+def live(namespaces: Sequence[Netns], wanted: Filter, *, packets: int = 0) -> Source:
     """
     Open the best live source there is for some namespaces.
+
+    Args:
+        namespaces: Where to look.
+        wanted: What to report.
+        packets: Of how many packets of each direction to report the hops.
 
     Raises:
         LoadError: If privileges are missing, or the kernel refuses the programs.
@@ -27,7 +32,8 @@ def live(namespaces: Sequence[Netns], wanted: Filter) -> Source:
     privileges.require_for_tracing()
     if has_netfilter_links():
         # Nobody counts here: the maps of paths need no room.
-        return KernelSource(namespaces, Settings(wanted=wanted, sizes=Sizes(paths=1, prefixes=1)))
+        sizes = Sizes(paths=1, prefixes=1)
+        return KernelSource(namespaces, Settings(wanted=wanted, packets=packets, sizes=sizes))
     source = ConntrackSource(namespaces, clock_offset_ns())
     _log.warning(
         "kernel %s has no BPF netfilter links: following conntrack's events instead, without %s",

@@ -1,0 +1,258 @@
+"""Every scenario as a path, beside what tcpdump captures on the nodes' interfaces."""
+
+import re
+import signal
+import subprocess
+import threading
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
+
+import pytest
+
+from lab import kube_proxy, probe
+from lab.hosts import NODES, PODS
+from lab.scenarios import cases
+from tests.lab.commands import PATIENCE_S, lines, tracing, wait_until
+from tracer.model import PROTOCOLS
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+CAPTURED = re.compile(r"(\S+) +(In|Out) +IP6? (\S+)\.(\d+) > (\S+)\.(\d+): ")
+NAT_HOOKS = {"dnat": {"prerouting", "output"}, "snat": {"postrouting", "input"}}
+UNDO_HOOKS = {"un-snat": {"prerouting", "output"}, "un-dnat": {"postrouting", "input"}}
+
+
+class Capture:
+    """tcpdump on all interfaces of a node."""
+
+    def __init__(self, lab, node):
+        command = ["tcpdump", "-i", "any", "-nn", "-l", "--immediate-mode", "tcp or udp"]
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", lab.netns(node).name, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert any("listening on" in line for line in self._process.stderr)
+        self.crossed = []
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self):
+        for line in self._process.stdout:
+            if match := CAPTURED.search(line):
+                device, way, src, sport, dst, dport = match.groups()
+                packet = (ip_address(src), int(sport), ip_address(dst), int(dport))
+                self.crossed.append((device, way, packet))
+
+    def close(self):
+        self._process.terminate()
+        self._process.wait()
+        self._thread.join()
+        self._process.stdout.close()
+        self._process.stderr.close()
+
+
+@contextmanager
+def captured(lab):
+    """tcpdump on both nodes."""
+    with ExitStack() as stack:
+        captures = {}
+        for node in NODES:
+            captures[node] = Capture(lab, node)
+            stack.callback(captures[node].close)
+        yield captures
+
+
+@pytest.fixture(scope="module", params=kube_proxy.MODES)
+def run(request, lab, tmp_path_factory):
+    """All scenarios of a mode: the clients' answers, the paths as JSON, and the captures."""
+    kube_proxy.load(lab, request.param)
+    chosen = cases(modes=[request.param])
+    arguments = ["-o", "json", "--packets", "1"]
+    directory = tmp_path_factory.mktemp("paths")
+    with tracing(lab, directory, *arguments) as (process, output), captured(lab) as captures:
+        answers = probe.run(lab, chosen)
+        wait_until(lambda: found(output.read_text(), answers).keys() == answers.keys())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    told = lines(output.read_text())
+    assert not any(told[-1]["lost"].values())
+    return answers, found(output.read_text(), answers), captures
+
+
+def found(printed, answers):
+    """Return the lines of each case's path, by direction."""
+    by_flow = {}
+    for line in lines("".join(each for each in printed.splitlines(True) if each.endswith("\n"))):
+        if line["kind"] == "path" and "sport" in line["orig"]:
+            orig = line["orig"]
+            key = (line["proto"], orig["src"], orig["sport"], orig["dst"], orig["dport"])
+            by_flow.setdefault(key, {})[line["direction"]] = line
+    return {case: by_flow[key_of(case, answer)] for case, answer in answers.items()
+            if key_of(case, answer) in by_flow}  # fmt: skip
+
+
+def key_of(case, answer):
+    address, port = answer.local
+    return (case.proto, str(address), port, str(case.destination), case.port)
+
+
+def packet_of(hop):
+    return (ip_address(hop["src"]), hop["sport"], ip_address(hop["dst"]), hop["dport"])
+
+
+def tc_hops(line, node):
+    """What crossed a node's interfaces, in tcpdump's terms."""
+    way = {"tc_ingress": "In", "tc_egress": "Out"}
+    return [
+        (hop["device"], way[hop["hook"]], packet_of(hop))
+        for hop in line["hops"]
+        if hop["node"] == node and hop["hook"] in way
+    ]
+
+
+def translations(line):
+    return [
+        (hop["node"], hop["hook"], hop.get("stage"), done)
+        for hop in line["hops"]
+        for done in hop.get("translations", ())
+    ]
+
+
+def test_every_scenario_is_a_path(run):
+    """Each connection is one path, with the verdict and the cause of the table of scenarios."""
+    answers, paths, _ = run
+    for case, answer in answers.items():
+        path = paths[case]["original"]
+        assert (path["verdict"], path.get("cause")) == (case.verdict, case.cause), case
+        seen = answer.client_address
+        assert path.get("seen_source") == (str(seen) if seen else None), case
+
+
+def test_hops_are_what_tcpdump_captured(run):
+    """
+    On each node the first packet of each direction crosses the interfaces that tcpdump says, with
+    the same addresses and ports, in the same order.
+    """
+    answers, paths, captures = run
+    compared = 0
+    for case in answers:
+        for line in paths[case].values():
+            for node in {hop["node"] for hop in line["hops"]}:
+                there = tc_hops(line, node)
+                packets = {packet for *_, packet in there}
+                crossed = [each for each in captures[node].crossed if each[-1] in packets]
+                assert crossed[: len(there)] == there, (case, line["direction"], node)
+                compared += len(there)
+    assert compared > 4 * len(answers)
+
+
+def test_times_and_places_are_in_order(run):
+    """No hop is before the one that it follows, and each begins where the packet came in."""
+    answers, paths, _ = run
+    for case in answers:
+        for line in paths[case].values():
+            times = [hop["time"] for hop in line["hops"]]
+            assert times == sorted(times), case
+            first = line["hops"][0]
+            is_local = first["hook"] == "output"
+            assert is_local or first["hook"] == "tc_ingress", case
+
+
+def test_nat_is_told_where_it_was_done(run):
+    """
+    DNAT where the packet is routed, SNAT where it leaves, on the node that the verdict names; the
+    backend's socket has the source that is told; nothing else changes a packet.
+    """
+    answers, paths, _ = run
+    for case, answer in answers.items():
+        path = paths[case]["original"]
+        done = translations(path)
+        for node, hook, stage, each in done:
+            assert hook in NAT_HOOKS[each["by"]], case
+            assert stage == "after-nat"
+            assert node in NODES
+        snat = [(node, each) for node, _, _, each in done if each["by"] == "snat"]
+        replaced = [each for _, each in snat if each["before"]["address"] != each["after"]["address"]]
+        if answer.client_address is None:
+            continue
+        backend = path["hops"][-1]
+        assert packet_of(backend)[:2] == (answer.client_address, answer.client_port), case
+        if case.verdict == "replaced" and replaced:
+            assert replaced[-1]["after"]["address"] == str(answer.client_address), case
+            assert snat[0][0] == path["at"]["node"], case
+        elif case.verdict == "preserved":
+            assert not replaced, case
+
+
+def test_answers_are_undone(run):
+    """The answer leaves the first node as one to what the client sent, translated back there."""
+    answers, paths, _ = run
+    for case, answer in answers.items():
+        if answer.client_address is None:
+            continue
+        line = paths[case]["reply"]
+        for _, hook, stage, each in translations(line):
+            assert hook in UNDO_HOOKS[each["by"]], case
+            assert stage == "after-nat"
+        last = packet_of(line["hops"][-1])
+        local, port = answer.local
+        assert last == (case.destination, case.port, local, port), case
+
+
+def test_drops_end_where_the_rule_is(run):
+    """What is dropped comes in and does not go out: tcpdump sees it on no other interface."""
+    answers, paths, captures = run
+    ended = 0
+    for case, answer in answers.items():
+        if case.verdict != "dropped":
+            continue
+        path = paths[case]["original"]
+        assert path["nodes"][-1]["ending"] == "dropped", case
+        node = path["at"]["node"]
+        sent = packet_of(path["hops"][0])
+        ways = [way for _, way, packet in captures[node].crossed if packet == sent]
+        is_local = path["hops"][0]["hook"] == "output"
+        assert set(ways) == (set() if is_local else {"In"}), case
+        assert path["hops"][-1]["hook"] not in ("tc_egress", "postrouting"), case
+        assert answer.client_address is None
+        ended += 1
+    assert ended
+
+
+@pytest.mark.parametrize("scenario", ["S3", "S7b"])
+def test_over_two_nodes(run, scenario):
+    """A connection that node2 sends on to node1 is one path over both, proof included."""
+    answers, paths, _ = run
+    for case in answers:
+        if case.scenario.id == scenario:
+            path = paths[case]["original"]
+            assert [node["node"] for node in path["nodes"]] == ["node2", "node1"]
+            first, second = path["nodes"]
+            assert (first["verdict"], second["verdict"]) == ("replaced", "replaced-upstream")
+            assert (first["reply"]["dst"], first["reply"]["dport"]) == (
+                second["orig"]["src"],
+                second["orig"]["sport"],
+            )
+            assert path["at"]["node"] == "node2"
+            assert {hop["node"] for hop in path["hops"]} == {"node2", "node1"}
+
+
+def test_pods_are_named(run):
+    """The last interface of a path is the backend's, and named for its pod."""
+    answers, paths, _ = run
+    for case, answer in answers.items():
+        last = paths[case]["original"]["hops"][-1]
+        if answer.pod in PODS:
+            assert last["pod"] == f"default/{answer.pod}", case
+            assert last["device_kind"] == "veth"
+
+
+def test_protocols(run):
+    """TCP and UDP over IPv4 and IPv6 are all there."""
+    answers, paths, _ = run
+    told = {(each["original"]["family"], each["original"]["proto"]) for each in paths.values()}
+    assert told == {(f, p) for f in ("ipv4", "ipv6") for p in ("tcp", "udp")}
+    assert {p for _, p in told} <= set(PROTOCOLS)
+    assert len(paths) == len(answers)

@@ -1,0 +1,253 @@
+"""One node's hops, connections and drops, put together to its leg of a path."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit import samples
+from tests.unit.samples import CLIENT, NODE, NODE6, REPLACED, SENT, flow
+from tracer.judge.assemble import QUIET_NS, Assembler
+from tracer.judge.path import Device, Direction, Ending, Translated
+from tracer.judge.verdict import SeenHop, Verdict
+from tracer.model import Hook, Hop
+
+START_NS = 1_767_225_600_000_000_000
+ORIG, REPLY = REPLACED
+LEFT = REPLY.inverted
+ONLY_DNAT = flow(str(REPLY.src), REPLY.sport, CLIENT, ORIG.sport)
+
+
+def hop(at_us, hook, packet, *, after=None, entry=(ORIG, REPLY), packet_id=1, **changes):
+    """A hop so many microseconds after the start."""
+    device = changes.pop("device", "eth0")
+    values = {
+        "ktime_ns": 0,
+        "netns": samples.NETNS,
+        "hook": hook,
+        "packet": packet,
+        "orig": entry[0] if entry else None,
+        "reply": entry[1] if entry else None,
+        "is_reply": False,
+        "is_new": True,
+        "is_after_nat": after,
+        "packet_id": packet_id,
+        "number": 1,
+        "mark": 0,
+        "iif": 2,
+        "oif": 0,
+        "length": 60,
+        "tcp_flags": 2,
+    }
+    return SeenHop(
+        hop=Hop(**values | changes),
+        time_ns=START_NS + at_us * 1000,
+        node="node2",
+        device=device,
+        device_kind="veth",
+    )
+
+
+BEFORE = (ORIG, ORIG.inverted)
+DNATED = (ORIG, ONLY_DNAT)
+FIRST = [
+    hop(0, Hook.TC_INGRESS, SENT, entry=None),
+    hop(1, Hook.NF_PREROUTING, SENT, after=False, entry=BEFORE),
+    hop(2, Hook.NF_PREROUTING, ONLY_DNAT.inverted, after=True, entry=DNATED),
+    hop(3, Hook.NF_FORWARD, ONLY_DNAT.inverted, after=True, entry=DNATED),
+    hop(4, Hook.NF_POSTROUTING, ONLY_DNAT.inverted, after=False, entry=DNATED),
+    hop(5, Hook.NF_POSTROUTING, LEFT, after=True),
+    hop(6, Hook.TC_EGRESS, LEFT, device="eth1"),
+]
+ANSWER = [
+    hop(10, Hook.TC_INGRESS, REPLY, entry=None, packet_id=2, is_reply=True),
+    hop(11, Hook.NF_PREROUTING, REPLY, after=False, packet_id=2, is_reply=True),
+    hop(12, Hook.NF_PREROUTING, ONLY_DNAT, after=True, packet_id=2, is_reply=True),
+    hop(13, Hook.NF_POSTROUTING, ONLY_DNAT, after=False, packet_id=2, is_reply=True),
+    hop(14, Hook.NF_POSTROUTING, ORIG.inverted, after=True, packet_id=2, is_reply=True),
+    hop(15, Hook.TC_EGRESS, ORIG.inverted, packet_id=2, is_reply=True),
+]
+CONNECTION = samples.judged(ORIG, REPLY, mark=0x4000, time_ns=START_NS + 5500)
+
+
+def assembled(*told, at_ns=None):
+    assembler = Assembler()
+    for each in told:
+        assembler.add(each)
+    return assembler.take(at_ns)
+
+
+def changes(passage):
+    return [
+        (each.hop.hook, change.by, change.is_source, change.before, change.after)
+        for each in passage.hops
+        for change in each.translations
+    ]
+
+
+def ends(packet, *, is_source):
+    return (packet.src, packet.sport) if is_source else (packet.dst, packet.dport)
+
+
+def test_leg():
+    """Both directions of a connection: where each address was replaced, and where undone."""
+    (leg,) = assembled(*FIRST, CONNECTION, *ANSWER)
+    first, answer = leg.passages
+    assert (leg.node, leg.netns, leg.time_ns) == ("node2", samples.NETNS, START_NS)
+    assert (leg.orig, leg.reply, leg.judged) == (ORIG, REPLY, CONNECTION)
+    assert leg.drop is None
+    assert [each.hop for each in first.hops] == [each.hop for each in FIRST]
+    assert [each.hop for each in answer.hops] == [each.hop for each in ANSWER]
+    assert (first.direction, first.number, first.ending) == (
+        Direction.ORIGINAL,
+        1,
+        Ending.SENT,
+    )
+    assert (answer.direction, answer.number) == (Direction.REPLY, 1)
+    inside = ONLY_DNAT.inverted
+    assert changes(first) == [
+        (
+            Hook.NF_PREROUTING,
+            Translated.DNAT,
+            False,
+            ends(SENT, is_source=False),
+            ends(inside, is_source=False),
+        ),
+        (
+            Hook.NF_POSTROUTING,
+            Translated.SNAT,
+            True,
+            ends(inside, is_source=True),
+            ends(LEFT, is_source=True),
+        ),
+    ]
+    assert [(hook, by) for hook, by, *_ in changes(answer)] == [
+        (Hook.NF_PREROUTING, Translated.UNDO_SNAT),
+        (Hook.NF_POSTROUTING, Translated.UNDO_DNAT),
+    ]
+    assert first.hops[-1].device == Device(name="eth1", kind="veth")
+
+
+def test_whole_after_a_while():
+    """A leg is whole when nothing more was told of it for a second."""
+    assembler = Assembler()
+    for each in FIRST:
+        assembler.add(each)
+    assert assembler.take(FIRST[-1].time_ns + QUIET_NS - 1) == []
+    assert len(assembler.take(FIRST[-1].time_ns + QUIET_NS)) == 1
+    assert assembler.take() == []
+
+
+def test_what_comes_late_is_no_news():
+    """A SYN that is sent again makes no second leg, a new connection of the same tuple does."""
+    assembler = Assembler()
+    assembler.add(samples.judged_drop(time_ns=START_NS))
+    assert len(assembler.take()) == 1
+    assembler.add(samples.judged_drop(time_ns=START_NS + 10**9))
+    for each in FIRST:
+        assembler.add(each)
+    assert assembler.take() == []
+    assembler.add(CONNECTION)
+    assert len(assembler.take()) == 1
+
+
+def test_dropped():
+    """A packet that was dropped ends there, and with it the connection."""
+    drop = samples.judged_drop(
+        samples.drop(packet=ONLY_DNAT.inverted), time_ns=START_NS + 3500, view=samples.ALONE
+    )
+    (leg,) = assembled(*FIRST[:4], drop)
+    (passage,) = leg.passages
+    assert (passage.ending, passage.drop, leg.drop) == (Ending.DROPPED, drop, drop)
+    assert leg.verdict is Verdict.DROPPED
+    assert leg.reply is None
+
+
+def test_dropped_before_it_was_seen():
+    """A drop alone is a leg of its own."""
+    drop = samples.judged_drop(time_ns=START_NS)
+    (leg,) = assembled(drop)
+    assert (leg.orig, leg.reply, leg.drop, leg.passages) == (SENT, None, drop, ())
+
+
+def test_a_later_drop_ends_no_connection():
+    """Of a connection that was answered, a lost packet is its passage's business."""
+    drop = samples.judged_drop(
+        samples.drop(packet=SENT, orig=SENT, is_new=False), time_ns=START_NS + 30_000
+    )
+    second = hop(25, Hook.NF_PREROUTING, SENT, after=True, packet_id=3)
+    (leg,) = assembled(*FIRST, CONNECTION, *ANSWER, second, drop)
+    assert leg.drop is None
+    assert leg.verdict is CONNECTION.verdict
+    assert [each.ending for each in leg.passages][-1] is Ending.DROPPED
+
+
+def test_delivered():
+    """What passes INPUT is delivered."""
+    (leg,) = assembled(*FIRST[:2], hop(3, Hook.NF_INPUT, SENT, after=True))
+    assert leg.passages[0].ending is Ending.DELIVERED
+
+
+def test_unknown_ending():
+    """A packet of which nothing more is known has no ending."""
+    (leg,) = assembled(*FIRST[:3])
+    assert leg.passages[0].ending is Ending.UNKNOWN
+
+
+def test_waited_for_its_neighbour():
+    """A packet that leaves under another id, later, is the one that waited."""
+    late = replace(FIRST[-1], hop=replace(FIRST[-1].hop, packet_id=9))
+    late = replace(late, time_ns=late.time_ns + 5_000_000)
+    (leg,) = assembled(*FIRST[:-1], late)
+    (passage,) = leg.passages
+    assert passage.ending is Ending.SENT
+    assert len(passage.hops) == len(FIRST)
+
+
+def test_changed_by_others():
+    """A tuple that changes where no NAT is done was changed by something else."""
+    elsewhere = flow(CLIENT, SENT.sport, "10.9.9.9", 80)
+    (leg,) = assembled(
+        hop(0, Hook.TC_INGRESS, SENT, entry=None), hop(1, Hook.TC_EGRESS, elsewhere, entry=None)
+    )
+    ((hook, by, is_source, before, after),) = changes(leg.passages[0])
+    assert (hook, by, is_source) == (Hook.TC_EGRESS, Translated.OTHER, False)
+    assert (before, after) == ((SENT.dst, SENT.dport), (ip_address("10.9.9.9"), 80))
+    assert leg.orig == SENT
+    assert leg.reply == elsewhere.inverted
+
+
+def test_without_hops():
+    """A connection whose packets nobody watched is a leg all the same."""
+    (leg,) = assembled(CONNECTION)
+    assert (leg.orig, leg.reply, leg.passages) == (ORIG, REPLY, ())
+
+
+def test_housekeeping_is_no_connection():
+    """Neighbour discovery and multicast that conntrack skips make no legs."""
+    solicitation = flow("fe80::1", 0, "ff02::1:ff00:5", 135 << 8, proto=58)
+    advertisement = flow("fe80::1", 0, NODE6, 136 << 8, proto=58)
+    mdns = flow(NODE, 5353, "224.0.0.251", 5353, proto=17)
+    for packet in (solicitation, advertisement, mdns):
+        assert assembled(hop(0, Hook.TC_INGRESS, packet, entry=None)) == []
+
+
+def test_no_memory_without_end():
+    """However much is told, no more than so many legs are kept; those pushed out are not lost."""
+    assembler = Assembler()
+    count = 20_000
+    for number in range(count):
+        sent = replace(SENT, sport=number & 0xFFFF, dport=1 + (number >> 16))
+        entry = (sent, sent.inverted)
+        assembler.add(hop(0, Hook.NF_FORWARD, sent, after=True, entry=entry, packet_id=number))
+    assert len(assembler._open) < count
+    assert len(assembler.take()) == count
+
+
+@given(st.permutations(FIRST + ANSWER))
+def test_each_hop_is_in_one_passage(told):
+    """Whatever the order in which they come, no hop is lost or told twice."""
+    legs = assembled(*told, CONNECTION)
+    found = [each.hop for leg in legs for p in leg.passages for each in p.hops]
+    assert sorted(map(id, found)) == sorted(id(each.hop) for each in told)
