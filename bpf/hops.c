@@ -48,7 +48,7 @@ struct watch_key {
 };
 
 struct watch {
-	__u32 packets[2]; /* seen in the original and in the reply direction */
+	__u32 packets[3]; /* in the original and the reply direction, and errors about it */
 };
 
 BPF_RINGBUF_OUTPUT(hops, SRCIP_HOP_RING_PAGES);
@@ -175,12 +175,15 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 			     __u32 netns, __u16 zone)
 {
 	struct watch_key key = {.netns = netns, .zone = zone};
-	bool is_reply = hop->flags & SRCIP_HOP_IS_REPLY;
+	int kind = hop->flags & SRCIP_HOP_IS_REPLY ? 1 : 0;
 	struct watch none = {}, *watch;
 	__u32 number;
 
 	/* Without an entry each direction is a connection of its own. */
 	key.orig = hop->flags & SRCIP_HOP_HAS_ENTRY ? hop->orig : hop->packet;
+	/* An ICMP error carries the entry of what it speaks of. */
+	if (key.orig.proto != hop->packet.proto)
+		kind = 2;
 	watch = watches.lookup(&key);
 	if (!watch) {
 		watches.insert(&key, &none);
@@ -191,9 +194,9 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 	/* A packet that had to wait for its neighbour's address goes on without
 	 * its slot. Two CPUs that take the same number both report their packet.
 	 */
-	if (hop->hook != SRCIP_HOOK_TC_EGRESS || !watch->packets[is_reply])
-		watch->packets[is_reply]++;
-	number = watch->packets[is_reply];
+	if (hop->hook != SRCIP_HOOK_TC_EGRESS || !watch->packets[kind])
+		watch->packets[kind]++;
+	number = watch->packets[kind];
 	if (number <= settings->packets)
 		return number;
 	count_lost(SRCIP_LOST_OVER_LIMIT);

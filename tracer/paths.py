@@ -1,15 +1,22 @@
 """A run that shows whole paths: what the pipeline judges, put together over packets and nodes."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from tracer.judge.assemble import Assembler
-from tracer.judge.join import Joiner
+from tracer.cluster.index import Cluster
+from tracer.judge.assemble import QUIET_NS, Assembler
+from tracer.judge.join import WINDOW_NS, Joiner
 from tracer.judge.path import Path
 from tracer.judge.verdict import SeenAccept, Summary, Verdict
 from tracer.pipeline import Pipeline, Wanted
 from tracer.source import Source
+from tracer.surroundings import LiveViews
 from tracer.views import Views
+
+# Of namespaces of one machine, whose clock is one: a packet crosses them in less, even if it waits
+# for a neighbour's address.
+LIVE_WINDOW_NS = 500_000_000
 
 
 class PathPipeline:
@@ -22,6 +29,8 @@ class PathPipeline:
         views: Views | None = None,
         *,
         clock_ns: Callable[[], int] | None = None,
+        window_ns: int = WINDOW_NS,
+        cluster: Callable[[], Cluster | None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -29,12 +38,14 @@ class PathPipeline:
             wanted: Which paths to show: what holds for one of their nodes holds for them.
             views: What surrounds the connections.
             clock_ns: Unix time, by which a path is whole; without one the records' own.
+            window_ns: How far the times of two nodes may lie apart.
+            cluster: The objects that tell which nodes are missing.
         """
         self._wanted = wanted or Wanted()
         # What a connection is on the next node no filter knows: paths are filtered when whole.
         self._pipeline = Pipeline(source, Wanted(are_stray_accepts=True), views)
         self._assembler = Assembler()
-        self._joiner = Joiner()
+        self._joiner = Joiner(window_ns, cluster=cluster)
         self._clock_ns = clock_ns
         self._latest_ns = 0
         self._connections = self._drops = 0
@@ -55,12 +66,19 @@ class PathPipeline:
 
     def summary(self) -> Summary:
         """Add up the run so far: paths that arrived, and paths that ended in a drop."""
-        return replace(self._pipeline.summary(), connections=self._connections, drops=self._drops)
+        summary = self._pipeline.summary()
+        lost = {name: count for name, count in self._joiner.lost().items() if count}
+        return replace(
+            summary,
+            connections=self._connections,
+            drops=self._drops,
+            lost={**summary.lost, **lost},
+        )
 
     def _take(self, now_ns: int | None) -> Iterator[Path]:
         for leg in self._assembler.take(now_ns):
             self._joiner.add(leg)
-        for path in self._joiner.take(now_ns):
+        for path in self._joiner.take(self._told_until(now_ns)):
             if not self._has(path):
                 continue
             if path.verdict is Verdict.DROPPED:
@@ -68,6 +86,12 @@ class PathPipeline:
             else:
                 self._connections += 1
             yield path
+
+    def _told_until(self, now_ns: int | None) -> int | None:
+        """Return the time before which every leg was handed on."""
+        if now_ns is None:
+            return None
+        return min(now_ns - QUIET_NS, self._assembler.open_since_ns or now_ns)
 
     def _has(self, path: Path) -> bool:
         wanted, opinion = self._wanted, path.deciding.opinion
@@ -81,3 +105,20 @@ class PathPipeline:
             else flows.matches_packet(leg.orig)
             for leg in path.legs
         )
+
+
+def live_paths(source: Source, wanted: Wanted, views: LiveViews) -> PathPipeline:
+    """Make paths of what happens now, on one machine."""
+
+    def cluster() -> Cluster | None:
+        history = views.history()
+        return history.now if history else None
+
+    return PathPipeline(
+        source,
+        wanted,
+        views,
+        clock_ns=time.time_ns,
+        window_ns=LIVE_WINDOW_NS,
+        cluster=cluster,
+    )

@@ -1,7 +1,6 @@
 """srcip trace: every new connection and drop, judged as it happens."""
 
 import sys
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,7 +15,7 @@ from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
 from tracer.commands.through_agent import through_agent
 from tracer.kernel import privileges, sources
-from tracer.paths import PathPipeline
+from tracer.paths import live_paths
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
 from tracer.stream.protocol import DEFAULT_SOCKET
@@ -102,10 +101,9 @@ def trace(
             if record
             else None
         )
-        pipeline: Pipeline | PathPipeline = (
-            PathPipeline(source, wanted, views, clock_ns=time.time_ns)
-            if watched and output != "table"
-            else Pipeline(source, wanted, views)
+        has_paths = watched and output != "table"
+        pipeline = (
+            live_paths(source, wanted, views) if has_paths else Pipeline(source, wanted, views)
         )
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:

@@ -18,6 +18,8 @@ from tracer.judge.path import (
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenHop
 from tracer.model import ICMPV6, FiveTuple, Hook, IPAddress
 
+# A flow that is sent again and again is told of nevertheless.
+LONGEST_NS = 5_000_000_000
 # A first packet and its answer take milliseconds. A SYN that nobody answers is sent again after
 # a second (tcp_retries, RFC 6298): that is no news.
 QUIET_NS = 1_000_000_000
@@ -48,7 +50,8 @@ class Assembler:
     Puts hops, connections and drops together to legs.
 
     Give it what the pipeline yields, in order of time. A leg is whole once nothing more was told
-    of it for `QUIET_NS`. What is told of it later is left out: packets are sent again.
+    of it for `QUIET_NS`, or after `LONGEST_NS`. What is told of it later is left out: packets are
+    sent again.
     """
 
     def __init__(self) -> None:
@@ -77,19 +80,25 @@ class Assembler:
 
     def take(self, now_ns: int | None = None) -> list[Leg]:
         """Return the legs that are whole at a Unix time; all that there are if it is None."""
-        if now_ns is None:
-            self._adopt_strays(list(self._strays))
+        # First: what was dropped before conntrack had it belongs to the drop's leg.
+        self._adopt_strays(
+            [
+                packet_id
+                for packet_id, hops in self._strays.items()
+                if now_ns is None or now_ns - hops[-1].time_ns >= QUIET_NS
+            ]
+        )
         taken, self._pushed_out = self._pushed_out, []
-        while self._open:
-            key, leg = next(iter(self._open.items()))
-            if now_ns is not None and now_ns - leg.last_ns < QUIET_NS:
-                break
-            del self._open[key]
-            taken.append(self._close(key, leg))
-        if now_ns is not None:
-            old = [k for k, hops in self._strays.items() if now_ns - hops[-1].time_ns >= QUIET_NS]
-            self._adopt_strays(old)
+        for key, leg in list(self._open.items()):
+            if now_ns is None or _is_whole(leg, now_ns):
+                del self._open[key]
+                taken.append(self._close(key, leg))
         return taken
+
+    @property
+    def open_since_ns(self) -> int | None:
+        """When the oldest leg began that is not whole yet, in Unix time; None if there is none."""
+        return min((leg.first_ns for leg in self._open.values()), default=None)
 
     def _add_hop(self, seen: SeenHop) -> None:
         hop = seen.hop
@@ -140,6 +149,10 @@ class Assembler:
         return _leg(leg)
 
 
+def _is_whole(leg: _Open, now_ns: int) -> bool:
+    return now_ns - leg.last_ns >= QUIET_NS or now_ns - leg.first_ns >= LONGEST_NS
+
+
 def _put(kept: OrderedDict[_K, _V], key: _K, value: _V, room: int) -> None:
     kept[key] = value
     if len(kept) > room:
@@ -157,7 +170,7 @@ def _is_housekeeping(packet: FiveTuple) -> bool:
 
 
 def _leg(leg: _Open) -> Leg:
-    packets = _whole(leg.packets.values())
+    packets = _without_errors(_whole(leg.packets.values()), leg.orig)
     passages, left = [], list(leg.drops)
     numbers = dict.fromkeys(Direction, 0)
     for hops in packets:
@@ -196,6 +209,17 @@ def _whole(packets: Iterable[list[SeenHop]]) -> list[list[SeenHop]]:
                 continue
         whole.append(list(hops))
     return whole
+
+
+def _without_errors(packets: list[list[SeenHop]], orig: FiveTuple) -> list[list[SeenHop]]:
+    """
+    Leave out ICMP errors that speak of a connection, unless they are all the answer that it got.
+
+    A redirect goes beside the real answer; port unreachable, from a REJECT, is the answer.
+    """
+    own = [hops for hops in packets if hops[0].hop.packet.proto == orig.proto]
+    has_answer = any(_direction(hops) is Direction.REPLY for hops in own)
+    return own if has_answer or not own else packets
 
 
 def _waits(hops: list[SeenHop], seen: SeenHop) -> bool:

@@ -196,7 +196,7 @@ class KernelSource:
     @property
     def devices(self) -> int:
         """How many interfaces hops are seen at."""
-        return sum(links.devices for links in self._tc_links.values())
+        return sum(links.devices for each in self._tc_links.values() for links in each)
 
     def symbol(self, address: int) -> str | None:
         """Name the kernel function that an address belongs to."""
