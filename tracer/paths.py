@@ -60,7 +60,7 @@ class PathPipeline:
                 self._assembler.add(judged)
         yield from self._take(self._clock_ns() if self._clock_ns else self._latest_ns)
 
-    def finish(self) -> Iterator[Path]:
+    def rest(self) -> Iterator[Path]:
         """Yield the rest, whole or not."""
         yield from self._take(None)
 

@@ -146,7 +146,7 @@ class Pipeline:
                 self._counts[type(judged)] += 1
                 yield judged
 
-    def finish(self) -> Iterator[Judged]:
+    def rest(self) -> Iterator[Judged]:
         """Yield what was kept back until the end: nothing, each record stands for itself."""
         yield from ()
 

@@ -15,11 +15,8 @@ LAYERS = (
     {"tracer.cli"},
     {"tracer.commands"},
     {"tracer.agent"},
-<<<<<<< HEAD
     {"tracer.stream"},
-=======
     {"tracer.paths"},
->>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
     {"tracer.pipeline", "tracer.surroundings"},
     # A recording keeps of a node what its connections cannot be judged without.
     {"tracer.tally", "tracer.address_classes", "tracer.budget"},

@@ -8,14 +8,8 @@ from types import FrameType
 from typing import Protocol
 
 from tracer.commands.output import Expectation, Writer
-<<<<<<< HEAD
-from tracer.judge.verdict import Judged, SeenAccept, SeenHop
-=======
 from tracer.judge.path import Path
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop
-from tracer.paths import PathPipeline
-from tracer.pipeline import Pipeline
->>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
 from tracer.recording import Recorder
 
 # How long a quiet reader sleeps: the price of a Ctrl-C, and of a record that nobody announced.
@@ -54,20 +48,18 @@ class Reads(Protocol):
 
 
 class Judges(Protocol):
-    """What makes judged things of them."""
+    """What makes judged things, or paths, of them."""
 
-    def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
+    def judge(self, records: Iterable[bytes]) -> Iterator[Judged | Path]:
         """Yield what is wanted."""
+
+    def rest(self) -> Iterator[Judged | Path]:
+        """Yield what was kept back until the end."""
 
 
 def run(
-<<<<<<< HEAD
     source: Reads,
     pipeline: Judges,
-=======
-    source: Source,
-    pipeline: Pipeline | PathPipeline,
->>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
     writer: Writer,
     expectation: Expectation,
     *,
@@ -100,19 +92,11 @@ def run(
         left = _show(pipeline.judge(records), writer, expectation, left)
         if left == 0:
             return
-    _show(pipeline.finish(), writer, expectation, left)
+    _show(pipeline.rest(), writer, expectation, left)
 
 
 def _show(
-<<<<<<< HEAD
-    pipeline: Judges,
-    records: Iterable[bytes],
-    writer: Writer,
-    expectation: Expectation,
-    left: int | None,
-=======
     found: Iterable[Judged | Path], writer: Writer, expectation: Expectation, left: int | None
->>>>>>> e8557a6 (paths: srcip trace -o diagram and --packets, replay of them, their documentation)
 ) -> int | None:
     """Write a batch; return how many connections, drops or paths may still come."""
     for judged in found:

@@ -77,6 +77,10 @@ def trace(
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
     if agent is not None:
+        if output == "diagram":
+            raise click.UsageError(
+                "an agent watches no packets: -o diagram does not go with --agent"
+            )
         through_agent(
             agent,
             wanted,

@@ -87,6 +87,10 @@ class AgentStream:
             self._drops += isinstance(judged, JudgedDrop)
             yield judged
 
+    def rest(self) -> Iterator[Judged]:
+        """Yield what was kept back until the end: nothing, a line stands for itself."""
+        yield from ()
+
     def hang_up(self) -> None:
         """Ask for the end: what happened until now still comes, then the summary."""
         # An agent that has ended meanwhile is found out in reading.
