@@ -18,6 +18,8 @@ from tests.deploy.conftest import tool
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 BASE, IMAGE = "localhost/debian:12-slim", "localhost/srcip"
+# Podman's default, which takes CAP_SYS_ADMIN for bpf() in Debian 12.
+PROFILE = Path("/usr/share/containers/seccomp.json")
 # Where the kubelet puts a pod's token and certificate.
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 # crun refuses cgroups that are half of the first and half of the second version, even where it
@@ -103,7 +105,7 @@ def seccomp_profile(directory):
     It is podman's, which Debian 12 has, with what they added: bpf() for CAP_BPF and
     perf_event_open() for CAP_PERFMON, without CAP_SYS_ADMIN.
     """
-    profile = json.loads(Path("/usr/share/containers/seccomp.json").read_text())
+    profile = json.loads(PROFILE.read_text())
     added = {"CAP_BPF": "bpf", "CAP_PERFMON": "perf_event_open"}
     for rule in profile["syscalls"]:
         rule["names"] = [name for name in rule["names"] if name not in added.values()]

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 
 import pytest
@@ -14,7 +15,7 @@ from lab.scenarios import cases
 from lab.services import OBJECTS
 from tests.deploy.conftest import library
 from tests.lab.commands import wait_until
-from tests.lab.container import IMAGE, Pod, build, engine, seccomp_profile
+from tests.lab.container import IMAGE, PROFILE, Pod, build, engine, seccomp_profile
 from tests.unit.apiserver import TOKEN, ApiServer
 from tracer.kernel import netns
 
@@ -231,6 +232,17 @@ def test_without_a_capability(podman, pod, capability):
     assert (
         done.stderr.strip() == f"srcip: tracing takes root: CAP_{capability} missing; try with sudo"
     )
+
+
+def test_an_older_seccomp_profile(podman, pod):
+    """Where bpf() takes CAP_SYS_ADMIN it ends, and says that it is not for want of a capability."""
+    theirs = replace(pod, seccomp=PROFILE)
+    options, arguments = theirs.options()
+    done = podman.run(
+        "run", "--rm", "--pull=never", *options, IMAGE, *arguments, is_checked=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "though no capability is missing: a seccomp profile" in done.stderr
 
 
 def test_it_ends_when_asked(podman, pod, agent):

@@ -8,6 +8,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from tracer.errors import LoadError
+from tracer.kernel import probes
 
 
 class Capability(IntEnum):
@@ -61,6 +62,11 @@ def require_for_tracing() -> None:
     missing = missing_for_tracing()
     if missing:
         raise LoadError(f"tracing takes root: {', '.join(missing)} missing; try with sudo")
+    if not probes.may_load():
+        raise LoadError(
+            "bpf() is not permitted, though no capability is missing: a seccomp profile that wants"
+            " CAP_SYS_ADMIN for it, a security module or lockdown forbids it; see docs/install.md"
+        )
 
 
 def drop() -> None:

@@ -33,6 +33,15 @@ def load_trivial(program_type: int, attach_type: int) -> int:
     return int(fd)
 
 
+def may_load() -> bool:
+    """Whether programs can be loaded at all; capabilities are not all that it may fail by."""
+    try:
+        os.close(load_trivial(SCHED_CLS, 0))
+    except OSError as error:
+        return error.errno not in (errno.EPERM, errno.EACCES)
+    return True
+
+
 def has_netfilter_links() -> bool:
     """Whether the kernel loads netfilter programs; it then also has links for them (6.4)."""
     return _loads(NETFILTER, ATTACH_NETFILTER)
