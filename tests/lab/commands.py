@@ -30,8 +30,8 @@ def namespaces():
     return set(NETNS.glob("srcip-lab-*"))
 
 
-def netns_options(lab):
-    return [f"--netns={lab.netns(node)}={node}" for node in ("node1", "node2")]
+def netns_options(lab, nodes=("node1", "node2")):
+    return [f"--netns={lab.netns(node)}={node}" for node in nodes]
 
 
 def wait_until(condition):
@@ -43,7 +43,7 @@ def wait_until(condition):
 
 
 @contextmanager
-def tracing(lab, tmp_path, *arguments, cluster=OPTIONS):
+def tracing(lab, tmp_path, *arguments, cluster=OPTIONS, nodes=("node1", "node2")):
     """A 'srcip trace' beside the block; its standard output is in the file that is returned."""
     ready, output = tmp_path / "ready", tmp_path / "output"
     ready.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def tracing(lab, tmp_path, *arguments, cluster=OPTIONS):
                 *SRCIP,
                 "trace",
                 *cluster,
-                *netns_options(lab),
+                *netns_options(lab, nodes),
                 "--ready-file",
                 str(ready),
                 *arguments,

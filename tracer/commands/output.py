@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,12 +37,22 @@ class _Table:
         self._text = TextWriter(sys.stdout, is_explaining=is_explaining)
 
     def write(self, judged: Judged | Path) -> None:
-        if not isinstance(judged, Path):
-            self._text.write(judged)
+        for each in _told(judged) if isinstance(judged, Path) else (judged,):
+            self._text.write(each)
 
     def end(self, summary: Summary) -> None:
         for line in summary_text(summary):
             click.echo(line, err=True)
+
+
+def _told(path: Path) -> Iterator[Judged]:
+    """Yield what the nodes of a path, and its backend, told one by one."""
+    for leg in path.legs:
+        judged = leg.drop or leg.judged
+        if judged is not None:
+            yield judged
+    if path.accept is not None:
+        yield path.accept
 
 
 class _Diagrams:

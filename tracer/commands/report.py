@@ -15,9 +15,10 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.run import Stop, stop_on_signals
 from tracer.errors import RecordingError, TracerError
-from tracer.judge.path import Leg, Path
-from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
-from tracer.pipeline import Pipeline, Wanted
+from tracer.judge.path import Path
+from tracer.judge.verdict import Summary
+from tracer.paths import PathPipeline
+from tracer.pipeline import Wanted
 from tracer.recording import RecordingSource
 
 
@@ -86,16 +87,15 @@ class _Reading:
             self._notes.append("what came after the signal that ended this report")
 
     def _paths_of(self, source: RecordingSource, stop: Stop) -> Iterator[Path]:
-        pipeline = Pipeline(source, self._wanted, replace(self._views, places=source.places))
+        views = replace(self._views, places=source.places)
+        pipeline = PathPipeline(source, self._wanted, views, cluster=lambda: views.cluster)
         try:
             while not stop.is_set and (records := source.read(0)) is not None:
-                for judged in pipeline.judge(records):
-                    path = _path(judged)
-                    if path is not None:
-                        yield path
+                yield from pipeline.judge(records)
         except RecordingError as error:
             self.error = error
             self._notes.append(str(error))
+        yield from pipeline.rest()
         self._summaries.append(pipeline.summary())
 
     def summary(self) -> Summary:
@@ -110,32 +110,6 @@ class _Reading:
             lost=lost,
             not_seen=tuple(dict.fromkeys([*self._notes, *not_seen])),
         )
-
-
-def _path(judged: Judged) -> Path | None:
-    match judged:
-        case JudgedConnection():
-            connection = judged.connection
-            leg = Leg(
-                node=judged.node,
-                netns=connection.netns,
-                time_ns=judged.time_ns,
-                orig=connection.orig,
-                reply=connection.reply,
-                judged=judged,
-            )
-        case JudgedDrop() if judged.flow is not None:
-            leg = Leg(
-                node=judged.node,
-                netns=judged.drop.netns,
-                time_ns=judged.time_ns,
-                orig=judged.flow,
-                reply=None,
-                drop=judged,
-            )
-        case _:
-            return None
-    return Path(legs=(leg,))
 
 
 def _refuse_to_overwrite(output: File, recordings: tuple[File, ...]) -> None:

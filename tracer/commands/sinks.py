@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path as File
 from typing import Any, Protocol
@@ -10,8 +11,10 @@ import click
 
 from exporters.svg_file import SvgFile
 from tracer.commands.options import together
+from tracer.commands.output import Writer
 from tracer.errors import TracerError
 from tracer.judge.path import Path
+from tracer.judge.verdict import Judged, Summary
 
 
 class PathSink(Protocol):
@@ -38,6 +41,10 @@ class PathSinks:
         """Whether anybody wants paths."""
         return bool(self._sinks)
 
+    def beside(self, writer: Writer) -> Writer:
+        """Return a writer that hands on paths, and adds to the summary what was lost of them."""
+        return _Beside(writer, self) if self else writer
+
     def start(self) -> None:
         """Begin; privileges are dropped."""
         for sink in self._sinks:
@@ -53,6 +60,22 @@ class PathSinks:
         while self._sinks:
             self._lost |= self._sinks.pop().close()
         return self._lost
+
+
+class _Beside:
+    """Writes, and hands paths to sinks."""
+
+    def __init__(self, writer: Writer, sinks: PathSinks) -> None:
+        self._writer = writer
+        self._sinks = sinks
+
+    def write(self, judged: Judged | Path) -> None:
+        self._writer.write(judged)
+        if isinstance(judged, Path):
+            self._sinks.write(judged)
+
+    def end(self, summary: Summary) -> None:
+        self._writer.end(replace(summary, lost={**summary.lost, **self._sinks.close()}))
 
 
 sink_options = together(

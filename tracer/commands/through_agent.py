@@ -18,7 +18,7 @@ from tracer.stream.client import PATIENCE_S, AgentStream
 # What the agent was told when it was started, and what it does not hand out.
 _AGENT_S_OWN = (
     "netns", "node_name", "cluster", "kubeconfig", "context", "no_cluster", "proxy_mode",
-    "masquerade_mark", "record", "packets",
+    "masquerade_mark", "record", "packets", "diagram_file", "otlp",
 )  # fmt: skip
 # An agent answers at once, or when it has begun to count: after half a minute at the latest.
 _HELLO_S = 45.0

@@ -13,6 +13,7 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.commands.sinks import path_sinks, sink_options
 from tracer.commands.through_agent import through_agent
 from tracer.kernel import privileges, sources
 from tracer.paths import live_paths
@@ -35,6 +36,7 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @options.filter_options
 @options.path_output_option
 @options.packets_option
+@sink_options
 @options.explain_option
 @options.record_option
 @options.ready_option
@@ -73,6 +75,7 @@ def trace(
       srcip trace --agent                           through the node's agent, as its group may
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
       srcip trace -o diagram --filter-port 443 --count 1   the way of one, hop by hop
+      srcip trace --packets 1 --otlp http://collector:4318   each connection as a trace
       srcip trace -o json | jq -r 'select(.kind == "connection").seen_source'
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
@@ -93,7 +96,8 @@ def trace(
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     namespaces = options.namespaces(parameters)
-    watched = packets or (1 if output == "diagram" else 0)
+    is_drawn = output == "diagram" or parameters["diagram_file"] is not None
+    watched = packets or (1 if is_drawn else 0)
     privileges.require_for_tracing()
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces))
@@ -105,15 +109,18 @@ def trace(
             if record
             else None
         )
-        has_paths = watched and output != "table"
+        # After all that forks: gRPC begins with threads.
+        sinks = stack.enter_context(path_sinks(parameters))
+        has_paths = sinks or (watched and output != "table")
         pipeline = (
             live_paths(source, wanted, views) if has_paths else Pipeline(source, wanted, views)
         )
-        out = writer(output, is_explaining=explain)
+        out = sinks.beside(writer(output, is_explaining=explain))
         with stop_on_signals() as stop:
             if ready_file:
                 options.make_ready_file(ready_file)
             privileges.drop()
+            sinks.start()
             click.echo(f"tracing {_names(source.info.nodes.values())}; Ctrl-C ends", err=True)
             run(
                 source,

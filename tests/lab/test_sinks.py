@@ -1,0 +1,94 @@
+"""Paths of real connections as pictures, traces and a report."""
+
+import signal
+from contextlib import ExitStack, closing
+from xml.etree import ElementTree
+
+import pytest
+
+from lab import kube_proxy, probe
+from lab.scenarios import cases
+from tests.lab.commands import OPTIONS, PATIENCE_S, srcip, tracing
+from tests.unit.otlp_receiver import HttpReceiver, attributes
+
+pytestmark = pytest.mark.usefixtures("kernel")
+TEXT = "{http://www.w3.org/2000/svg}text"
+
+
+@pytest.fixture(scope="module")
+def s3(lab):
+    """Connect as in S3; return what the backend printed."""
+    kube_proxy.load(lab, "iptables")
+    chosen = cases(scenarios=["S3"], modes=["iptables"], families=["ipv4"], protos=["tcp"])
+
+    def run():
+        (answer,) = probe.run(lab, chosen).values()
+        return answer
+
+    return run
+
+
+def end(process):
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_two_tracers_make_one_trace(lab, s3, tmp_path):
+    """Tracers that know nothing of each other, one on each node, send spans of one trace."""
+    with closing(HttpReceiver()) as receiver, ExitStack() as stack:
+        running = []
+        for node in ("node2", "node1"):
+            directory = tmp_path / node
+            directory.mkdir()
+            arguments = ["--otlp", receiver.url, "--packets", "1", "--filter-proto", "tcp"]
+            tracer = tracing(lab, directory, *arguments, nodes=[node])
+            running.append(stack.enter_context(tracer)[0])
+        answer = s3()
+        said = [end(process) for process in running]
+        received = receiver.received.wait_for(2)
+    assert all("lost: nothing" in text for text in said)
+    spans = {resource["k8s.node.name"]: span for resource, span in received}
+    assert spans.keys() == {"node1", "node2"}
+    first, second = spans["node2"], spans["node1"]
+    assert first.trace_id == second.trace_id
+    assert second.parent_span_id == first.span_id
+    assert first.parent_span_id == b""
+    told = attributes(first.attributes)
+    assert told["srcip.seen_source"] == str(answer.client_address)
+    assert told["client.port"] == answer.local[1]
+    for span in (first, second):
+        events = [attributes(event.attributes) for event in span.events]
+        assert {event["srcip.direction"] for event in events} == {"original", "reply"}
+    assert next(event.name for event in first.events) == "tc_ingress"
+
+
+def test_receiver_that_is_away(lab, s3, tmp_path):
+    """A receiver that is not there disturbs nothing; what it did not get is in the summary."""
+    with tracing(lab, tmp_path, "--otlp", "http://127.0.0.1:1") as (process, output):
+        s3()
+        said = end(process)
+    assert "otlp_failed" in said
+    assert "external-traffic-policy-cluster" in output.read_text()
+
+
+def test_picture_and_report(lab, s3, tmp_path):
+    """The picture, and the report made of the recording, show one path over both nodes."""
+    picture, recording = tmp_path / "x.svg", tmp_path / "night.srcip"
+    options = ["--diagram-file", str(picture), "--record", str(recording), "--filter-proto", "tcp"]
+    with tracing(lab, tmp_path, "-o", "diagram", *options) as (process, output):
+        answer = s3()
+        end(process)
+    texts = [each.text for each in ElementTree.parse(picture).getroot().iter(TEXT)]  # noqa: S314
+    client = f"{answer.local[0]}:{answer.local[1]}"
+    for text in ("node2", "node1", "default/p11", client):
+        assert text in texts
+    assert any(text.startswith(f"SNAT to {answer.client_address}:") for text in texts)
+    assert "client --> node2 --> node1 --> default/p11" in output.read_text()
+    page = tmp_path / "report.html"
+    made = srcip("report", str(recording), "-o", str(page), *OPTIONS)
+    assert made.returncode == 0, made.stderr
+    assert f"<td>{client}</td>" in page.read_text()
+    assert "<td>node2, node1</td>" in page.read_text()
+    assert "postrouting after NAT" in page.read_text()
