@@ -43,6 +43,7 @@ _PAUSE_S = 1.0
 _CLOSE_S = 5.0
 # A process knows the nodes that it traces.
 _NODES = 64
+_NOBODY = SpanContext(0, 0, is_remote=True)
 
 
 class OtlpSink:
@@ -225,9 +226,6 @@ class _Spans:
         return self._providers[node].get_tracer("srcip", self._version)
 
 
-_NOBODY = SpanContext(0, 0, is_remote=True)
-
-
 def _context(trace: int, span: int) -> SpanContext:
     return SpanContext(trace, span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
@@ -247,7 +245,9 @@ def span_exporter(target: str) -> SpanExporter:
     quiet = logging.INFO if logging.getLogger().isEnabledFor(logging.INFO) else logging.CRITICAL
     logging.getLogger("opentelemetry").setLevel(quiet)
     protocol = _protocol()
-    options = {"endpoint": _endpoint(target, protocol)} if target else {}
+    if protocol == "http/protobuf":
+        _check_environment()
+    options = {"endpoint": _endpoint("--otlp", target, protocol)} if target else {}
     package = "http" if protocol == "http/protobuf" else "grpc"
     try:
         module = import_module(f"opentelemetry.exporter.otlp.proto.{package}.trace_exporter")
@@ -258,7 +258,8 @@ def span_exporter(target: str) -> SpanExporter:
             f"OTLP over {package} needs a package that is not here ({error.name}): "
             f"pip install 'srcip[{extra}]'"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Nothing was sent yet: a variable is wrong, and each package has its own errors for that.
         raise TracerError(f"cannot send to an OTLP receiver: {error}") from error
     return exporter
 
@@ -272,14 +273,21 @@ def _protocol() -> str:
     return protocol
 
 
-def _endpoint(target: str, protocol: str) -> str:
+def _check_environment() -> None:
+    """Refuse an endpoint that is none; over gRPC a host and a port are one."""
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if target := os.environ.get(name):
+            _endpoint(name, target, "http/protobuf")
+
+
+def _endpoint(name: str, target: str, protocol: str) -> str:
     try:
         url = urlsplit(target)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         is_url = False
     if not is_url:
-        raise TracerError(f"--otlp {target}: no URL such as http://collector:4318")
+        raise TracerError(f"{name} {target}: no URL such as http://collector:4318")
     if protocol == "grpc" or url.path.strip("/"):
         return target
     return f"{target.rstrip('/')}/v1/traces"

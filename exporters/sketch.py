@@ -220,8 +220,8 @@ def place_text(path_hop: PathHop) -> str:
 
 
 def _headline(path: Path) -> str:
-    client, seen = path.orig.src, path.seen_source
-    node = path.deciding.node
+    client, node = path.orig.src, path.deciding.node
+    seen = path.seen_source or "an address that is not told"
     match path.verdict:
         case Verdict.PRESERVED:
             return f"preserved: the backend sees the client, {client}"
@@ -237,7 +237,7 @@ def _headline(path: Path) -> str:
         case Verdict.DROPPED:
             why = f", {drop_text(path.drop)}" if path.drop else ""
             return f"dropped at {node}{why}: nothing arrives"
-    return f"unknown: {f'the backend sees {seen}' if seen else 'what the backend sees is not told'}"
+    return f"unknown: the backend sees {seen}"
 
 
 def _facts(path: Path) -> Iterator[tuple[str, str]]:

@@ -356,6 +356,22 @@ def test_bad_endpoint(target, complaint):
         span_exporter(target)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "name", "value"),
+    [
+        ("http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
+        ("grpc", "OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("grpc", "OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+    ],
+)
+def test_bad_environment(monkeypatch, protocol, name, value):
+    """A variable that OpenTelemetry's package cannot read is one line."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TracerError, match=value):
+        span_exporter("")
+
+
 def test_bad_protocol(monkeypatch):
     """A protocol that is not spoken is refused."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
