@@ -227,9 +227,10 @@ def _headline(path: Path) -> str:
             return f"preserved: the backend sees the client, {client}"
         case Verdict.REPLACED:
             where = [leg.node for leg in path.legs if leg.verdict is Verdict.REPLACED]
-            return (
-                f"replaced at {' and '.join(where)}: the backend sees {seen} in place of {client}"
+            instead = (
+                "again, the client's own address" if seen == client else f"in place of {client}"
             )
+            return f"replaced at {' and '.join(where)}: the backend sees {seen} {instead}"
         case Verdict.REPLACED_UPSTREAM:
             return f"replaced-upstream of {node}: the backend sees {seen}, which is not the client"
         case Verdict.PROXIED:

@@ -21,6 +21,8 @@ from tracer.model import Hook
 _TC = (Hook.TC_INGRESS, Hook.TC_EGRESS)
 # The kernel's names for what is worth another one: rtnl_link_ops.kind.
 _KINDS = {"vxlan": "VXLAN tunnel", "geneve": "Geneve tunnel", "ipip": "IPIP tunnel"}
+# How an answer comes to the client: by the wire, or to a process of the node itself.
+_ARRIVES = {Ending.SENT: "left", Ending.DELIVERED: "was delivered"}
 _NAMES = {
     Translated.DNAT: "DNAT",
     Translated.SNAT: "SNAT",
@@ -178,17 +180,17 @@ def _outcome(path: Path, direction: Direction) -> str:
     if direction is Direction.ORIGINAL:
         return ""
     first = path.legs[0].passage(Direction.REPLY)
-    if first is None or first.ending is not Ending.SENT or not first.hops:
+    if first is None or not first.hops or first.ending not in _ARRIVES:
         return "whether it reached the client was not seen"
-    left, typed = first.hops[-1].hop.packet, path.orig.inverted
-    if (left.src, left.dst) != (typed.src, typed.dst):
-        return (
-            f"it left as {packet_text(left)}: the client expects {packet_text(typed)}, and will "
-            "not take it for its answer"
-        )
-    if not left.is_icmp and (left.sport, left.dport) != (typed.sport, typed.dport):
-        return f"it left as {packet_text(left)}: with other ports than the client's"
+    packet, typed = first.hops[-1].hop.packet, path.orig.inverted
+    it = f"it {_ARRIVES[first.ending]} as {packet_text(packet)}"
+    if packet.is_icmp and not typed.is_icmp:
+        return f"{it}: an error about the client's packet"
+    if (packet.src, packet.dst) != (typed.src, typed.dst):
+        return f"{it}: the client expects {packet_text(typed)}, and will not take it for its answer"
+    if not packet.is_icmp and (packet.sport, packet.dport) != (typed.sport, typed.dport):
+        return f"{it}: with other ports than the client's"
     is_translated = any(
         leg.reply is not None and leg.reply != leg.orig.inverted for leg in path.legs
     )
-    return f"it left as {packet_text(left)}: {'un-translated' if is_translated else 'untouched'}"
+    return f"{it}: {'un-translated' if is_translated else 'untouched'}"

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.diagram import diagram_lines
-from tests.unit import paths
-from tracer.judge.path import Ending
+from tests.unit import paths, samples
+from tests.unit.samples import flow
+from tracer.judge.path import Direction, Ending
 
 
 def drawn(path, **options):
@@ -118,6 +119,41 @@ def test_answer_that_nobody_expects():
         "10.240.0.5:30080 -> 198.51.100.10:46356, and will not take it for its answer"
     )
     assert answer_that_leaves_as(sport=8080).endswith("with other ports than the client's")
+
+
+def answered(ending, packet):
+    """Return how the outcome is told of an answer that came to its end so."""
+    path = paths.s5()
+    leg = path.legs[0]
+    back = paths.passage(Direction.REPLY, ending, paths.hop(9, paths.OUT, packet))
+    return drawn(replace(path, legs=(replace(leg, passages=(*leg.passages, back)),)))[-1]
+
+
+def test_answer_to_a_process():
+    """An answer to a process of the node is delivered, and leaves by no wire."""
+    packet = paths.s5().orig.inverted
+    assert answered(Ending.DELIVERED, packet) == (
+        "  it was delivered as 10.240.0.3:30081 -> 198.51.100.10:46356: un-translated"
+    )
+    assert answered(Ending.UNKNOWN, packet) == "  whether it reached the client was not seen"
+
+
+def test_error_as_an_answer():
+    """An ICMP error is told for what it is."""
+    error = flow("10.240.0.3", 0, "198.51.100.10", 0x303, proto=1)
+    assert answered(Ending.SENT, error) == (
+        "  it left as 10.240.0.3 -> 198.51.100.10 type 3 code 3 id 0: "
+        "an error about the client's packet"
+    )
+
+
+def test_source_replaced_by_itself():
+    """Masquerading that picked the client's own address is told as such."""
+    path = paths.s3(client=samples.NODE)
+    assert (
+        "replaced at node2: the backend sees 10.240.0.5 again, the client's own address"
+        in drawn(path)
+    )
 
 
 def test_devices():
