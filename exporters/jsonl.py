@@ -146,16 +146,20 @@ def _end(address: IPAddress, port: int | None) -> dict[str, Any]:
 
 def summary_to_line(summary: Summary) -> str:
     """Return the end of a run as a line of JSON."""
-    return _line(
-        {
-            "kind": "summary",
-            "version": VERSION,
-            "connections": summary.connections,
-            "drops": summary.drops,
-            "lost": dict(summary.lost),
-            "not_seen": list(summary.not_seen),
-        }
-    )
+    found: dict[str, Any] = {
+        "kind": "summary",
+        "version": VERSION,
+        "connections": summary.connections,
+        "drops": summary.drops,
+        "lost": dict(summary.lost),
+        "not_seen": list(summary.not_seen),
+    }
+    if summary.notes:
+        found["notes"] = list(summary.notes)
+    if summary.clock_offsets_ns:
+        offsets = summary.clock_offsets_ns.items()
+        found["clock_offsets"] = {node: offset_ns / 1e9 for node, offset_ns in offsets}
+    return _line(found)
 
 
 def connection_object(judged: JudgedConnection) -> dict[str, Any]:

@@ -20,16 +20,16 @@ from tracer.model import FiveTuple, IPAddress, protocol_name
 from tracer.ruleset.rule import Owner, Rule
 
 # Most addresses are IPv4: "255.255.255.255:65535".
-_ENDPOINT = 21
+ENDPOINT = 21
 _COLUMNS = {
     "TIME": 12,
     "NODE": 5,
     "VERDICT": 9,
     "PROTO": 5,
-    "CLIENT": _ENDPOINT,
-    "SENT TO": _ENDPOINT,
-    "BACKEND SEES": _ENDPOINT,
-    "BACKEND": _ENDPOINT,
+    "CLIENT": ENDPOINT,
+    "SENT TO": ENDPOINT,
+    "BACKEND SEES": ENDPOINT,
+    "BACKEND": ENDPOINT,
     "SERVICE": 24,
     "CAUSE": 5,
 }
@@ -88,6 +88,7 @@ def summary_text(summary: Summary) -> list[str]:
         f"lost: {lost or 'nothing'}"
     ]
     lines += [f"not seen: {line}" for line in summary.not_seen]
+    lines += summary.notes
     # A recording names what it lost, and could name anything.
     return [printable(line) for line in lines]
 
@@ -136,7 +137,7 @@ def _connection_cells(judged: JudgedConnection) -> list[str]:
         name = f"{judged.backend_pod.namespace}/{judged.backend_pod.name}"
         backend = name if reply.is_icmp else f"{name}:{reply.sport}"
     return [
-        _clock(judged.time_ns),
+        clock_text(judged.time_ns),
         judged.node,
         judged.verdict,
         protocol_name(orig.proto),
@@ -144,7 +145,7 @@ def _connection_cells(judged: JudgedConnection) -> list[str]:
         sent_to,
         seen,
         backend,
-        _service(judged.opinion),
+        service_text(judged.opinion),
         cause_text(judged),
     ]
 
@@ -152,7 +153,7 @@ def _connection_cells(judged: JudgedConnection) -> list[str]:
 def _drop_cells(judged: JudgedDrop) -> list[str]:
     client, sent_to = ends(judged.flow) if judged.flow else ("?", "?")
     return [
-        _clock(judged.time_ns),
+        clock_text(judged.time_ns),
         judged.node,
         judged.verdict,
         protocol_name(judged.flow.proto) if judged.flow else "?",
@@ -160,24 +161,26 @@ def _drop_cells(judged: JudgedDrop) -> list[str]:
         sent_to,
         "-",
         "-",
-        _service(judged.opinion),
+        service_text(judged.opinion),
         cause_text(judged),
     ]
 
 
 def _accept_cells(judged: SeenAccept) -> list[str]:
     seen, backend = ends(judged.accept.peer)
-    cells = [_clock(judged.time_ns), "", "accepted", protocol_name(judged.accept.peer.proto)]
+    cells = [clock_text(judged.time_ns), "", "accepted", protocol_name(judged.accept.peer.proto)]
     return [*cells, "", "", seen, backend, "", "the backend's socket says so"]
 
 
-def _service(opinion: Opinion) -> str:
+def service_text(opinion: Opinion) -> str:
+    """Return the Service that a verdict is about, and by which of its addresses it was reached."""
     if opinion.service is None:
         return "-"
     return f"{opinion.service} ({opinion.service.via})"
 
 
-def _clock(time_ns: int) -> str:
+def clock_text(time_ns: int) -> str:
+    """Return the time of day of a Unix time, in UTC, to the millisecond."""
     moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
     return f"{moment:%H:%M:%S}.{time_ns // 1_000_000 % 1000:03}"
 

@@ -13,7 +13,7 @@ from exporters.terminal import printable
 from tracer.errors import LoadError, TracerError
 
 # In the order in which a newcomer needs them.
-_COMMANDS = ("trace", "flows", "explain", "doctor", "serve", "replay", "report", "demo")
+_COMMANDS = ("trace", "flows", "explain", "doctor", "serve", "replay", "stitch", "report", "demo")
 
 
 class _LazyGroup(click.Group):

@@ -79,7 +79,7 @@ class PathPipeline:
         for leg in self._assembler.take(now_ns):
             self._joiner.add(leg)
         for path in self._joiner.take(self._told_until(now_ns)):
-            if not self._has(path):
+            if not self._wanted.has_path(path):
                 continue
             if path.verdict is Verdict.DROPPED:
                 self._drops += 1
@@ -92,19 +92,6 @@ class PathPipeline:
         if now_ns is None:
             return None
         return min(now_ns - QUIET_NS, self._assembler.open_since_ns or now_ns)
-
-    def _has(self, path: Path) -> bool:
-        wanted, opinion = self._wanted, path.deciding.opinion
-        is_judged = wanted.verdicts or wanted.causes or wanted.services
-        if is_judged and (opinion is None or not wanted.has_opinion(opinion)):
-            return False
-        flows = wanted.flows
-        return flows.is_empty or any(
-            flows.matches_tuples(leg.orig, leg.reply)
-            if leg.reply is not None
-            else flows.matches_packet(leg.orig)
-            for leg in path.legs
-        )
 
 
 def live_paths(source: Source, wanted: Wanted, views: LiveViews) -> PathPipeline:

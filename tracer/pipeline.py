@@ -11,6 +11,7 @@ from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
 from tracer.judge.hop import see_hop
+from tracer.judge.path import Path
 from tracer.judge.verdict import (
     Judged,
     JudgedConnection,
@@ -66,6 +67,20 @@ class Wanted:
             (not self.verdicts or opinion.verdict in self.verdicts)
             and (not self.causes or opinion.cause in self.causes)
             and (not self.services or _key(opinion.service) in self.services)
+        )
+
+    def has_path(self, path: Path) -> bool:
+        """Whether a path is wanted: by its verdict, and by what holds for one of its nodes."""
+        opinion = path.deciding.opinion
+        is_judged = self.verdicts or self.causes or self.services
+        if is_judged and (opinion is None or not self.has_opinion(opinion)):
+            return False
+        flows = self.flows
+        return flows.is_empty or any(
+            flows.matches_tuples(leg.orig, leg.reply)
+            if leg.reply is not None
+            else flows.matches_packet(leg.orig)
+            for leg in path.legs
         )
 
 

@@ -90,6 +90,31 @@ def ends(packet, *, is_source):
     return (packet.src, packet.sport) if is_source else (packet.dst, packet.dport)
 
 
+def test_ports_that_come_back():
+    """A new entry with the tuple of one that is still told of is a leg of its own."""
+    again = [
+        replace(
+            seen,
+            hop=replace(seen.hop, packet_id=seen.hop.packet_id + 10),
+            time_ns=seen.time_ns + 1_000_000,
+        )
+        for seen in (*FIRST, *ANSWER)
+    ]
+    new = replace(CONNECTION, time_ns=CONNECTION.time_ns + 1_000_000)
+    first = [*FIRST[:6], CONNECTION, FIRST[6], *ANSWER]
+    second = [*again[:6], new, *again[6:]]
+    old, young = assembled(*first, *second)
+    (alone,) = assembled(*first)
+    assert old == alone
+    assert (young.judged, young.time_ns) == (new, again[0].time_ns)
+    assert [[hop.time_ns for hop in each.hops] for each in young.passages] == [
+        [seen.time_ns for seen in again[:7]],
+        [seen.time_ns for seen in again[7:]],
+    ]
+    # Without hops, too.
+    assert [leg.judged for leg in assembled(CONNECTION, new)] == [CONNECTION, new]
+
+
 def test_leg():
     """Both directions of a connection: where each address was replaced, and where undone."""
     (leg,) = assembled(*FIRST, CONNECTION, *ANSWER)

@@ -16,8 +16,8 @@ LAYERS = (
     {"tracer.commands"},
     {"tracer.agent"},
     {"tracer.stream"},
-    {"tracer.paths"},
-    {"tracer.pipeline", "tracer.surroundings"},
+    {"tracer.paths", "tracer.stitch"},
+    {"tracer.clocks", "tracer.pipeline", "tracer.surroundings"},
     # A recording keeps of a node what its connections cannot be judged without.
     {"tracer.tally", "tracer.address_classes", "tracer.budget"},
     {"tracer.recording"},

@@ -10,6 +10,7 @@ import click
 
 from exporters import jsonl
 from exporters.diagram import diagram_lines
+from exporters.path_table import PathTable
 from exporters.terminal import has_colour
 from exporters.text import TextWriter, summary_text
 from tracer.judge.path import Path
@@ -55,6 +56,21 @@ def _told(path: Path) -> Iterator[Judged]:
         yield path.accept
 
 
+class _PathRows:
+    """A row for each whole path on standard output, the summary on standard error."""
+
+    def __init__(self, *, is_explaining: bool) -> None:
+        self._table = PathTable(sys.stdout, is_explaining=is_explaining)
+
+    def write(self, judged: Judged | Path) -> None:
+        if isinstance(judged, Path):
+            self._table.write(judged)
+
+    def end(self, summary: Summary) -> None:
+        for line in summary_text(summary):
+            click.echo(line, err=True)
+
+
 class _Diagrams:
     """Pictures of paths on standard output, the summary on standard error."""
 
@@ -94,6 +110,13 @@ def writer(form: str, *, is_explaining: bool) -> Writer:
             return _Diagrams()
         case _:
             return _Table(is_explaining=is_explaining)
+
+
+def path_writer(form: str, *, is_explaining: bool) -> Writer:
+    """Return the writer of a command whose rows are whole paths."""
+    if form == "table":
+        return _PathRows(is_explaining=is_explaining)
+    return writer(form, is_explaining=is_explaining)
 
 
 @dataclass(slots=True)

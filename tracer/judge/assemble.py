@@ -70,6 +70,7 @@ class Assembler:
             case JudgedConnection():
                 key = (judged.connection.netns, judged.connection.orig)
                 self._done.pop(key, None)
+                self._end_former(key)
                 leg = self._leg(key, judged.node, judged.time_ns)
                 if leg is not None:
                     leg.judged = judged
@@ -99,6 +100,26 @@ class Assembler:
     def open_since_ns(self) -> int | None:
         """When the oldest leg began that is not whole yet, in Unix time; None if there is none."""
         return min((leg.first_ns for leg in self._open.values()), default=None)
+
+    def _end_former(self, key: _Key) -> None:
+        """
+        Close the leg of an older entry with the same tuple, whose ports are used again.
+
+        The packet that is on its way now made the new entry: it is the new leg's.
+        """
+        former = self._open.get(key)
+        if former is None or former.judged is None:
+            return
+        del self._open[key]
+        latest = max(former.packets, key=lambda each: former.packets[each][-1].time_ns, default=0)
+        hops = former.packets.get(latest, [])
+        if hops and _is_on_its_way(hops):
+            del former.packets[latest]
+            first_ns, last_ns = hops[0].time_ns, hops[-1].time_ns
+            new = _Open(former.node, former.netns, former.orig, last_ns, first_ns)
+            new.packets[latest] = hops
+            self._open[key] = new
+        self._pushed_out.append(_leg(former))
 
     def _add_hop(self, seen: SeenHop) -> None:
         hop = seen.hop
@@ -270,6 +291,11 @@ def _passage(
         ending=Ending.DROPPED if drop else _ending(hops),
         drop=drop,
     )
+
+
+def _is_on_its_way(hops: list[SeenHop]) -> bool:
+    last = hops[-1].hop
+    return last.is_new and not last.is_reply and _ending(hops) is Ending.UNKNOWN
 
 
 def _ending(hops: list[SeenHop]) -> Ending:

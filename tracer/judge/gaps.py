@@ -4,23 +4,24 @@ from collections.abc import Collection, Iterator
 
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import PodRef
-from tracer.judge.path import Direction, Ending, Leg, Path
+from tracer.judge.path import Direction, Ending, Leg
 from tracer.judge.verdict import Verdict
 from tracer.model import IPAddress
 
 _ENDS = (Ending.DELIVERED, Ending.DROPPED)
 
 
-def gaps(path: Path, cluster: Cluster | None, nodes: Collection[str]) -> tuple[str, ...]:
+def gaps(first: Leg, last: Leg, cluster: Cluster | None, nodes: Collection[str]) -> tuple[str, ...]:
     """
     Say what is not known of a path's way, a line each.
 
     Args:
-        path: The path.
+        first: The first leg that is known.
+        last: The last.
         cluster: Whose pods and addresses are whose; without it, what the judge found has to do.
         nodes: The nodes that told anything at all.
     """
-    return (*_before(path.legs[0], cluster, nodes), *_after(path.legs[-1], cluster, nodes))
+    return (*_before(first, cluster, nodes), *_after(last, cluster, nodes))
 
 
 def _before(leg: Leg, cluster: Cluster | None, nodes: Collection[str]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeVar
 
@@ -22,19 +22,22 @@ ROOM = 65_536
 # One tuple in one window, and legs that may belong together. More is no traffic of a cluster.
 _SAME_TUPLE, _TOGETHER = 64, 256
 # Two tracers of one node see a connection some microseconds apart, by clocks that were read apart.
-_TWICE_NS = 10_000_000
+TWICE_NS = 10_000_000
 
 _V = TypeVar("_V")
+# A tuple as plain numbers: addresses are slow to hash, and each leg is looked up a dozen times.
+_Key = tuple[int, int, int, int, int, int]
 
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A leg that waits for those before and after it. ``onward`` is what it sent on, if it did."""
+    """A leg that waits for those before and after it; ``onward`` is what it sent on, if it did."""
 
     leg: Leg
     teller: int
     number: int
-    onward: FiveTuple | None
+    received: _Key
+    onward: _Key | None
     after: "_Held | None" = None
     before: "_Held | None" = None
     is_done: bool = False
@@ -80,8 +83,8 @@ class Joiner:
         self._cluster = cluster
         self._room = room
         self._numbers = count()
-        self._received: dict[FiveTuple, list[_Held]] = {}
-        self._sent: dict[FiveTuple, list[_Held]] = {}
+        self._received: dict[_Key, list[_Held]] = {}
+        self._sent: dict[_Key, list[_Held]] = {}
         self._queue: list[tuple[int, int, _Held]] = []
         self._held = 0
         self._accepts = _Accepts(window_ns, room)
@@ -98,7 +101,8 @@ class Joiner:
             teller: Who says so. The same connection of a node, told by two, is one.
         """
         self._nodes.add(leg.node)
-        same = self._received.get(leg.orig, [])
+        received = _key(leg.orig)
+        same = self._received.get(received, [])
         twin = next((each for each in same if _is_twin(each, leg, teller)), None)
         if twin is not None:
             self._told_twice += 1
@@ -110,9 +114,9 @@ class Joiner:
             self._push_out(min(same, key=lambda each: each.order))
         while self._held >= self._room:
             self._push_out(self._oldest())
-        onward = leg.reply.inverted if leg.reply is not None and leg.drop is None else None
-        held = _Held(leg, teller, next(self._numbers), onward)
-        self._received.setdefault(leg.orig, []).append(held)
+        onward = _onward(leg)
+        held = _Held(leg, teller, next(self._numbers), received, onward)
+        self._received.setdefault(received, []).append(held)
         if onward is not None:
             self._sent.setdefault(onward, []).append(held)
         self._held += 1
@@ -189,7 +193,7 @@ class Joiner:
                     yield held, each
 
     def _back(self, held: _Held) -> Iterator[tuple[_Held, _Held]]:
-        for each in self._sent.get(held.leg.orig, ()):
+        for each in self._sent.get(held.received, ()):
             if self._may_follow(each, held):
                 yield each, held
 
@@ -197,7 +201,7 @@ class Joiner:
         if one.place == two.place or abs(two.leg.time_ns - one.leg.time_ns) > self._window_ns:
             return False
         # Without NAT each could be the first: then the backend's node is the last, else time tells.
-        return two.onward != one.leg.orig or one.order < two.order
+        return two.onward != one.received or one.order < two.order
 
     def _join(self, together: list[_Held]) -> None:
         those = set(together)
@@ -211,18 +215,17 @@ class Joiner:
         firsts = [held for held in together if held.before is None]
         paths = [[each.leg for each in _chain(first)] for first in firsts]
         accepts = self._accepts.take([legs[-1] for legs in paths])
+        for held in together:
+            held.after = held.before = None  # no circles for the garbage collector to find
+        cluster = self._cluster()
         for legs, accept in zip(paths, accepts, strict=True):
-            self._ready.append(self._path(tuple(legs), accept))
-
-    def _path(self, legs: tuple[Leg, ...], accept: SeenAccept | None) -> Path:
-        path = Path(legs=proved(legs, accept), accept=accept)
-        missing = gaps(path, self._cluster(), self._nodes)
-        return replace(path, missing=missing) if missing else path
+            missing = gaps(legs[0], legs[-1], cluster, self._nodes)
+            self._ready.append(Path(legs=proved(legs, accept), accept=accept, missing=missing))
 
     def _forget(self, held: _Held) -> None:
         held.is_done = True
         self._held -= 1
-        _remove(self._received, held.leg.orig, held)
+        _remove(self._received, held.received, held)
         if held.onward is not None:
             _remove(self._sent, held.onward, held)
 
@@ -235,17 +238,18 @@ class _Accepts:
         self._window_ns = window_ns
         self._room = room
         self._numbers = count()
-        self._held: dict[FiveTuple, list[SeenAccept]] = {}
+        self._held: dict[_Key, list[SeenAccept]] = {}
         self._queue: list[tuple[int, int, SeenAccept]] = []
 
     def add(self, seen: SeenAccept) -> None:
-        held = self._held.setdefault(seen.accept.peer, [])
+        peer = _key(seen.accept.peer)
+        held = self._held.setdefault(peer, [])
         # Each tracer on a machine sees every socket there.
         if any(_is_same_accept(seen, other) for other in held):
             return
         if len(self._queue) >= self._room:
             self.pushed_out += self._drop(heapq.heappop(self._queue)[2])
-            held = self._held.setdefault(seen.accept.peer, [])
+            held = self._held.setdefault(peer, [])
         held.append(seen)
         self._wait(seen, seen.time_ns + 2 * self._window_ns)
 
@@ -253,23 +257,23 @@ class _Accepts:
         """Return for each last leg of a path what its backend accepted; nothing goes to two."""
         pairs = []
         for i, leg in enumerate(ends):
-            peer = leg.reply.inverted if leg.reply is not None and leg.drop is None else None
+            peer = _onward(leg)
             for seen in self._held.get(peer, ()) if peer is not None else ():
                 apart_ns = abs(seen.time_ns - leg.time_ns)
                 if apart_ns <= self._window_ns:
                     pairs.append((apart_ns, seen.time_ns, i, seen))
         found: list[SeenAccept | None] = [None] * len(ends)
         for _, _, i, seen in sorted(pairs, key=lambda pair: pair[:3]):
-            if found[i] is None and seen in self._held.get(seen.accept.peer, ()):
+            if found[i] is None and self._drop(seen):
                 found[i] = seen
-                self._drop(seen)
         return found
 
-    def forget(self, before_ns: int, sent: dict[FiveTuple, list[_Held]]) -> None:
+    def forget(self, before_ns: int, sent: dict[_Key, list[_Held]]) -> None:
         """Let go of what no path can want any more; ``sent`` are those that still wait."""
         while self._queue and self._queue[0][0] < before_ns:
             due_ns, _, seen = heapq.heappop(self._queue)
-            if seen.accept.peer in sent and seen in self._held.get(seen.accept.peer, ()):
+            peer = _key(seen.accept.peer)
+            if peer in sent and seen in self._held.get(peer, ()):
                 self._wait(seen, max(due_ns, before_ns) + self._window_ns)
             else:
                 self._drop(seen)
@@ -284,11 +288,21 @@ class _Accepts:
 
     def _drop(self, seen: SeenAccept) -> bool:
         """Remove an accept; return whether it was still there."""
-        held = self._held.get(seen.accept.peer, [])
-        if seen not in held:
+        peer = _key(seen.accept.peer)
+        if seen not in self._held.get(peer, ()):
             return False
-        _remove(self._held, seen.accept.peer, seen)
+        _remove(self._held, peer, seen)
         return True
+
+
+def _key(flow: FiveTuple) -> _Key:
+    src, dst = flow.src, flow.dst
+    return src.version, int(src), int(dst), flow.sport, flow.dport, flow.proto
+
+
+def _onward(leg: Leg) -> _Key | None:
+    """Return what a leg sent on; None if nothing, as far as is known."""
+    return _key(leg.reply.inverted) if leg.reply is not None and leg.drop is None else None
 
 
 def _is_twin(held: _Held, leg: Leg, teller: int) -> bool:
@@ -296,14 +310,14 @@ def _is_twin(held: _Held, leg: Leg, teller: int) -> bool:
     return (
         held.teller != teller
         and held.place == (leg.node, leg.netns)
-        and abs(known.time_ns - leg.time_ns) <= _TWICE_NS
+        and abs(known.time_ns - leg.time_ns) <= TWICE_NS
         and known.reply == leg.reply
         and (known.drop is None) == (leg.drop is None)
     )
 
 
 def _is_same_accept(one: SeenAccept, two: SeenAccept) -> bool:
-    return one.accept.netns == two.accept.netns and abs(one.time_ns - two.time_ns) <= _TWICE_NS
+    return one.accept.netns == two.accept.netns and abs(one.time_ns - two.time_ns) <= TWICE_NS
 
 
 def _apart(one: _Held, two: _Held) -> int:
@@ -327,7 +341,7 @@ def _chain(first: _Held) -> Iterator[_Held]:
         each = each.after
 
 
-def _remove(table: dict[FiveTuple, list[_V]], key: FiveTuple, value: _V) -> None:
+def _remove(table: dict[_Key, list[_V]], key: _Key, value: _V) -> None:
     held = table[key]
     held.remove(value)
     if not held:

@@ -135,12 +135,18 @@ class SeenHop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a run saw, and what it could not."""
+    """
+    What a run saw, and what it could not. ``notes`` are what else there is to know of it.
+
+    ``clock_offsets_ns`` are what was added to nodes' times, where recordings were put together.
+    """
 
     connections: int
     drops: int
     lost: Mapping[str, int] = field(default_factory=dict)
     not_seen: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    clock_offsets_ns: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:

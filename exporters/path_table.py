@@ -1,0 +1,111 @@
+"""Whole paths as a table for people: a row for each, with the nodes that it went through."""
+
+from collections.abc import Iterator
+from typing import IO
+
+from exporters.sketch import Mark, Role, Station, sketch
+from exporters.table import StreamingTable
+from exporters.terminal import printable
+from exporters.text import (
+    ENDPOINT,
+    VERDICT_COLOURS,
+    cause_text,
+    clock_text,
+    ends,
+    explanation,
+    service_text,
+)
+from tracer.judge.path import Path
+from tracer.model import protocol_name
+
+_COLUMNS = {
+    "TIME": 12,
+    "VERDICT": 9,
+    "PROTO": 5,
+    "CLIENT": ENDPOINT,
+    "SENT TO": ENDPOINT,
+    "THROUGH": 22,
+    "BACKEND SEES": ENDPOINT,
+    "BACKEND": ENDPOINT,
+    "SERVICE": 24,
+    "CAUSE": 5,
+}
+
+
+class PathTable:
+    """
+    Prints paths as rows. Times are UTC, as in the JSON.
+
+    ``is_explaining`` adds under each row what the verdict rests on, what would keep the source, and
+    what nobody saw.
+    """
+
+    def __init__(self, stream: IO[str], *, is_explaining: bool = False) -> None:
+        self._stream = stream
+        self._is_explaining = is_explaining
+        self._table = StreamingTable(stream, _COLUMNS, VERDICT_COLOURS)
+
+    def write(self, path: Path) -> None:
+        """Print one row."""
+        self._table.row(_cells(path))
+        if not self._is_explaining:
+            return
+        opinion = path.deciding.opinion
+        lines = explanation(opinion) if opinion else []
+        lines += [printable(f"not seen {line}") for line in path.missing]
+        for line in lines:
+            print(f"    {line}", file=self._stream, flush=True)
+
+
+def through(path: Path) -> str:
+    """
+    Return the nodes on the way, and where the source was replaced.
+
+    One that must be there but told nothing stands in brackets.
+    """
+    stations = sketch(path).stations
+    nodes = [each for each in stations if each.role is Role.NODE or _is_unseen_node(each)]
+    return " -> ".join(_node(station) for station in nodes)
+
+
+def _is_unseen_node(station: Station) -> bool:
+    return station.role is Role.UNSEEN and station.name != "client"
+
+
+def _node(station: Station) -> str:
+    name = station.name
+    if station.role is Role.UNSEEN:
+        # A node without a name is told by its address.
+        name = f"({'?' if name == 'node' else name})"
+    return " ".join([name, *_marks(station)])
+
+
+def _marks(station: Station) -> Iterator[str]:
+    if station.role is Role.NODE and any(note.mark is Mark.SNAT for note in station.notes):
+        yield "(SNAT)"
+    if station.drop is not None:
+        yield "(X)"
+
+
+def _cells(path: Path) -> list[str]:
+    client, sent_to = ends(path.orig)
+    deciding = path.deciding
+    judged = deciding.drop or deciding.judged
+    opinion = deciding.opinion
+    seen, backend = ends(path.backend) if path.backend else ("-", "-")
+    last = path.legs[-1].judged
+    if path.backend and last is not None and last.backend_pod is not None:
+        name = f"{last.backend_pod.namespace}/{last.backend_pod.name}"
+        backend = name if path.backend.is_icmp else f"{name}:{path.backend.dport}"
+    return [
+        clock_text(path.time_ns),
+        path.verdict,
+        protocol_name(path.orig.proto),
+        client,
+        sent_to,
+        through(path),
+        seen,
+        backend,
+        service_text(opinion) if opinion else "-",
+        cause_text(judged) if judged else "-",
+    ]
