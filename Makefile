@@ -70,6 +70,7 @@ bench: setup
 	$(VENV)/bin/python -m tests.bench.bench_judge
 	$(VENV)/bin/python -m tests.bench.bench_cluster
 	$(VENV)/bin/python -m tests.bench.bench_agent
+	$(VENV)/bin/python -m tests.bench.bench_stitch
 
 # The pictures in docs, as the program draws them.
 pictures: setup

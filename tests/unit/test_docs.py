@@ -166,7 +166,16 @@ def real_lines(tmp_path):
         to_line(samples.explained_drop(rule=samples.RULE)),
         to_line(SeenAccept(accept=samples.accept(), time_ns=samples.KTIME_NS)),
         *path_lines(),
-        summary_to_line(Summary(connections=1, drops=0, lost={"ring_full": 0}, not_seen=("x",))),
+        summary_to_line(
+            Summary(
+                connections=1,
+                drops=0,
+                lost={"ring_full": 0},
+                not_seen=("x",),
+                notes=("y",),
+                clock_offsets_ns={"node1": 1},
+            )
+        ),
         *map(scenario_to_line, findings()),
         *(
             explain._health_line(health, is_expected=True, is_json=True)
@@ -222,8 +231,8 @@ def recorded(tmp_path):
     return ["--from-recording", str(tmp_path / "night.srcip")]
 
 
-# Their own keys are values: what was lost, what was set.
-MAPS = {"lost", "set"}
+# Their own keys are values: what was lost, what was set, which node.
+MAPS = {"lost", "set", "clock_offsets"}
 
 
 def keys_of(value, prefix=""):
