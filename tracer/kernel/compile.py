@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import bcc
 from tracer.errors import LoadError
 from tracer.kernel.btf import KernelTypes
 from tracer.kernel.headers import write_tree
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - named by us alone, and ours
 
 
 def main(channel_fd: int) -> None:
@@ -44,7 +47,7 @@ def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     types = KernelTypes()
     named: list[tuple[str, str, str]] = []
     fds: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="srcip-headers-") as tree:
+    with tempfile.TemporaryDirectory(prefix="srcip-headers-", dir=_writable()) as tree:
         write_tree(Path(tree), types)
         os.environ["BCC_KERNEL_SOURCE"] = tree
         flags = [f"-I{tree}", f"-I{request['bpf_dir']}"]
@@ -60,6 +63,18 @@ def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         if not name.endswith(("_MAX", "_MASK"))
     }
     return {"fds": named, "drop_reasons": reasons}, fds
+
+
+def _writable() -> str:
+    """Return a directory for the header tree; a root file system may be read-only."""
+    with suppress(FileNotFoundError):
+        return tempfile.gettempdir()
+    if os.access(_SHARED_MEMORY, os.W_OK):
+        return _SHARED_MEMORY
+    raise LoadError(
+        f"neither /tmp nor {_SHARED_MEMORY} can be written to, for kernel headers; mount a"
+        " tmpfs at /tmp, or set TMPDIR"
+    )
 
 
 # BCC closes the descriptors of a module when it is collected.

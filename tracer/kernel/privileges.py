@@ -1,6 +1,7 @@
 """What tracing takes, and giving it up once everything is attached."""
 
 import ctypes
+import logging
 import os
 import struct
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ class Capability(IntEnum):
 
     CAP_SETGID = 6
     CAP_SETUID = 7
+    CAP_SETPCAP = 8
     CAP_NET_ADMIN = 12
     CAP_NET_RAW = 13
     CAP_SYS_PTRACE = 19
@@ -27,11 +29,13 @@ class Capability(IntEnum):
 
 _VERSION_3 = 0x20080522
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _NOBODY = 65534
 # To become nobody takes both.
 _IDENTITY = frozenset({Capability.CAP_SETUID, Capability.CAP_SETGID})
 _NONE: frozenset[Capability] = frozenset()
 
+_log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,17 +71,26 @@ def require_for_tracing() -> None:
             "bpf() is not permitted, though no capability is missing: a seccomp profile that wants"
             " CAP_SYS_ADMIN for it, a security module or lockdown forbids it; see docs/install.md"
         )
+    if os.geteuid() != 0:
+        # It looks at no kernel symbols for others, and would call helpers that there are not.
+        raise LoadError(
+            "tracing takes the user root, if only with these capabilities: BCC compiles for no "
+            "other; try with sudo"
+        )
 
 
-def drop() -> None:
+def drop(*, is_quiet: bool = False) -> None:
     """
     Give up root for good: become nobody, without capabilities or a way to regain them.
 
     Open descriptors keep working: links stay attached, rings and counters stay readable. Files
     cannot be opened or made any more that nobody may not. Other threads become nobody, too, if they
-    have begun by `restrict_thread`.
+    have begun by `restrict_thread`. What cannot be given up for want of a capability is a warning,
+    unless ``is_quiet``.
     """
     can_change = os.geteuid() == 0 and _has(_IDENTITY)
+    if not is_quiet:
+        _tell_what_stays()
     _limit_bounding_set(_NONE)
     # A container may give root no CAP_SETUID: then it stays root by name, without powers.
     if can_change:
@@ -105,8 +118,20 @@ def restrict_to(kept: Iterable[Capability]) -> None:
     """Give up everything but some capabilities, for this thread and the programs that it runs."""
     held = frozenset(each for each in kept if _has({each}))
     _limit_bounding_set(held)
-    _set_capabilities(held)
+    # Root's programs get what the bounding set holds; another user's what is ambient.
+    is_root = os.geteuid() == 0
+    _set_capabilities(held, _NONE if is_root else held)
+    for number in () if is_root else held:
+        _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0)
     _forbid_regaining()
+
+
+def _tell_what_stays() -> None:
+    missing = [each.name for each in sorted(_IDENTITY) if not _has({each})]
+    if missing and os.geteuid() == 0:
+        _log.warning("%s missing: it stays root by name, without capabilities", ", ".join(missing))
+    if not _has({Capability.CAP_SETPCAP}):
+        _log.warning("CAP_SETPCAP missing: the bounding set stays; no_new_privs alone guards it")
 
 
 def _has(wanted: Iterable[Capability]) -> bool:
@@ -122,12 +147,14 @@ def _limit_bounding_set(kept: frozenset[Capability]) -> None:
             break
 
 
-def _set_capabilities(kept: frozenset[Capability]) -> None:
-    mask = sum(1 << number for number in kept)
-    low, high = mask & 0xFFFFFFFF, mask >> 32
+def _set_capabilities(
+    kept: frozenset[Capability], inheritable: frozenset[Capability] = _NONE
+) -> None:
+    masks = [sum(1 << number for number in each) for each in (kept, kept, inheritable)]
     header = struct.pack("=Ii", _VERSION_3, 0)
     # Effective, permitted, inheritable; the lower half of each, then the upper.
-    if _libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)):
+    halves = [mask >> shift & 0xFFFFFFFF for shift in (0, 32) for mask in masks]
+    if _libc.capset(header, struct.pack("=6I", *halves)):
         raise LoadError(f"cannot drop privileges: {os.strerror(ctypes.get_errno())}")
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -157,7 +156,8 @@ def load(programs: tuple[Program, ...], sizes: Sizes | None = None) -> Loaded:
             for program in programs
         ],
     }
-    with tempfile.TemporaryFile() as output:
+    # In memory: a root file system may be read-only.
+    with os.fdopen(os.memfd_create("srcip-compiler"), "w+b") as output:
         answer, fds = _ask_child(request, output.fileno())
         output.seek(0)
         details = output.read().decode("utf-8", "replace")

@@ -63,7 +63,7 @@ def _ask_and_exit(path: Path) -> NoReturn:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_PATIENCE_S)
         with inside(path):
-            privileges.drop()
+            privileges.drop(is_quiet=True)
             with _connect() as channel:
                 mode = _ask(channel)
             number = _MODES.index(mode) + 1 if mode else 0

@@ -382,7 +382,7 @@ def _listen(path: Path, group: int | None) -> socket.socket:
         finally:
             os.umask(before)
         if group is not None:
-            os.chown(path, -1, group)
+            _give(path, group)
         path.chmod(0o660)
         listener.listen(MAX_CLIENTS)
         listener.setblocking(False)
@@ -396,6 +396,16 @@ def _listen(path: Path, group: int | None) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _give(path: Path, group: int) -> None:
+    try:
+        os.chown(path, -1, group)
+    except PermissionError:
+        path.unlink()
+        raise StreamError(
+            f"cannot give {path} to group {group}: it takes CAP_CHOWN, or to be a member"
+        ) from None
 
 
 def _remove_stale(path: Path) -> None:
