@@ -16,7 +16,7 @@ from tracer.errors import LoadError
 from tracer.kernel.btf import libbpf
 
 # enum bpf_cmd, enum bpf_attach_type, enum bpf_link_type: include/uapi/linux/bpf.h
-_BPF_LINK_CREATE = 28
+_BPF_PROG_QUERY, _BPF_LINK_CREATE = 16, 28
 _BPF_NETFILTER = 45
 TCX_INGRESS, TCX_EGRESS = 46, 47
 _BPF_F_BEFORE, _BPF_F_AFTER = 1 << 3, 1 << 4
@@ -26,6 +26,8 @@ BPF_NOEXIST = 1
 # The call's number: arch/x86/entry/syscalls, and include/uapi/asm-generic/unistd.h for the rest.
 _SYSCALL = {"x86_64": 321, "s390x": 351, "ppc64le": 361}.get(platform.machine(), 280)
 _ATTR_SIZE = 128
+# bpf_mprog_max() of kernel/bpf/mprog.c
+_TCX_PROGRAMS = 63
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -79,6 +81,24 @@ def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
     if fd < 0:
         raise _os_error("create a TCX link")
     return int(fd)
+
+
+def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
+    """
+    Return the ids of the programs at tc of an interface of the namespace this thread is in.
+
+    Raises:
+        OSError: If there is no such interface, we may not ask, or the kernel has no TCX.
+    """
+    ids = (ctypes.c_uint32 * _TCX_PROGRAMS)()
+    attr = struct.pack(
+        "=IIII QII", ifindex, attach_type, 0, 0, ctypes.addressof(ids), _TCX_PROGRAMS, 0
+    )
+    buffer = ctypes.create_string_buffer(attr, _ATTR_SIZE)
+    if _libc.syscall(_SYSCALL, _BPF_PROG_QUERY, buffer, _ATTR_SIZE) < 0:
+        raise _os_error("query the programs at tc")
+    count: int = struct.unpack_from("=I", buffer.raw, 24)[0]
+    return list(ids[:count])
 
 
 def open_raw_tracepoint(name: str, program: int) -> int:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from tracer.errors import ConntrackError, LoadError, NetnsError
-from tracer.kernel import bpf_syscall, btf, conntrack, privileges, programs, proxy_mode
+from tracer.kernel import (
+    bpf_syscall,
+    btf,
+    bypasses,
+    conntrack,
+    privileges,
+    programs,
+    proxy_mode,
+)
 from tracer.kernel.conntrack import ConntrackSource
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_netfilter_links, has_tcx_links
@@ -51,7 +59,8 @@ def examine(namespaces: Sequence[Netns]) -> Report:
     checks += [*_program_checks(), *_conntrack_checks(namespaces)]
     has_links = has_netfilter_links()
     attached = _attach_check(namespaces) if has_links else _events_check(namespaces)
-    checks += [attached, *_rule_checks(namespaces), *_other_tracers()]
+    checks += [attached, *_rule_checks(namespaces)]
+    checks += [*_bypass_checks(namespaces), *_other_tracers()]
     if not attached.is_ok:
         return Report(checks=checks, rung=None, not_seen=["anything"])
     not_seen = list(_blind_spots(namespaces))
@@ -207,6 +216,21 @@ def _other_tracers() -> Iterator[Check]:
     if others:
         detail += f"; netfilter programs of others: {', '.join(sorted(others))}"
     yield Check(name="other tracers", is_ok=True, detail=detail, is_needed=False)
+
+
+def _bypass_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
+    """Say what was found that carries packets past netfilter."""
+    for netns in namespaces:
+        try:
+            found = bypasses.find(netns)
+        except NetnsError as error:
+            found = [str(error)]
+        yield Check(
+            name=f"all through netfilter on {netns.node}",
+            is_ok=not found,
+            detail="; ".join(found) or "no XDP, tc program, flowtable or Open vSwitch was found",
+            is_needed=False,
+        )
 
 
 def _blind_spots(namespaces: Sequence[Netns]) -> Iterator[str]:
