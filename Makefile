@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptables nftables \
 	conntrack nfacct clang-format bpftool git tcpdump
 # What the tests of deploy/ need beside them, and the stamp that says it is there.
-DEBIAN_DEPLOY := prometheus podman crun mmdebstrap
+DEBIAN_DEPLOY := prometheus podman crun mmdebstrap shellcheck zsh fish mandoc
 DEPLOY_STAMP := $(VENV)/.ready-deploy
 # What the tests of pages need: a browser, its driver, a font.
 DEBIAN_BROWSER := chromium chromium-driver fonts-dejavu-core

@@ -16,6 +16,7 @@ EVERYTHING = {
         "authorization": {"credentials": {"name": "token", "key": "token"}},
     },
     "tls": {"secretName": "srcip-tls"},
+    "stream": {"hostPath": "/run/srcip", "group": 4242},
     "prometheusRule": {"enabled": True, "runbookBase": "https://docs.example/"},
     "dashboard": {"enabled": True},
     "priorityClass": {"create": True},

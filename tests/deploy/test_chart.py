@@ -99,7 +99,7 @@ def test_the_pod_may_no_more_than_it_needs():
     context = container["securityContext"]
     assert spec["hostNetwork"] is True
     assert not {"hostPID", "hostIPC", "shareProcessNamespace", "initContainers"} & set(spec)
-    assert [set(volume) - {"name"} for volume in spec["volumes"]] == [{"emptyDir"}]
+    assert all(set(volume) == {"name", "emptyDir"} for volume in spec["volumes"])
     assert context["capabilities"]["drop"] == ["ALL"]
     assert "SYS_ADMIN" not in context["capabilities"]["add"]
     assert context["readOnlyRootFilesystem"] is True
@@ -179,6 +179,24 @@ def test_probes():
     assert port["name"] == "metrics"
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+
+
+def test_stream():
+    """The socket stands in the pod, or on the node if it is named; its group takes CAP_CHOWN."""
+    spec, container = daemonset()
+    assert "--stream-socket=/run/srcip/agent.sock" in container["args"]
+    assert "emptyDir" in next(each for each in spec["volumes"] if each["name"] == "run")
+    spec, container = daemonset(EVERYTHING)
+    volume = next(each for each in spec["volumes"] if each["name"] == "run")
+    assert volume["hostPath"] == {"path": "/run/srcip", "type": "DirectoryOrCreate"}
+    assert "--stream-group=4242" in container["args"]
+    assert "CHOWN" in container["securityContext"]["capabilities"]["add"]
+    spec, container = daemonset({"stream": {"enabled": False, "group": 4242}})
+    assert "--no-stream" in container["args"]
+    assert not [each for each in spec["volumes"] if each["name"] == "run"]
+    assert "CHOWN" not in container["securityContext"]["capabilities"]["add"]
+    with pytest.raises(helm.HelmError, match="/stream/hostPath"):
+        render.render({"stream": {"hostPath": "run/srcip"}})
 
 
 def test_names():

@@ -1,6 +1,7 @@
 """The agent from its image, under what the DaemonSet grants it and nothing else."""
 
 import json
+import subprocess
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -204,6 +205,24 @@ def test_commands_in_the_pod(agent):
     assert "in use:   BPF netfilter links" in done.stdout
     assert "FAIL" not in done.stdout
     assert agent.execute("srcip", "flows", "--no-cluster").returncode == 0
+
+
+def test_tracing_through_the_agent(lab, podman, agent):
+    """What 'kubectl srcip NODE trace' runs in the pod shows connections that the agent judged."""
+    arguments = ["trace", "--agent", "-o", "json", "--count=1", "--filter-service=default/nodeport"]
+    process = subprocess.Popen(
+        podman.command("exec", "srcip", "srcip", *arguments), stdout=subprocess.PIPE, text=True
+    )
+
+    def listens():
+        clients = (each for each in agent.samples() if each.name == "srcip_stream_clients")
+        return next(clients).value
+
+    wait_until(listens)
+    probe.run(lab, cases(modes=["iptables"], scenarios=["S3"], families=["ipv4"], protos=["tcp"]))
+    line = json.loads(process.communicate(timeout=60)[0].splitlines()[0])
+    assert process.returncode == 0
+    assert (line["verdict"], line["node"]) == ("replaced", NODE)
 
 
 def test_no_kernel_headers_and_no_pip(agent):
