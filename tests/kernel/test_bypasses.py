@@ -59,14 +59,6 @@ def test_tcx(box):
         os.close(fd)
 
 
-def test_flowtable(box):
-    """A flowtable is named."""
-    box.rules("table inet t { flowtable fast { hook ingress priority 0; devices = { n0, n1 }; } }")
-    assert found(box) == [
-        "flowtable inet t fast carries established connections past the other hooks"
-    ]
-
-
 def test_clsact(box):
     """A qdisc for classifiers is named."""
     box.run("node", "tc", "qdisc", "add", "dev", "n0", "clsact")

@@ -28,6 +28,7 @@ LAYERS = (
     {"tracer.judge"},
     # The doctor's report takes in the node's rules.
     {"tracer.kernel.features"},
+    {"tracer.kernel.bypasses"},
     # What fetches rules stands above what they are, and enters namespaces as the kernel side does.
     {"tracer.ruleset.keeper"},
     {"tracer.ruleset.reader"},

@@ -42,7 +42,7 @@ def find(netns: Netns) -> list[str]:
                 *_open_vswitch(links, names),
                 *_programs_at_tc(names),
                 *_classifiers(channel, names),
-                *_flowtables(),
+                *flowtables(run(("nft", "-j", "list", "flowtables"), _TOOL).text),
             ]
     except OSError as error:
         raise NetnsError(
@@ -92,10 +92,10 @@ def _classifiers(channel: socket.socket, names: dict[int, str]) -> Iterator[str]
             yield f"filters at tc of {names.get(index, index)} ({_text(kind)}) may redirect"
 
 
-def _flowtables() -> Iterator[str]:
-    printed = run(("nft", "-j", "list", "flowtables"), _TOOL)
+def flowtables(printed: str) -> Iterator[str]:
+    """Say which flowtables there are, by what ``nft -j list flowtables`` printed."""
     try:
-        found = json.loads(printed.text)["nftables"] if printed.text else []
+        found = json.loads(printed)["nftables"] if printed else []
         tables = [each["flowtable"] for each in found if "flowtable" in each]
         for table in tables:
             name = f"{table['family']} {table['table']} {table['name']}"
