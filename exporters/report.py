@@ -203,6 +203,9 @@ def _gaps(summary: Summary) -> Iterator[str]:
     if summary.not_seen:
         yield "<p>Not seen:</p>"
         yield _list(summary.not_seen)
+    if summary.notes:
+        yield "<p>To be known:</p>"
+        yield _list(summary.notes)
 
 
 def _list(lines: Iterable[str]) -> str:

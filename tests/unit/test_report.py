@@ -119,11 +119,13 @@ def test_losses():
     """What was lost, and what could not be seen, is told; that nothing was is told, too."""
     assert "Nothing was lost." in page()
     summary = Summary(
-        connections=1, drops=0, lost={"ring_full": 7, "undecodable": 0}, not_seen=("XDP",)
-    )
+        connections=1, drops=0, lost={"ring_full": 7, "undecodable": 0}, not_seen=("XDP",),
+        notes=("the clock of node1 is behind",),
+    )  # fmt: skip
     text = page(summary=summary)
     assert "<li>7 ring_full</li>" in text
     assert "<li>XDP</li>" in text
+    assert "<li>the clock of node1 is behind</li>" in text
     assert "undecodable" not in text
     assert "Nothing was lost." not in text
 
@@ -189,7 +191,7 @@ def test_nothing_is_fetched():
 @settings(max_examples=30)
 def test_names_are_harmless(text):
     """Whatever names and texts hold, the page has the same elements, in the same order."""
-    summary = Summary(connections=0, drops=0, lost={text: 1}, not_seen=(text,))
+    summary = Summary(connections=0, drops=0, lost={text: 1}, not_seen=(text,), notes=(text,))
     some = [paths.hostile, paths.hostile_drop]
     found, plain = (
         page(*(make(each) for make in some), summary=summary, made_of=(text,))

@@ -28,6 +28,7 @@ DEFAULT = [
         samples.drop(packet=samples.flow("192.0.2.9", 9, "10.0.0.1", 80), orig=None)
     ),
 ]
+OTHER = [samples.connection_bytes(samples.connection(*samples.REPLACED6))]
 
 
 def test_page(srcip, recorded, tmp_path):
@@ -67,12 +68,21 @@ def test_damaged(srcip, recorded, tmp_path):
     output = tmp_path / "report.html"
     damaged = recorded("a.srcip")
     damaged.write_bytes(damaged.read_bytes()[:-5])
-    code, _, err = srcip("report", damaged, recorded("b.srcip"), "-o", output)
+    code, _, err = srcip("report", damaged, recorded("b.srcip", *OTHER), "-o", output)
     assert code == 1
     assert "is cut off after 2 records" in err
     page = output.read_text()
-    assert page.count("<tr data-verdict") == 4
+    assert page.count("<tr data-verdict") == 3
     assert "is cut off after 2 records" in page
+
+
+def test_one_connection_in_two_recordings(srcip, recorded, tmp_path):
+    """What two tracers of a node recorded is one connection, and that is told."""
+    output = tmp_path / "report.html"
+    srcip("report", recorded("a.srcip"), recorded("b.srcip"), "-o", output)
+    page = output.read_text()
+    assert page.count("<tr data-verdict") == 2
+    assert "connections stood in two recordings of one node" in page
 
 
 def test_no_recording(srcip, recorded, tmp_path):
