@@ -208,6 +208,22 @@ def test_a_later_drop_ends_no_connection():
     assert [each.ending for each in leg.passages][-1] is Ending.DROPPED
 
 
+def test_no_socket_without_hops():
+    """Where a packet no longer has its entry, a drop that follows at once is the connection's."""
+    for orig, is_new, after_ns, is_end in (
+        (SENT, True, 5_000_000, True),
+        (SENT, False, 50_000, False),
+        (None, False, 50_000, True),
+        (None, False, 50_000_000, False),
+    ):
+        drop = samples.judged_drop(
+            samples.drop(packet=SENT, orig=orig, is_new=is_new),
+            time_ns=CONNECTION.time_ns + after_ns,
+        )
+        (leg,) = assembled(CONNECTION, drop)
+        assert (leg.drop is drop) is is_end
+
+
 def test_delivered():
     """What passes INPUT is delivered."""
     (leg,) = assembled(*FIRST[:2], hop(3, Hook.NF_INPUT, SENT, after=True))

@@ -197,6 +197,16 @@ def test_each_accept_is_of_one_path():
     assert [path.accept for path in paths] == [first, None]
 
 
+def test_accepted_after_all():
+    """A drop beside an accept was of another packet of the connection."""
+    drop = samples.explained_drop(samples.drop(packet=INSIDE, orig=None))
+    last = replace(s3()[1], drop=drop)
+    (path,) = join(s3()[0], last, accepts=[accept(INSIDE, at_ns=MS)])
+    assert (path.drop, str(path.seen_source)) == (None, world.NODE2)
+    (path,) = join(s3()[0], last)
+    assert path.drop is drop
+
+
 def test_accepts_are_let_go():
     """An accept that belongs to nobody is not kept forever."""
     joiner = Joiner(S)

@@ -23,6 +23,8 @@ LONGEST_NS = 5_000_000_000
 # A first packet and its answer take milliseconds. A SYN that nobody answers is sent again after
 # a second (tcp_retries, RFC 6298): that is no news.
 QUIET_NS = 1_000_000_000
+# From conntrack's last hook to a socket of the same host.
+_TO_SOCKET_NS = 10_000_000
 _OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
 
 _Key = tuple[int, FiveTuple]
@@ -355,6 +357,16 @@ def _drop(leg: _Open, passages: list[Passage]) -> JudgedDrop | None:
     first = next((each for each in passages if each.direction is Direction.ORIGINAL), None)
     if first is not None:
         return first.drop
-    # Without hops: a packet of a connection that was answered does not end it.
-    lost = [each for each in leg.drops if not each.drop.is_reply]
-    return lost[0] if lost and (leg.judged is None or lost[0].drop.is_new) else None
+    lost = (each for each in leg.drops if not each.drop.is_reply)
+    return next((each for each in lost if _is_of_first(each, leg.judged)), None)
+
+
+def _is_of_first(drop: JudgedDrop, judged: JudgedConnection | None) -> bool:
+    """
+    Tell without hops whether a connection's first packet was dropped, or a later one of many.
+
+    Where a socket is looked for, the packet has no entry any more that would say so.
+    """
+    if judged is None or drop.drop.is_new:
+        return True
+    return drop.drop.orig is None and 0 <= drop.time_ns - judged.time_ns <= _TO_SOCKET_NS

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TypeVar
 
@@ -215,6 +215,10 @@ class Joiner:
         firsts = [held for held in together if held.before is None]
         paths = [[each.leg for each in _chain(first)] for first in firsts]
         accepts = self._accepts.take([legs[-1] for legs in paths])
+        for legs, accept in zip(paths, accepts, strict=True):
+            if accept is not None and legs[-1].drop is not None:
+                # It arrived: what was dropped was another packet of it.
+                legs[-1] = replace(legs[-1], drop=None)
         for held in together:
             held.after = held.before = None  # no circles for the garbage collector to find
         cluster = self._cluster()
@@ -257,7 +261,7 @@ class _Accepts:
         """Return for each last leg of a path what its backend accepted; nothing goes to two."""
         pairs = []
         for i, leg in enumerate(ends):
-            peer = _onward(leg)
+            peer = _key(leg.reply.inverted) if leg.reply is not None else None
             for seen in self._held.get(peer, ()) if peer is not None else ():
                 apart_ns = abs(seen.time_ns - leg.time_ns)
                 if apart_ns <= self._window_ns:
