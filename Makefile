@@ -8,12 +8,14 @@ DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptab
 # What the tests of deploy/ need beside them, and the stamp that says it is there.
 DEBIAN_DEPLOY := prometheus podman crun mmdebstrap shellcheck zsh fish mandoc
 DEPLOY_STAMP := $(VENV)/.ready-deploy
+# What the tests behind proxies need.
+DEBIAN_PROXIES := haproxy nginx-light
 # What the tests of pages need: a browser, its driver, a font.
 DEBIAN_BROWSER := chromium chromium-driver fonts-dejavu-core
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy setup-browser manifests demo test vm lint format fuzz bench pictures clean
+.PHONY: setup setup-deploy setup-browser setup-proxies manifests demo test vm lint format fuzz bench pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -42,7 +44,10 @@ demo: setup
 setup-browser: setup
 	./setup-packages $(DEBIAN_BROWSER)
 
-test: setup-deploy setup-browser
+setup-proxies: setup
+	./setup-packages $(DEBIAN_PROXIES)
+
+test: setup-deploy setup-browser setup-proxies
 	$(VENV)/bin/python -m pytest
 
 # Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 15 minutes.

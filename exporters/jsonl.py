@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from exporters.word import word_object
 from tracer.judge.path import Direction, Leg, Path, PathHop, Translation
 from tracer.judge.verdict import (
     Judged,
@@ -15,7 +16,13 @@ from tracer.judge.verdict import (
     ServiceRef,
     Summary,
 )
-from tracer.model import FiveTuple, Hook, Hop, IPAddress, protocol_name
+from tracer.model import (
+    FiveTuple,
+    Hook,
+    Hop,
+    IPAddress,
+    protocol_name,
+)
 from tracer.ruleset.rule import Rule
 
 VERSION = 1
@@ -66,6 +73,8 @@ def path_object(path: Path, direction: Direction, number: int = 1) -> dict[str, 
         found["backend"] = _backend(last.judged)
     if opinion is not None:
         found |= _service(opinion)
+    if deciding.judged is not None and deciding.judged.word is not None:
+        found["proxy"] = word_object(deciding.judged.word)
     found["at"] = {"node": deciding.node}
     found["nodes"] = [_leg(leg, direction, number) for leg in path.legs]
     found["hops"] = [_path_hop(leg, hop) for leg, hop in path.hops(direction, number)]
@@ -184,6 +193,7 @@ def connection_object(judged: JudgedConnection) -> dict[str, Any]:
         "zone": connection.zone,
         "status": int(connection.status),
         **mark,
+        **({"proxy": word_object(judged.word)} if judged.word is not None else {}),
         "at": {"node": judged.node, "hook": connection.hook.label},
         **_opinion(judged.opinion),
     }

@@ -5,6 +5,7 @@ from typing import IO
 
 from exporters.table import StreamingTable
 from exporters.terminal import printable
+from exporters.word import word_texts
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import (
     Judged,
@@ -113,6 +114,8 @@ def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
     words = [str(opinion.cause)] if opinion.cause is not None else []
     if opinion.cause in (Cause.POD_EGRESS, Cause.OTHER_RULE, Cause.NETFILTER_DROP):
         words.append(f"({_owner(opinion.rule)})")
+    if isinstance(judged, JudgedConnection) and judged.word is not None:
+        words += word_texts(judged.word)
     if isinstance(judged, JudgedDrop):
         if opinion.cause is None or opinion.cause is Cause.NETFILTER_DROP:
             words.append(judged.reason)
@@ -123,6 +126,17 @@ def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
     return " ".join(words) or "-"
 
 
+def _client(judged: JudgedConnection) -> str:
+    """Return the client: whom a trusted proxy speaks for, and the proxy."""
+    client, _ = ends(judged.connection.orig)
+    word = judged.word
+    if word is None or not word.is_proxied or word.client is None:
+        return client
+    named = word.client
+    text = str(named) if named.address is None else endpoint(named.address, named.port)
+    return f"{text} by {client}"
+
+
 def _owner(rule: Rule | None) -> str:
     if rule is None:
         return "by a rule not told"
@@ -131,7 +145,7 @@ def _owner(rule: Rule | None) -> str:
 
 def _connection_cells(judged: JudgedConnection) -> list[str]:
     orig, reply = judged.connection.orig, judged.connection.reply
-    client, sent_to = ends(orig)
+    _, sent_to = ends(orig)
     backend, seen = ends(reply)
     if judged.backend_pod is not None:
         name = f"{judged.backend_pod.namespace}/{judged.backend_pod.name}"
@@ -141,7 +155,7 @@ def _connection_cells(judged: JudgedConnection) -> list[str]:
         judged.node,
         judged.verdict,
         protocol_name(orig.proto),
-        client,
+        _client(judged),
         sent_to,
         seen,
         backend,

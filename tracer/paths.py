@@ -8,8 +8,9 @@ from tracer.cluster.index import Cluster
 from tracer.judge.assemble import QUIET_NS, Assembler
 from tracer.judge.join import WINDOW_NS, Joiner
 from tracer.judge.path import Path
-from tracer.judge.verdict import SeenAccept, Summary, Verdict
+from tracer.judge.verdict import Judged, SeenAccept, Summary, Verdict
 from tracer.pipeline import Pipeline, Wanted
+from tracer.proxies import Proxies
 from tracer.source import Source
 from tracer.surroundings import LiveViews
 from tracer.views import Views
@@ -28,6 +29,7 @@ class PathPipeline:
         wanted: Wanted | None = None,
         views: Views | None = None,
         *,
+        proxies: Proxies | None = None,
         clock_ns: Callable[[], int] | None = None,
         window_ns: int = WINDOW_NS,
         cluster: Callable[[], Cluster | None] = lambda: None,
@@ -37,13 +39,21 @@ class PathPipeline:
             source: Where records come from.
             wanted: Which paths to show: what holds for one of their nodes holds for them.
             views: What surrounds the connections.
+            proxies: Which proxies are trusted, and what is known of them.
             clock_ns: Unix time, by which a path is whole; without one the records' own.
             window_ns: How far the times of two nodes may lie apart.
             cluster: The objects that tell which nodes are missing.
         """
         self._wanted = wanted or Wanted()
         # What a connection is on the next node no filter knows: paths are filtered when whole.
-        self._pipeline = Pipeline(source, Wanted(are_stray_accepts=True), views)
+        self._pipeline = Pipeline(
+            source,
+            Wanted(are_stray_accepts=True),
+            views,
+            proxies=proxies,
+            # Live, the records' clock is this machine's.
+            clock=time.monotonic_ns if clock_ns else None,
+        )
         self._assembler = Assembler()
         self._joiner = Joiner(window_ns, cluster=cluster)
         self._clock_ns = clock_ns
@@ -52,16 +62,13 @@ class PathPipeline:
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Path]:
         """Yield the wanted paths that are whole once these records are taken in."""
-        for judged in self._pipeline.judge(records):
-            self._latest_ns = max(self._latest_ns, judged.time_ns)
-            if isinstance(judged, SeenAccept):
-                self._joiner.add_accept(judged)
-            else:
-                self._assembler.add(judged)
-        yield from self._take(self._clock_ns() if self._clock_ns else self._latest_ns)
+        self._add(self._pipeline.judge(records))
+        now_ns = self._clock_ns() if self._clock_ns else self._latest_ns
+        yield from self._take(now_ns - self._pipeline.delay_ns)
 
     def rest(self) -> Iterator[Path]:
         """Yield the rest, whole or not."""
+        self._add(self._pipeline.rest())
         yield from self._take(None)
 
     def summary(self) -> Summary:
@@ -74,6 +81,14 @@ class PathPipeline:
             drops=self._drops,
             lost={**summary.lost, **lost},
         )
+
+    def _add(self, found: Iterable[Judged]) -> None:
+        for judged in found:
+            self._latest_ns = max(self._latest_ns, judged.time_ns)
+            if isinstance(judged, SeenAccept):
+                self._joiner.add_accept(judged)
+            else:
+                self._assembler.add(judged)
 
     def _take(self, now_ns: int | None) -> Iterator[Path]:
         for leg in self._assembler.take(now_ns):
@@ -94,7 +109,7 @@ class PathPipeline:
         return min(now_ns - QUIET_NS, self._assembler.open_since_ns or now_ns)
 
 
-def live_paths(source: Source, wanted: Wanted, views: LiveViews) -> PathPipeline:
+def live_paths(source: Source, wanted: Wanted, views: LiveViews, proxies: Proxies) -> PathPipeline:
     """Make paths of what happens now, on one machine."""
 
     def cluster() -> Cluster | None:
@@ -105,6 +120,7 @@ def live_paths(source: Source, wanted: Wanted, views: LiveViews) -> PathPipeline
         source,
         wanted,
         views,
+        proxies=proxies,
         clock_ns=time.time_ns,
         window_ns=LIVE_WINDOW_NS,
         cluster=cluster,

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tracer.decode import decode
@@ -25,8 +25,10 @@ from tracer.judge.verdict import (
 )
 from tracer.judge.view import View
 from tracer.model import Accept, Connection, Declared, Drop, Filter, FiveTuple, Hop, Record
+from tracer.proxies import Proxies
 from tracer.source import Source
 from tracer.views import FixedViews, Views
+from tracer.waiting import PATIENCE_NS, Ready, Waiting, must_wait
 
 _log = logging.getLogger(__name__)
 
@@ -136,16 +138,39 @@ def untold(lost: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 class Pipeline:
-    """Judges what one source delivers."""
+    """
+    Judges what one source delivers.
+
+    Where the source reads proxies' headers, a TCP connection is judged once its first bytes have
+    been read, or after a while without them.
+    """
 
     def __init__(
-        self, source: Source, wanted: Wanted | None = None, views: Views | None = None
+        self,
+        source: Source,
+        wanted: Wanted | None = None,
+        views: Views | None = None,
+        *,
+        proxies: Proxies | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
+        """
+        Args:
+            source: What delivers records.
+            wanted: What is shown; by default all.
+            views: What surrounds connections.
+            proxies: Which proxies are trusted, and what is known of them.
+            clock: The time now in ns, on the clock of the records; None for a recording, where only
+                records tell how time goes on.
+        """
         self._source = source
         self._views = views or FixedViews()
         self._selection = Selection(wanted or Wanted())
         self._undecodable: Counter[str] = Counter()
         self._counts: Counter[type[Judged]] = Counter()
+        self._proxies = proxies or Proxies()
+        self._clock = clock
+        self._waiting = Waiting() if source.info.has_proxy_headers else None
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
         """Yield what is wanted of some records. What cannot be decoded is counted."""
@@ -156,24 +181,30 @@ class Pipeline:
             except DecodeError as error:
                 self._count_undecodable(str(error))
                 continue
-            judged = self._judge(record)
-            if judged is not None and self._selection.takes(judged):
-                self._counts[type(judged)] += 1
-                yield judged
+            yield from self._count(self._next(record))
+        if self._waiting is not None and self._clock is not None:
+            yield from self._count(self._all_ready(self._waiting.over(self._clock())))
 
     def rest(self) -> Iterator[Judged]:
-        """Yield what was kept back until the end: nothing, each record stands for itself."""
-        yield from ()
+        """Yield what was kept back until the end: connections whose first bytes did not come."""
+        if self._waiting is not None:
+            yield from self._count(self._all_ready(self._waiting.rest()))
+
+    @property
+    def delay_ns(self) -> int:
+        """How much later than its record a judged thing may come."""
+        return 0 if self._waiting is None else PATIENCE_NS
 
     def summary(self) -> Summary:
         """Add up the run so far."""
         lost, untracked = untold(self._source.lost())
         lost["undecodable"] = lost.get("undecodable", 0) + self.undecodable
+        late = self._waiting.notes() if self._waiting is not None else ()
         return Summary(
             connections=self._counts[JudgedConnection],
             drops=self._counts[JudgedDrop],
             lost=lost,
-            not_seen=(*self._source.info.not_seen, *self._views.notes(), *untracked),
+            not_seen=(*self._source.info.not_seen, *self._views.notes(), *untracked, *late),
         )
 
     @property
@@ -181,7 +212,36 @@ class Pipeline:
         """How many records could not be decoded."""
         return self._undecodable.total()
 
-    def _judge(self, record: Record) -> Judged | None:
+    def _count(self, found: Iterator[Judged]) -> Iterator[Judged]:
+        for judged in found:
+            if self._selection.takes(judged):
+                self._counts[type(judged)] += 1
+                yield judged
+
+    def _next(self, record: Record) -> Iterator[Judged]:
+        """Judge a record, or let it wait and judge what need not wait any more."""
+        waiting = self._waiting
+        if waiting is None:
+            yield from self._judge(record)
+            return
+        yield from self._all_ready(waiting.over(record.ktime_ns))
+        match record:
+            case Connection() if must_wait(record):
+                yield from self._all_ready(waiting.hold(record))
+            case Declared():
+                yield from self._all_ready(waiting.declare(record))
+            case Accept() if waiting.take_accept(record):
+                pass
+            case _:
+                yield from self._judge(record)
+
+    def _all_ready(self, found: Iterator[Ready]) -> Iterator[Judged]:
+        for ready in found:
+            yield from self._judge(ready.connection, ready.declared)
+            for accept in ready.accepts:
+                yield from self._judge(accept)
+
+    def _judge(self, record: Record, declared: Declared | None = None) -> Iterator[Judged]:
         info = self._source.info
         time_ns = record.ktime_ns + info.clock_offset_ns
         node = info.nodes.get(record.netns, f"netns {record.netns}")
@@ -191,9 +251,10 @@ class Pipeline:
 
         match record:
             case Connection():
-                return judge_connection(record, view(), time_ns=time_ns)
+                word = self._proxies.word(record, declared) if self._waiting else None
+                yield judge_connection(record, view(), time_ns=time_ns, word=word)
             case Drop():
-                return judge_drop(
+                yield judge_drop(
                     record,
                     view(),
                     time_ns=time_ns,
@@ -202,11 +263,11 @@ class Pipeline:
                     dst_input=self._symbol(record.dst_input),
                 )
             case Accept():
-                return SeenAccept(accept=record, time_ns=time_ns)
+                yield SeenAccept(accept=record, time_ns=time_ns)
             case Declared():
-                return None
+                pass  # it belongs to a connection, or to nobody
             case Hop():
-                return see_hop(record, view(), time_ns=time_ns)
+                yield see_hop(record, view(), time_ns=time_ns)
 
     def _symbol(self, address: int | None) -> str | None:
         return self._source.symbol(address) if address else None

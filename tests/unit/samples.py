@@ -2,6 +2,7 @@
 
 import struct
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from tracer.cluster.objects import Policy
 from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
+from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, Opinion, ServiceRef, Verdict
 from tracer.judge.view import View
 from tracer.model import (
@@ -156,6 +158,28 @@ def explained(*, backend_pod=POD, **changes):
         opinion=Opinion(**opinion | changes),
         backend_pod=backend_pod,
     )
+
+
+def named(header=ProxyHeader.PROXY_V2, address="198.51.100.7", port=56324, **changes):
+    """Return a client that a header names."""
+    values = {"header": header, "form": ClientForm.ADDRESS, "port": port}
+    return DeclaredClient(**values | {"address": address and ip_address(address)} | changes)
+
+
+def word(*clients, peer=CLIENT, **changes):
+    """Return what a trusted proxy says: the first of these clients counts."""
+    clients = clients or (named(),)
+    told = Declared(
+        ktime_ns=KTIME_NS, netns=NETNS, flow=SENT, opening=Opening.OTHER, clients=clients
+    )
+    values = {"declared": told, "peer": ip_address(peer), "is_trusted": True}
+    return ProxyWord(**values | {"client": clients[0], "by": ip_address(peer)} | changes)
+
+
+def proxied(told=None, **changes):
+    """Return a connection of a proxy that names its client."""
+    opinion = {"verdict": Verdict.PROXIED, "cause": Cause.LOAD_BALANCER_PROXY, "rule": None}
+    return replace(explained(**opinion | changes), word=told or word())
 
 
 def explained_drop(dropped=None, *, hook=Hook.NF_INPUT, reason="NETFILTER_DROP", **changes):

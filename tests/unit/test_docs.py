@@ -23,7 +23,7 @@ from tracer.judge.cause import MEANINGS
 from tracer.judge.verdict import SeenAccept, SeenHop, Summary, Verdict
 from tracer.kernel.features import Check, Report
 from tracer.kernel.health import Health
-from tracer.model import Hook
+from tracer.model import ClientForm, Hook, ProxyHeader
 from tracer.source import SourceInfo
 from tracer.wire import Lost
 
@@ -163,6 +163,7 @@ def real_lines(tmp_path):
     lines = [
         to_line(samples.explained()),
         to_line(ping),
+        to_line(samples.proxied(contradiction())),
         to_line(samples.explained_drop(rule=samples.RULE)),
         to_line(SeenAccept(accept=samples.accept(), time_ns=samples.KTIME_NS)),
         *path_lines(),
@@ -204,8 +205,20 @@ def with_rule(path):
     return replace(path, legs=(first, *others))
 
 
+def with_word(path):
+    first, *others = path.legs
+    judged = replace(first.judged, word=samples.word())
+    return replace(path, legs=(replace(first, judged=judged), *others))
+
+
 def path_lines():
-    told = (with_rule(paths.s3()), paths.s6(), paths.ping(), paths.changed(), paths.s3_first_half())
+    told = (
+        with_word(with_rule(paths.s3())),
+        paths.s6(),
+        paths.ping(),
+        paths.changed(),
+        paths.s3_first_half(),
+    )
     found = [line for path in told for line in path_to_lines(path)]
     hop = SeenHop(
         hop=paths.hop(0, Hook.NF_PREROUTING, samples.SENT, after=True).hop,
@@ -216,6 +229,22 @@ def path_lines():
     )
     ping = replace(hop, hop=replace(hop.hop, packet=samples.PING))
     return [*found, to_line(hop), to_line(ping)]
+
+
+def contradiction():
+    """All that can be said of proxies' headers, some of it never together."""
+    token = samples.named(ProxyHeader.FORWARDED, address=None, form=ClientForm.TOKEN, token=HIDDEN)
+    missing = (ProxyHeader.PROXY_V1,)
+    return samples.word(
+        token,
+        samples.named(),
+        is_ambiguous=True,
+        missing=missing,
+        client=(replace(token, address=ip_address("192.0.2.1"))),
+    )
+
+
+HIDDEN = "_hidden"
 
 
 def recorded(tmp_path):

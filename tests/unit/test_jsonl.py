@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,10 @@ from tracer.cluster.match import PodRef
 from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
+from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import SeenAccept, Summary
 from tracer.judge.view import View
-from tracer.model import ClientClass, Hook
+from tracer.model import ClientClass, Hook, ProxyHeader
 
 TIME = "2026-01-01T00:00:00.123456789Z"
 
@@ -57,6 +59,35 @@ def test_connection():
         "at": {"node": "node2", "hook": "postrouting"},
         "advice": [],
     }
+
+
+def test_proxied_connection():
+    """A connection behind proxies has what they declare, and who counts by whose word."""
+    far = samples.named(ProxyHeader.X_FORWARDED_FOR, "2001:db8::7", None)
+    told = samples.word(far, samples.named(), peer="10.0.0.9", missing=(ProxyHeader.FORWARDED,))
+    assert parsed(samples.proxied(told))["proxy"] == {
+        "peer": "10.0.0.9",
+        "trusted": True,
+        "opening": "other",
+        "declared": [
+            {"header": "x-forwarded-for", "form": "address", "address": "2001:db8::7"},
+            {"header": "proxy-v2", "form": "address", "address": "198.51.100.7", "port": 56324},
+        ],
+        "client": {
+            "header": "x-forwarded-for",
+            "form": "address",
+            "address": "2001:db8::7",
+            "by": "10.0.0.9",
+        },
+        "missing": ["forwarded"],
+    }
+
+
+def test_connection_without_first_bytes():
+    """Where headers are read and none came, nothing is said but who did not send one."""
+    told = ProxyWord(declared=None, peer=ip_address(CLIENT))
+    line = parsed(replace(explained(), word=told))
+    assert line["proxy"] == {"peer": CLIENT, "trusted": False, "declared": []}
 
 
 def test_explained_connection():

@@ -18,6 +18,7 @@ LAYERS = (
     {"tracer.stream"},
     {"tracer.paths", "tracer.stitch"},
     {"tracer.clocks", "tracer.pipeline", "tracer.surroundings"},
+    {"tracer.proxies", "tracer.waiting"},
     # A recording keeps of a node what its connections cannot be judged without.
     {"tracer.tally", "tracer.address_classes", "tracer.budget"},
     {"tracer.recording"},
@@ -53,6 +54,7 @@ PURE = {
     "tracer.judge",
     "tracer.model",
     "tracer.place",
+    "tracer.proxies",
     "tracer.ruleset.iptables",
     "tracer.ruleset.model",
     "tracer.ruleset.nftables",
@@ -60,6 +62,7 @@ PURE = {
     "tracer.ruleset.walk",
     "tracer.source",
     "tracer.views",
+    "tracer.waiting",
     "tracer.wire",
 }
 # What reads files, sockets, processes or namespaces, and so must never be reached from those.

@@ -116,6 +116,16 @@ def test_round_trip(path, whole):
     assert source.symbol(1) is None
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+def test_proxy_headers(path, is_told):
+    """A recording says whether proxies' headers were read, so that a replay waits for them."""
+    info = replace(samples.INFO, has_proxy_headers=is_told)
+    Recorder(path, FakeSource([], info)).close()
+    source = RecordingSource(path)
+    assert source.info == info
+    source.close()
+
+
 def test_places(path):
     """What is known of a node comes back, and makes the view that its connections need."""
     path.write_bytes(recording(frame(END, {}), header=HEADER | {"places": {"7": PLACE}}))

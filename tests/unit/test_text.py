@@ -11,9 +11,10 @@ from tests.unit import samples
 from tests.unit.samples import BACKEND6, CLIENT6, flow
 from tracer.cluster.match import PodRef
 from tracer.judge.cause import Cause
+from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import SeenAccept, Summary
 from tracer.judge.view import View
-from tracer.model import Status
+from tracer.model import ClientForm, ProxyHeader, Status
 from tracer.ruleset.rule import Owner
 
 
@@ -63,6 +64,60 @@ def test_unnamed_port():
     """A Service's only port need not have a name."""
     heading, row = written(samples.explained(service=replace(samples.SERVICE, port=None)))
     assert cells(row, heading)[8] == "default/nodeport (nodeport)"
+
+
+HIDDEN = "_hidden"
+TOKEN = samples.named(ProxyHeader.FORWARDED, None, None, form=ClientForm.TOKEN, token=HIDDEN)
+UNKNOWN = samples.named(ProxyHeader.PROXY_V1, None, None, form=ClientForm.UNKNOWN)
+FAR = samples.named(ProxyHeader.X_FORWARDED_FOR, "2001:db8::7", 80)
+FORGED = samples.word(FAR, is_trusted=False, client=None, by=None)
+
+
+@pytest.mark.parametrize(
+    ("told", "client", "cause"),
+    [
+        (
+            samples.word(),
+            "198.51.100.7:56324 by 198.51.100.10:46356",
+            "load-balancer-proxy (PROXY v2)",
+        ),
+        (
+            samples.word(FAR, samples.named()),
+            "[2001:db8::7]:80 by 198.51.100.10:46356",
+            "load-balancer-proxy (PROXY v2 and X-Forwarded-For)",
+        ),
+        (
+            samples.word(TOKEN),
+            "_hidden by 198.51.100.10:46356",
+            "load-balancer-proxy (Forwarded)",
+        ),
+        (
+            samples.word(UNKNOWN),
+            "unknown by 198.51.100.10:46356",
+            "load-balancer-proxy (PROXY v1)",
+        ),
+        (
+            samples.word(FAR, TOKEN, is_ambiguous=True, client=None, by=None),
+            "198.51.100.10:46356",
+            "load-balancer-proxy (X-Forwarded-For and Forwarded contradict each other)",
+        ),
+        (
+            FORGED,
+            "198.51.100.10:46356",
+            "load-balancer-proxy (X-Forwarded-For 2001:db8::7: declared, not trusted (forged?))",
+        ),
+        (
+            ProxyWord(declared=None, peer=FORGED.peer, missing=(ProxyHeader.PROXY_V2,)),
+            "198.51.100.10:46356",
+            "load-balancer-proxy (no PROXY v2, as others have)",
+        ),
+    ],
+)
+def test_proxied_connection(told, client, cause):
+    """The client that a trusted proxy names stands beside the proxy, what is wrong by the cause."""
+    heading, row = written(samples.proxied(told))
+    assert cells(row, heading)[4] == client
+    assert cells(row, heading)[9] == cause
 
 
 FLANNEL = replace(samples.RULE, owner=Owner.FLANNEL)

@@ -122,6 +122,15 @@ filter_options = together(
     ),
 )
 
+trusted_proxy_option = click.option(
+    "--trusted-proxy",
+    type=Cidr(),
+    metavar="CIDR",
+    multiple=True,
+    help="Believe the headers of proxies in CIDR. Of several proxies in a row, the last that is not"
+    " in the list is the client. May be given several times.",
+)
+
 output_option = click.option(
     "-o",
     "--output",

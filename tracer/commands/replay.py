@@ -11,8 +11,10 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.model import IPNetwork
 from tracer.paths import PathPipeline
 from tracer.pipeline import Pipeline
+from tracer.proxies import Proxies
 from tracer.recording import RecordingSource
 
 
@@ -20,6 +22,7 @@ from tracer.recording import RecordingSource
 @click.argument("file", type=click.Path(path_type=Path))
 @cluster_options
 @options.filter_options
+@options.trusted_proxy_option
 @options.path_output_option
 @click.option(
     "--paths",
@@ -31,6 +34,7 @@ from tracer.recording import RecordingSource
 @options.expect_option
 def replay(
     file: Path,
+    trusted_proxy: tuple[IPNetwork, ...],
     output: str,
     paths: bool,
     explain: bool,
@@ -55,7 +59,7 @@ def replay(
     with closing(RecordingSource(file)) as source:
         views = fixed_views(choice, source.places)
         pipeline = (PathPipeline if paths or output == "diagram" else Pipeline)(
-            source, wanted, views
+            source, wanted, views, proxies=Proxies(trusted_proxy)
         )
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:

@@ -18,7 +18,8 @@ from tracer.stream.client import PATIENCE_S, AgentStream
 # What the agent was told when it was started, and what it does not hand out.
 _AGENT_S_OWN = (
     "netns", "node_name", "cluster", "kubeconfig", "context", "no_cluster", "proxy_mode",
-    "masquerade_mark", "record", "packets", "diagram_file", "otlp",
+    "masquerade_mark", "record", "packets", "diagram_file", "otlp", "read_proxy_headers",
+    "trusted_proxy",
 )  # fmt: skip
 # An agent answers at once, or when it has begun to count: after half a minute at the latest.
 _HELLO_S = 45.0
@@ -55,7 +56,7 @@ def through_agent(
             if stream.shown != count:
                 # What happened before the end is not lost on its way.
                 run(stream, stream, writer, expectation, timeout_s=PATIENCE_S)
-            stream.finish()
+            stream.take_summary()
         writer.end(stream.summary())
     sys.exit(expectation.exit_code())
 

@@ -1,6 +1,7 @@
 """srcip trace: every new connection and drop, judged as it happens."""
 
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,8 +17,10 @@ from tracer.commands.run import run, stop_on_signals
 from tracer.commands.sinks import path_sinks, sink_options
 from tracer.commands.through_agent import through_agent
 from tracer.kernel import privileges, sources
+from tracer.model import IPNetwork
 from tracer.paths import live_paths
 from tracer.pipeline import Pipeline
+from tracer.proxies import Proxies
 from tracer.recording import Recorder
 from tracer.stream.protocol import DEFAULT_SOCKET
 
@@ -34,6 +37,13 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @options.where_options
 @cluster_options
 @options.filter_options
+@click.option(
+    "--read-proxy-headers",
+    is_flag=True,
+    help="Read the clients that proxies declare in the first bytes of TCP connections: PROXY"
+    " protocol, X-Forwarded-For, Forwarded. Of those bytes nothing else is kept.",
+)
+@options.trusted_proxy_option
 @options.path_output_option
 @options.packets_option
 @sink_options
@@ -50,6 +60,8 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @options.expect_option
 def trace(
     agent: str | None,
+    read_proxy_headers: bool,
+    trusted_proxy: tuple[IPNetwork, ...],
     output: str,
     packets: int | None,
     explain: bool,
@@ -76,6 +88,7 @@ def trace(
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
       srcip trace -o diagram --filter-port 443 --count 1   the way of one, hop by hop
       srcip trace --packets 1 --otlp http://collector:4318   each connection as a trace
+      srcip trace --read-proxy-headers --trusted-proxy 10.0.0.0/24
       srcip trace -o json | jq -r 'select(.kind == "connection").seen_source'
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
@@ -102,7 +115,14 @@ def trace(
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces))
         source = stack.enter_context(
-            closing(sources.live(namespaces, wanted.flows, packets=watched))
+            closing(
+                sources.live(
+                    namespaces,
+                    wanted.flows,
+                    packets=watched,
+                    has_proxy_headers=read_proxy_headers,
+                )
+            )
         )
         recorder = (
             stack.enter_context(closing(Recorder(record, source, views.places())))
@@ -112,8 +132,11 @@ def trace(
         # After all that forks: gRPC begins with threads.
         sinks = stack.enter_context(path_sinks(parameters))
         has_paths = sinks or (watched and output != "table")
+        proxies = Proxies(trusted_proxy)
         pipeline = (
-            live_paths(source, wanted, views) if has_paths else Pipeline(source, wanted, views)
+            live_paths(source, wanted, views, proxies)
+            if has_paths
+            else Pipeline(source, wanted, views, proxies=proxies, clock=time.monotonic_ns)
         )
         out = sinks.beside(writer(output, is_explaining=explain))
         with stop_on_signals() as stop:

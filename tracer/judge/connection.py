@@ -6,16 +6,19 @@ from functools import cached_property, partial
 
 from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
-from tracer.judge import advice
+from tracer.judge import advice, proxy_lines
 from tracer.judge.cause import Cause
 from tracer.judge.lines import Lines
+from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedConnection, Opinion, ServiceRef, Verdict
 from tracer.judge.view import EXTERNAL_WAYS, View, policy_of, reference
 from tracer.model import ClientClass, Connection, Hook, Status
 from tracer.ruleset.model import Candidates, Flow, HookName, Owner, Rule
 
 
-def judge_connection(connection: Connection, view: View, *, time_ns: int) -> JudgedConnection:
+def judge_connection(
+    connection: Connection, view: View, *, time_ns: int, word: ProxyWord | None = None
+) -> JudgedConnection:
     """
     Judge one conntrack entry.
 
@@ -23,22 +26,25 @@ def judge_connection(connection: Connection, view: View, *, time_ns: int) -> Jud
         connection: The entry.
         view: The node that holds it, and the cluster at its time.
         time_ns: When it was made, in Unix time.
+        word: What its first bytes say of clients behind its peer, where they are read.
     """
     return JudgedConnection(
         connection=connection,
         time_ns=time_ns,
         node=view.node,
-        opinion=_Case(connection, view).opinion(),
+        opinion=_Case(connection, view, word).opinion(),
         backend_pod=view.pod_at(connection.reply.src),
+        word=word,
     )
 
 
 class _Case:
     """One connection and all that is asked about it, each question answered once."""
 
-    def __init__(self, connection: Connection, view: View) -> None:
+    def __init__(self, connection: Connection, view: View, word: ProxyWord | None) -> None:
         self.connection = connection
         self.view = view
+        self.word = word
         # Every connection is asked these; the rest waits until somebody wants to know.
         self.match = view.match(connection.orig)
         self.client_class = view.classify(connection.orig.src)
@@ -58,14 +64,21 @@ class _Case:
             service=found.service or reference(self.match) or self._behind(),
             client_class=self.client_class,
             rule=found.rule,
-            evidence=Lines(lambda: [note() for note in self.notes]),
+            evidence=Lines(self._evidence),
             advice=Lines(lambda: self._advice(found)),
         )
+
+    def _evidence(self) -> list[str]:
+        word = () if self.word is None else proxy_lines.evidence(self.word, self.connection)
+        return [note() for note in self.notes] + list(word)
 
     def _advice(self, found: "_Found") -> tuple[str, ...]:
         reply = self.connection.reply
         port = "" if reply.is_icmp else f" port {reply.sport}"
-        return advice.for_source(
+        word = () if self.word is None else proxy_lines.advice(self.word, self.connection)
+        if self.word is not None and self.word.is_proxied:
+            return word
+        return word + advice.for_source(
             found.advised or found.cause,
             self.match,
             backend=f"{reply.src}{port}",
@@ -121,6 +134,8 @@ class _Case:
 
     def _verdict(self) -> "tuple[Verdict, _Found]":
         connection = self.connection
+        if self.word is not None and self.word.is_proxied:
+            return Verdict.PROXIED, _Found(Cause.LOAD_BALANCER_PROXY)
         if connection.is_snat and not connection.status & Status.SRC_NAT:
             self._note(
                 lambda: (

@@ -7,6 +7,7 @@ from enum import StrEnum
 from tracer.cluster.match import PodRef, Via
 from tracer.cluster.objects import Policy
 from tracer.judge.cause import Cause
+from tracer.judge.proxy_word import ProxyWord
 from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Hop, IPAddress
 from tracer.ruleset.rule import Rule
 
@@ -61,13 +62,18 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedConnection:
-    """A connection and what became of its source on this node. ``time_ns`` is Unix time."""
+    """
+    A connection and what became of its source on this node. ``time_ns`` is Unix time.
+
+    ``word`` is what its first bytes say of clients behind its peer, None where nobody reads them.
+    """
 
     connection: Connection
     time_ns: int
     node: str
     opinion: Opinion
     backend_pod: PodRef | None = None
+    word: ProxyWord | None = None
 
     @property
     def verdict(self) -> Verdict:

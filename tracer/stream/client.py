@@ -97,7 +97,7 @@ class AgentStream:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
-    def finish(self) -> None:
+    def take_summary(self) -> None:
         """
         Take the summary; what still comes before it is left out.
 

@@ -1,0 +1,51 @@
+"""What is known of proxies over a whole run: the user's list, and which backends they serve."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TypeVar
+
+from tracer.judge.proxy_word import ProxyWord, weigh
+from tracer.model import Connection, Declared, FiveTuple, IPAddress, IPNetwork, ProxyHeader
+
+# Backends are endpoints, and connections that are on their way to the next node are few.
+_BACKENDS = 8192
+_FORWARDED = 8192
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Proxies:
+    """
+    Weighs what connections declare.
+
+    A backend expects the headers that trusted proxies have sent to it before: what strangers send
+    makes no expectation.
+    """
+
+    def __init__(self, trusted: Sequence[IPNetwork] = ()) -> None:
+        self._trusted = tuple(trusted)
+        self._expected: OrderedDict[tuple[IPAddress, int], frozenset[ProxyHeader]] = OrderedDict()
+        self._forwarded: OrderedDict[FiveTuple, IPAddress] = OrderedDict()
+
+    def word(self, connection: Connection, declared: Declared | None) -> ProxyWord:
+        """Say what a connection's first bytes are worth, and learn from it."""
+        # A traced node that replaced the sender's address stands for it.
+        peer = self._forwarded.get(connection.orig, connection.orig.src)
+        backend = connection.reply.src, connection.reply.sport
+        expected = self._expected.get(backend, frozenset())
+        word = weigh(declared, peer, self._trusted, expected)
+        if word.is_trusted and word.headers:
+            self._expected[backend] = expected.union(word.headers)
+            _bound(self._expected, backend, _BACKENDS)
+        if word.is_trusted and connection.is_snat:
+            sent_on = connection.reply.inverted
+            self._forwarded[sent_on] = peer
+            _bound(self._forwarded, sent_on, _FORWARDED)
+        return word
+
+
+def _bound(kept: OrderedDict[Key, Value], newest: Key, most: int) -> None:
+    kept.move_to_end(newest)
+    if len(kept) > most:
+        kept.popitem(last=False)
