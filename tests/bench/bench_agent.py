@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def main():
         node.box.rules(RULES)
         with agent(node, objects) as served:
             row(served, SERVICES, lambda: many_paths(node, seconds), seconds)
+        restart(node, objects)
 
 
 def row(served, paths, traffic, seconds):
@@ -68,6 +69,22 @@ def row(served, paths, traffic, seconds):
         f"| {served.resident_mib():.1f} | {served.total() - made_before - made} |",
         flush=True,
     )
+
+
+def restart(node, objects):
+    """How long a node is without an agent that was killed: from kill -9 until the next is ready."""
+    took = []
+    with ExitStack() as stack:
+        served = stack.enter_context(agent(node, objects))
+        for _ in range(5):
+            start = time.monotonic()
+            os.kill(served.pid, signal.SIGKILL)
+            served = stack.enter_context(agent(node, objects, port=served.port))
+            took.append(time.monotonic() - start)
+    print(
+        f"\nFrom kill -9 to ready again, same port: {statistics.median(took):.2f} s, the median of"
+    )
+    print(f"{len(took)}; the longest took {max(took):.2f} s.")
 
 
 def one_path(node, rate, seconds):
@@ -126,10 +143,11 @@ class Served:
 
 
 @contextmanager
-def agent(node, objects):
+def agent(node, objects, port=0):
     """Run 'srcip serve' with its own drain interval."""
     where = ["--netns", f"{node.box.names['node']}=node1", "--cluster", str(objects)]
-    command = [sys.executable, "-m", "tracer.cli", "serve", *where, "--port", "0"]
+    command = [sys.executable, "-m", "tracer.cli", "serve", *where, "--port", str(port)]
+    command.append("--no-stream")
     process = subprocess.Popen(command, cwd=package_root(), stderr=subprocess.PIPE, text=True)
     try:
         port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])

@@ -1,7 +1,6 @@
 """The node agent on a whole cluster: its totals are the connections that were made."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -307,22 +306,6 @@ def test_port_taken(lab):
         f"srcip: cannot listen on 127.0.0.1 port {served.port}: Address already in use; choose "
         "another with --bind and --port\n"
     )
-
-
-def test_killed_and_started_again(lab):
-    """After kill -9 another starts within 2 s, on the same port, and counts."""
-    kube_proxy.load(lab, "iptables")
-    with serving(lab) as served:
-        served.process.kill()
-        served.process.wait()
-        start = time.monotonic()
-        with serving(lab, "--port", str(served.port)) as again:
-            # Two seconds of a machine that does nothing else.
-            share = max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
-            assert time.monotonic() - start < 2 * share
-            probe.run(lab, cases(modes=["iptables"], scenarios=["S4"], families=["ipv4"]))
-            again.drained()
-            assert again.connections.total() == 2
 
 
 def test_scrapers_that_never_read(lab):

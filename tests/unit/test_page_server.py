@@ -2,14 +2,16 @@
 
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
+from exporters import page_server
 from exporters.page_server import Certificate, PageServer
 from exporters.prometheus import Page, Snapshot
 from tracer.errors import TracerError
@@ -147,6 +149,32 @@ def test_who_dawdles_in_the_handshake(issued):
             address = ("127.0.0.1", server.port)
             stack.enter_context(closing(socket.create_connection(address)))
         assert get(server, "/readyz", issued.authority)[0] == 200
+
+
+def test_scrapers_that_never_read(monkeypatch):
+    """As many as there are threads: each is given up after a while, and others are answered."""
+    monkeypatch.setattr(page_server, "_PATIENCE_S", 0.2)
+    page = Page("1.2")
+    # More than a socket's buffers hold.
+    page.snapshot = Snapshot(version="1.2", not_seen=tuple(f"{i}{'x' * 1000}" for i in range(5000)))
+    server = PageServer(page, "127.0.0.1", 0)
+    server.start()
+    with closing(server), ExitStack() as stack:
+        for _ in range(page_server._CLIENTS + 8):
+            stuck = stack.enter_context(
+                closing(socket.create_connection(("127.0.0.1", server.port)))
+            )
+            with suppress(ConnectionError):
+                stuck.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        def is_answered():
+            with suppress(OSError):
+                return get(server, "/readyz")[0] == 200
+            return False
+
+        end_s = time.monotonic() + 20
+        while not is_answered():
+            assert time.monotonic() < end_s
 
 
 def test_the_gate():

@@ -1,0 +1,220 @@
+"""What goes wrong around an agent in months: none of it ends the agent or goes uncounted."""
+
+import copy
+import json
+import socket
+import threading
+from collections import Counter
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab import kube_proxy, probe
+from lab.scenarios import cases
+from lab.services import OBJECTS
+from tests.lab.commands import wait_until
+from tests.lab.test_serve import serving
+from tests.unit.apiserver import running
+from tracer.kernel import netns, source
+from tracer.kernel.source import KernelSource, Settings
+from tracer.pipeline import Pipeline
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+ITEMS = json.loads(OBJECTS.read_text())["items"]
+S4 = {"scenarios": ["S4"], "families": ["ipv4"], "protos": ["udp"]}
+
+
+class KubeProxy:
+    """What answers on a node's localhost:10249, and how often it was asked."""
+
+    def __init__(self, lab, node):
+        self._lab, self._node = lab, node
+        self.asked = 0
+        self._listener = None
+
+    def start(self, answer):
+        with netns.inside(Path(self._lab.netns(self._node))):
+            self._listener = socket.create_server(("127.0.0.1", 10249))
+        self._thread = threading.Thread(target=self._serve, args=(self._listener, answer))
+        self._thread.start()
+
+    def stop(self):
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
+            self._listener.close()
+            self._listener = None
+
+    def _serve(self, listener, answer):
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            with closing(peer):
+                peer.recv(4096)
+                peer.sendall(answer)
+            self.asked += 1
+
+
+def said(mode):
+    return b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n" + mode.encode()
+
+
+@contextmanager
+def kube_proxy_of(lab, node):
+    proxy = KubeProxy(lab, node)
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def mode_of(served):
+    (sample,) = served.samples()["srcip_kube_proxy_info"]
+    return sample.labels["mode"]
+
+
+def test_kube_proxy_restarts_in_another_mode(lab):
+    """The agent asks at the start and when the rules are another mode's, and judges by it."""
+    kube_proxy.load(lab, "iptables")
+    with kube_proxy_of(lab, "node1") as proxy:
+        # It is believed before its rules are.
+        proxy.start(said("ipvs"))
+        with serving(lab, nodes=["node1"]) as served:
+            wait_until(lambda: mode_of(served) == "ipvs")
+            probe.run(lab, cases(modes=["iptables"], **S4))
+            served.drained()
+            assert cause(served) == {"ipvs-masquerade": 1}
+            proxy.stop()
+            proxy.start(said("nftables"))
+            kube_proxy.load(lab, "nftables")
+            wait_until(lambda: mode_of(served) == "nftables")
+            probe.run(lab, cases(modes=["nftables"], **S4))
+            served.drained()
+            assert cause(served) == {"ipvs-masquerade": 1, "external-traffic-policy-cluster": 1}
+            assert served.is_ready()
+
+
+def test_kube_proxy_is_away(lab):
+    """Where it does not answer any more its rules have the word."""
+    kube_proxy.load(lab, "iptables")
+    with kube_proxy_of(lab, "node1") as proxy:
+        proxy.start(said("ipvs"))
+        with serving(lab, nodes=["node1"]) as served:
+            wait_until(lambda: mode_of(served) == "ipvs")
+            proxy.stop()
+            kube_proxy.load(lab, "nftables")
+            wait_until(lambda: mode_of(served) == "nftables")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"x" * 100_000, said("\x1b[31mmode"), b"HTTP/1.0 500\r\n\r\niptables"],
+    ids=["nothing", "too much", "junk", "an error"],
+)
+def test_something_else_on_its_port(lab, answer):
+    """Whatever answers there, the rules have the word."""
+    kube_proxy.load(lab, "iptables")
+    with kube_proxy_of(lab, "node1") as proxy:
+        proxy.start(answer)
+        with serving(lab, nodes=["node1"]) as served:
+            wait_until(lambda: mode_of(served) == "iptables")
+            assert proxy.asked
+            kube_proxy.load(lab, "nftables")
+            wait_until(lambda: mode_of(served) == "nftables")
+
+
+def cause(served):
+    found = Counter()
+    for labels, total in served.connections.items():
+        if labels.service == "nodeport":
+            found[labels.cause] += total
+    return found
+
+
+def test_the_api_server_comes_back_with_a_new_history(lab, tmp_path):
+    """
+    While it is away the agent counts with what it knows; when it is back, and knows nothing of
+    what was before, the agent has its objects anew.
+    """
+    kube_proxy.load(lab, "iptables")
+    chosen = cases(modes=["iptables"], **S4)
+    with running() as api:
+        for item in ITEMS:
+            api.put(item)
+        cluster = ["--kubeconfig", api.kubeconfig(tmp_path / "config")]
+        with serving(lab, nodes=["node1"], cluster=cluster) as served:
+            api.stop()
+            probe.run(lab, chosen)
+            served.drained()
+            assert policies(served) == {"Cluster": 1}
+            assert served.is_ready()
+            changed = copy.deepcopy(service("nodeport"))
+            changed["spec"]["externalTrafficPolicy"] = "Local"
+            api.put(changed)
+            api.forget()
+            api.start(api.port)
+            api.wait_for(lambda: api.open_watches >= 3, 30)
+
+            def is_known():
+                probe.run(lab, chosen)
+                return policies(served)["Local"]
+
+            wait_until(is_known)
+            assert served.is_ready()
+            assert served.samples()["srcip_cluster_age_seconds"][0].value < 60
+
+
+def service(name):
+    (found,) = (
+        item for item in ITEMS if item["kind"] == "Service" and item["metadata"]["name"] == name
+    )
+    return found
+
+
+def policies(served):
+    found = Counter()
+    for labels, total in served.connections.items():
+        if labels.service == "nodeport":
+            found[labels.policy] += total
+    return found
+
+
+def test_the_clock_is_set(lab, monkeypatch):
+    """What is seen after a step of the clock is told by the new time."""
+    kube_proxy.load(lab, "iptables")
+    namespaces = [netns.find(f"{lab.netns('node1')}=node1", "node1")]
+    chosen = cases(modes=["iptables"], **S4)
+    with closing(KernelSource(namespaces, Settings())) as kernel:
+        pipeline = Pipeline(kernel)
+
+        def next_time():
+            probe.run(lab, chosen)
+            connection, *_ = pipeline.judge(kernel.read(0))
+            return connection.time_ns
+
+        before = next_time()
+        hour = 3_600_000_000_000
+        real = source.clock_offset_ns()
+        monkeypatch.setattr(source, "clock_offset_ns", lambda: real - hour)
+        assert -hour < next_time() - before < -hour + 60_000_000_000
+
+
+def test_the_port_of_a_dead_agent(lab):
+    """After kill -9 nothing is left: its child is gone, and another takes its port and counts."""
+    kube_proxy.load(lab, "iptables")
+    with serving(lab) as served:
+        pid = served.process.pid
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = [int(c) for task in tasks for c in (task / "children").read_text().split()]
+        assert len(children) == 1
+        served.process.kill()
+        served.process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+        with serving(lab, "--port", str(served.port)) as again:
+            probe.run(lab, cases(modes=["iptables"], scenarios=["S4"], families=["ipv4"]))
+            again.drained()
+            assert again.connections.total() == 2
