@@ -6,13 +6,15 @@ import subprocess
 import threading
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from lab import kube_proxy, probe
 from lab.hosts import NODES, PODS
 from lab.scenarios import cases
-from tests.lab.commands import PATIENCE_S, lines, tracing, wait_until
+from tests.lab.commands import OPTIONS, PATIENCE_S, lines, srcip, tracing, wait_until
 from tracer.model import PROTOCOLS
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -71,6 +73,8 @@ def run(request, lab, tmp_path_factory):
     chosen = cases(modes=[request.param])
     arguments = ["-o", "json", "--packets", "1"]
     directory = tmp_path_factory.mktemp("paths")
+    recording = directory / "recording"
+    arguments += ["--record", str(recording)]
     with tracing(lab, directory, *arguments) as (process, output), captured(lab) as captures:
         answers = probe.run(lab, chosen)
         wait_until(lambda: found(output.read_text(), answers).keys() == answers.keys())
@@ -78,7 +82,16 @@ def run(request, lab, tmp_path_factory):
         assert process.wait(PATIENCE_S) == 0
     told = lines(output.read_text())
     assert not any(told[-1]["lost"].values())
-    return answers, found(output.read_text(), answers), captures
+    return Run(answers, found(output.read_text(), answers), captures, recording)
+
+
+class Run(NamedTuple):
+    """What came of all scenarios of a mode."""
+
+    answers: dict
+    paths: dict
+    captures: dict
+    recording: Path
 
 
 def found(printed, answers):
@@ -131,7 +144,7 @@ def differs(translation):
 
 def test_every_scenario_is_a_path(run):
     """Each connection is one path, with the verdict and the cause of the table of scenarios."""
-    answers, paths, _ = run
+    answers, paths, *_ = run
     for case, answer in answers.items():
         path = paths[case]["original"]
         assert (path["verdict"], path.get("cause")) == (case.verdict, case.cause), case
@@ -144,7 +157,7 @@ def test_hops_are_what_tcpdump_captured(run):
     On each node the first packet of each direction crosses the interfaces that tcpdump says, with
     the same addresses and ports, in the same order.
     """
-    answers, paths, captures = run
+    answers, paths, captures, _ = run
     compared = 0
     for case in answers:
         for line in filter(has_ports, paths[case].values()):
@@ -161,7 +174,7 @@ def test_hops_are_what_tcpdump_captured(run):
 
 def test_times_and_places_are_in_order(run):
     """No hop is before the one that it follows, and each begins where the packet came in."""
-    answers, paths, _ = run
+    answers, paths, *_ = run
     for case in answers:
         for line in paths[case].values():
             times = [hop["time"] for hop in line["hops"]]
@@ -176,7 +189,7 @@ def test_nat_is_told_where_it_was_done(run):
     DNAT where the packet is routed, SNAT where it leaves, on the node that the verdict names; the
     backend's socket has the source that is told; nothing else changes a packet.
     """
-    answers, paths, _ = run
+    answers, paths, *_ = run
     for case, answer in answers.items():
         path = paths[case]["original"]
         done = translations(path)
@@ -201,7 +214,7 @@ def test_nat_is_told_where_it_was_done(run):
 
 def test_answers_are_undone(run):
     """The answer leaves the first node as one to what the client sent, translated back there."""
-    answers, paths, _ = run
+    answers, paths, *_ = run
     for case, answer in answers.items():
         if answer.client_address is None:
             continue
@@ -216,7 +229,7 @@ def test_answers_are_undone(run):
 
 def test_drops_end_where_the_rule_is(run):
     """What is dropped comes in and does not go out: tcpdump sees it on no other interface."""
-    answers, paths, captures = run
+    answers, paths, captures, _ = run
     ended = 0
     for case, answer in answers.items():
         if case.verdict != "dropped":
@@ -238,7 +251,7 @@ def test_drops_end_where_the_rule_is(run):
 @pytest.mark.parametrize("scenario", ["S3", "S7b"])
 def test_over_two_nodes(run, scenario):
     """A connection that node2 sends on to node1 is one path over both, proof included."""
-    answers, paths, _ = run
+    answers, paths, *_ = run
     for case in answers:
         if case.scenario.id == scenario:
             path = paths[case]["original"]
@@ -255,7 +268,7 @@ def test_over_two_nodes(run, scenario):
 
 def test_pods_are_named(run):
     """The last interface of a path is the backend's, and named for its pod."""
-    answers, paths, _ = run
+    answers, paths, *_ = run
     for case, answer in answers.items():
         last = paths[case]["original"]["hops"][-1]
         if answer.pod in PODS:
@@ -265,8 +278,47 @@ def test_pods_are_named(run):
 
 def test_protocols(run):
     """TCP and UDP over IPv4 and IPv6 are all there."""
-    answers, paths, _ = run
+    answers, paths, *_ = run
     told = {(each["original"]["family"], each["original"]["proto"]) for each in paths.values()}
     assert told == {(f, p) for f in ("ipv4", "ipv6") for p in ("tcp", "udp")}
     assert {p for _, p in told} <= set(PROTOCOLS)
     assert len(paths) == len(answers)
+
+
+def test_replay(run):
+    """A recording has the same paths, but for what the live trace knew of rules."""
+    replayed = srcip("replay", str(run.recording), *OPTIONS, "-o", "json", "--paths")
+    assert replayed.returncode == 0, replayed.stderr
+    again = found(replayed.stdout, run.answers)
+    assert again.keys() == run.paths.keys()
+    for case, path in run.paths.items():
+        for direction, line in path.items():
+            told = again[case][direction]
+            assert told["hops"] == line["hops"], case
+            assert told["nodes"] == line["nodes"], case
+            assert told["verdict"] == line["verdict"], case
+
+
+@pytest.mark.parametrize("mode", kube_proxy.MODES)
+def test_filter_by_client_follows_him(lab, tmp_path, mode):
+    """
+    Of a client who is asked for, the path has all nodes, also those that see another address; and
+    of others there is nothing.
+    """
+    kube_proxy.load(lab, mode)
+    chosen = cases(modes=[mode], scenarios=["S1", "S3", "S5", "S6", "S7b"], families=["ipv4"])
+    arguments = ["-o", "json", "--packets", "1", "--filter-client", "198.51.100.10"]
+    with tracing(lab, tmp_path, *arguments) as (process, output):
+        answers = probe.run(lab, chosen)
+        wanted = {case for case in chosen if case.scenario.id != "S1"}
+        wait_until(lambda: found(output.read_text(), answers).keys() == wanted)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    told = lines(output.read_text())
+    assert {line["orig"]["src"] for line in told if line["kind"] == "path"} == {"198.51.100.10"}
+    for case, path in found(output.read_text(), answers).items():
+        assert path["original"]["verdict"] == case.verdict
+        nodes = [node["node"] for node in path["original"]["nodes"]]
+        assert nodes == {"S3": ["node2", "node1"], "S7b": ["node2", "node1"], "S5": ["node1"],
+                         "S6": ["node2"]}[case.scenario.id]  # fmt: skip
+        assert {hop["node"] for hop in path["original"]["hops"]} == set(nodes)

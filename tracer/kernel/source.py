@@ -74,6 +74,7 @@ _NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
 _NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 _RECORD_BYTES = 128 + 8
 _CHECK_INTERVAL_NS = 500_000_000
+_STEP_NS = 1_000_000
 _ZERO = bytes(4)
 
 
@@ -172,7 +173,10 @@ class KernelSource:
             raise LoadError("this source is closed")
         batch = self._reader.read(timeout_s)
         # The clock may have been set: what is read now is told by what it says now.
-        self.info = replace(self.info, clock_offset_ns=clock_offset_ns())
+        offset_ns = clock_offset_ns()
+        # Two clocks that are read one after the other differ a little each time: that is no step.
+        if abs(offset_ns - self.info.clock_offset_ns) >= _STEP_NS:
+            self.info = replace(self.info, clock_offset_ns=offset_ns)
         if SEGMENTS in self._programs:
             batch = self._declared.read(batch, time.monotonic_ns())
         self._release_gone_namespaces()
