@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from exporters.sketch import drop_text
+from exporters.sketch import declared_word, drop_text
 from exporters.terminal import printable
-from exporters.text import endpoint
+from exporters.text import declared_text, endpoint
 from tracer.judge.path import Leg, Passage, Path, PathHop
 from tracer.judge.verdict import Opinion, ServiceRef, Verdict
 from tracer.model import FiveTuple, Hook, protocol_name
 
-Value = str | int | list[str]
+Value = str | int | bool | list[str]
 Attributes = dict[str, Value]
 
 # A rule's text is as long as its author likes.
@@ -76,11 +76,7 @@ def _attributes(path: Path, leg: Leg) -> Attributes:
         "srcip.verdict": str(leg.verdict),
         "srcip.path.verdict": str(path.verdict),
     }
-    # Behind another node or a proxy the client is somebody else.
-    if path.verdict not in (Verdict.REPLACED_UPSTREAM, Verdict.PROXIED):
-        found["client.address"] = str(path.orig.src)
-        if not path.orig.is_icmp:
-            found["client.port"] = path.orig.sport
+    found |= _client(path)
     if path.cause is not None:
         found["srcip.path.cause"] = str(path.cause)
     if leg.reply is not None:
@@ -100,6 +96,29 @@ def _attributes(path: Path, leg: Leg) -> Attributes:
         found["srcip.accepted"] = endpoint(peer.src, peer.sport)
     if path.missing:
         found["srcip.missing"] = [_text(line) for line in path.missing]
+    return found
+
+
+def _client(path: Path) -> Attributes:
+    word = declared_word(path)
+    found: Attributes = {}
+    if word is not None and word.clients:
+        found["srcip.declared"] = [_text(declared_text(client)) for client in word.clients]
+        found["srcip.declared.headers"] = [header.label for header in word.headers]
+        found["srcip.declared.trusted"] = word.is_trusted
+    named = word.client if word is not None and word.is_proxied else None
+    if named is not None and named.address is not None:
+        return found | _end(str(named.address), named.port)
+    # Behind another node or a proxy the client is somebody else.
+    if path.verdict in (Verdict.REPLACED_UPSTREAM, Verdict.PROXIED):
+        return found
+    return found | _end(str(path.orig.src), None if path.orig.is_icmp else path.orig.sport)
+
+
+def _end(address: str, port: int | None) -> Attributes:
+    found: Attributes = {"client.address": address}
+    if port is not None:
+        found["client.port"] = port
     return found
 
 

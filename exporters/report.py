@@ -18,7 +18,7 @@ from exporters import svg_canvas
 from exporters.jsonl import timestamp
 from exporters.svg import path_drawing
 from exporters.terminal import printable
-from exporters.text import cause_text, ends
+from exporters.text import cause_text, client_text, ends
 from tracer.judge.path import Leg, Path
 from tracer.judge.verdict import Summary, Verdict
 from tracer.model import protocol_name
@@ -177,7 +177,8 @@ def _row(path: Path, group: _Group, number: int | None) -> str:
 
 
 def _client(path: Path) -> str:
-    return ends(path.orig)[0]
+    judged = path.legs[0].judged
+    return client_text(judged) if judged else ends(path.orig)[0]
 
 
 def _sent_to(path: Path) -> str:

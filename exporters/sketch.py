@@ -6,8 +6,9 @@ from enum import StrEnum
 from itertools import pairwise
 
 from exporters.jsonl import timestamp
-from exporters.text import cause_text, endpoint, ends
+from exporters.text import cause_text, declared_text, endpoint, ends
 from tracer.judge.path import Direction, Ending, Leg, Path, PathHop, Translated
+from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
 from tracer.model import ClientClass, FiveTuple, Hook, IPAddress, protocol_name
 
@@ -17,6 +18,7 @@ class Role(StrEnum):
 
     CLIENT = "client"
     NODE = "node"
+    DECLARED = "declared"  # a trusted proxy says that it is there
     UNSEEN = "unseen"  # it must be there, but nobody told of it
     ENDPOINT = "endpoint"
 
@@ -118,6 +120,13 @@ def _before(path: Path) -> tuple[Station, ...]:
     """Return the client, and what stands between it and the first traced node."""
     first = path.legs[0]
     source = ends(path.orig)[0]
+    word = declared_word(path)
+    if word is not None and word.is_proxied and word.client is not None:
+        client = declared_text(word.client)
+        stations = [Station(role=Role.DECLARED, name="client", detail=client)]
+        if word.by not in (None, word.peer):
+            stations.append(Station(role=Role.DECLARED, name="proxy", detail=str(word.by)))
+        return *stations, Station(role=Role.CLIENT, name="proxy", detail=source)
     nobody = Station(role=Role.UNSEEN, name="client", detail="not known")
     match first.verdict:
         case Verdict.REPLACED_UPSTREAM:
@@ -128,6 +137,12 @@ def _before(path: Path) -> tuple[Station, ...]:
             return nobody, Station(role=Role.CLIENT, name="proxy", detail=source)
     name = _client_name(first, first.opinion)
     return (Station(role=Role.CLIENT, name=name, detail=source),)
+
+
+def declared_word(path: Path) -> ProxyWord | None:
+    """Return what the first bytes say of clients behind the peer, as the first node read them."""
+    words = (leg.judged.word for leg in path.legs if leg.judged is not None)
+    return next((word for word in words if word is not None), None)
 
 
 def _client_name(first: Leg, opinion: Opinion | None) -> str:
@@ -234,18 +249,34 @@ def _headline(path: Path) -> str:
         case Verdict.REPLACED_UPSTREAM:
             return f"replaced-upstream of {node}: the backend sees {seen}, which is not the client"
         case Verdict.PROXIED:
-            return f"proxied: the backend sees the proxy {seen}; the client is behind it"
+            return f"proxied: {_seen_of_a_proxy(path, seen)}"
         case Verdict.DROPPED:
             why = f", {drop_text(path.drop)}" if path.drop else ""
             return f"dropped at {node}{why}: nothing arrives"
     return f"unknown: the backend sees {seen}"
 
 
+def _seen_of_a_proxy(path: Path, seen: object) -> str:
+    word = declared_word(path)
+    client = word.client if word is not None and word.is_proxied else None
+    who = (
+        f"the client is {declared_text(client)}, as it says"
+        if client
+        else "the client is behind it"
+    )
+    if seen == path.orig.src:
+        return f"the backend sees the proxy {seen}; {who}"
+    return f"the backend sees {seen} in place of the proxy {path.orig.src}; {who}"
+
+
 def _facts(path: Path) -> Iterator[tuple[str, str]]:
     opinion = path.deciding.opinion
     judged = path.deciding.drop or path.deciding.judged
-    if judged is not None and opinion is not None and opinion.cause is not None:
-        yield "cause", cause_text(judged)
+    if judged is not None and (cause := cause_text(judged)) != "-":
+        yield "cause", cause
+    word = declared_word(path)
+    if word is not None and word.clients:
+        yield "declared", _declared(word)
     if opinion is not None and opinion.service is not None:
         service = opinion.service
         policy = f", policy {service.policy}" if service.policy else ""
@@ -253,6 +284,13 @@ def _facts(path: Path) -> Iterator[tuple[str, str]]:
     yield "time", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
     if path.accept is not None:
         yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
+
+
+def _declared(word: ProxyWord) -> str:
+    named = " then ".join(map(declared_text, word.clients))
+    headers = " and ".join(header.label for header in word.headers)
+    trust = "is trusted" if word.is_trusted else "is not trusted (--trusted-proxy)"
+    return f"{named}, in {headers}; {word.peer} {trust}"
 
 
 def _rule(opinion: Opinion | None) -> str | None:

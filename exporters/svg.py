@@ -31,6 +31,7 @@ _DIRECTIONS = {
     Direction.ORIGINAL: "The first packet of the client",
     Direction.REPLY: "The first packet of the answer",
 }
+_NOT_SEEN = (Role.UNSEEN, Role.DECLARED)
 _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
 
@@ -89,7 +90,7 @@ class _Picture:
         middle = top + height / 2
         lefts = [_MARGIN + i * (width + _GAP) for i in range(count)]
         for station, lines, left in zip(drawn.stations, texts, lefts, strict=True):
-            self.canvas.box(left, top, width, height, is_dashed=station.role is Role.UNSEEN)
+            self.canvas.box(left, top, width, height, is_dashed=station.role in _NOT_SEEN)
             y = top + 4 + (height - len(lines) * _ROW) / 2 + 8
             for text, is_name in lines:
                 self.canvas.text(
@@ -250,7 +251,7 @@ class _Picture:
 def _box_lines(station: Station, width: float) -> list[tuple[str, bool]]:
     """Return the lines of a box, and whether each is the name."""
     what = "not seen" if station.role is Role.UNSEEN else station.role.value
-    if station.name in (station.role.value, "node", "client"):
+    if station.name in (station.role.value, "node", "client", "proxy"):
         name, detail, what = station.detail, "", f"{station.name}, {what}"
         what = station.name if what == f"{station.name}, {station.name}" else what
     else:

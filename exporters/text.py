@@ -17,7 +17,7 @@ from tracer.judge.verdict import (
     Summary,
     Verdict,
 )
-from tracer.model import FiveTuple, IPAddress, protocol_name
+from tracer.model import DeclaredClient, FiveTuple, IPAddress, protocol_name
 from tracer.ruleset.rule import Owner, Rule
 
 # Most addresses are IPv4: "255.255.255.255:65535".
@@ -126,15 +126,18 @@ def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
     return " ".join(words) or "-"
 
 
-def _client(judged: JudgedConnection) -> str:
+def client_text(judged: JudgedConnection) -> str:
     """Return the client: whom a trusted proxy speaks for, and the proxy."""
     client, _ = ends(judged.connection.orig)
     word = judged.word
     if word is None or not word.is_proxied or word.client is None:
         return client
-    named = word.client
-    text = str(named) if named.address is None else endpoint(named.address, named.port)
-    return f"{text} by {client}"
+    return f"{declared_text(word.client)} by {client}"
+
+
+def declared_text(client: DeclaredClient) -> str:
+    """Return a client as a header names it: an address, or a name in place of one."""
+    return str(client) if client.address is None else endpoint(client.address, client.port)
 
 
 def _owner(rule: Rule | None) -> str:
@@ -155,7 +158,7 @@ def _connection_cells(judged: JudgedConnection) -> list[str]:
         judged.node,
         judged.verdict,
         protocol_name(orig.proto),
-        _client(judged),
+        client_text(judged),
         sent_to,
         seen,
         backend,

@@ -20,7 +20,7 @@ from tracer.judge.path import (
     Translation,
 )
 from tracer.judge.verdict import JudgedConnection, Opinion, SeenAccept, ServiceRef, Verdict
-from tracer.model import ClientClass, Hook, Hop
+from tracer.model import ClientClass, ClientForm, Hook, Hop, ProxyHeader
 
 START_NS = CLOCK_OFFSET_NS + KTIME_NS
 NODE1_NETNS, NODE2_NETNS = 4026532002, samples.NETNS
@@ -373,6 +373,38 @@ def proxied():
     return Path(legs=(leg("node1", sent, sent.inverted, there, entry=entry),))
 
 
+PROXY = "203.0.113.60"
+
+
+def with_word(word):
+    """The same, with what its first bytes say."""
+    path = proxied()
+    leg = path.legs[0]
+    return replace(path, legs=(replace(leg, judged=replace(leg.judged, word=word)),))
+
+
+def declared():
+    """A trusted proxy names its client."""
+    return with_word(samples.word(peer=PROXY))
+
+
+def declared_chain():
+    """A trusted proxy names another one, which named the client."""
+    chain = (
+        samples.named(ProxyHeader.X_FORWARDED_FOR, "2001:db8:7::7", port=None),
+        samples.named(ProxyHeader.X_FORWARDED_FOR, "203.0.113.61", port=None),
+    )
+    return with_word(samples.word(*chain, peer=PROXY, by=ip_address("203.0.113.61")))
+
+
+def forged():
+    """Somebody whom nobody trusts names a client."""
+    path = with_word(samples.word(peer=PROXY, is_trusted=False, client=None, by=None))
+    leg = path.legs[0]
+    opinion = replace(leg.judged.opinion, verdict=Verdict.PRESERVED, cause=None)
+    return replace(path, legs=(replace(leg, judged=replace(leg.judged, opinion=opinion)),))
+
+
 def to_process():
     """A connection to the node itself, delivered to a socket."""
     sent = flow(samples.CLIENT, 50000, samples.NODE, 22)
@@ -413,6 +445,7 @@ def hostile(text):
     """A path in which every name and every line of text is an attacker's."""
     path = s3()
     pod = PodRef(text, text, text)
+    token = samples.named(ProxyHeader.FORWARDED, None, form=ClientForm.TOKEN, token=text, port=None)
     service = replace(samples.SERVICE, namespace=text, name=text, port=text)
     rule = replace(samples.RULE, text=text, chain=text, table=text)
     device = Device(name=text, kind=text, pod=pod)
@@ -424,7 +457,8 @@ def hostile(text):
         passages = tuple(
             replace(p, hops=tuple(replace(h, device=device) for h in p.hops)) for p in each.passages
         )
-        entry = replace(each.judged, node=text, opinion=opinion, backend_pod=pod)
+        word = samples.word(token)
+        entry = replace(each.judged, node=text, opinion=opinion, backend_pod=pod, word=word)
         return replace(each, node=text, judged=entry, passages=passages)
 
     return replace(path, legs=tuple(map(of, path.legs)), missing=(text,))
@@ -448,6 +482,6 @@ ALL = {
     each.__name__: each
     for each in (
         s3, s3_ipv6, s3_without_hops, s3_first_half, s3_second_half, s5, s6, s12, s19b, ping,
-        changed, proxied, to_process, three_nodes,
+        changed, proxied, declared, declared_chain, forged, to_process, three_nodes,
     )
 }  # fmt: skip

@@ -44,6 +44,9 @@ def block(lines, heading):
             ],
         ),
         ("proxied", ["client? --> proxy --> node1 --> default/p11"]),
+        ("declared", ["client --> proxy --> node1 --> default/p11"]),
+        ("declared_chain", ["client --> proxy --> proxy --> node1 --> default/p11"]),
+        ("forged", ["load balancer --> node1 --> default/p11", "                  source kept"]),
         ("to_process", ["client --> node2 --> process", "           source kept"]),
         (
             "changed",
@@ -74,6 +77,57 @@ def test_verdict_and_packets():
         "node2 to node1        10.240.0.5:65241 -> 10.244.1.11:8080",
         "node1 to default/p11  10.240.0.5:65241 -> 10.244.1.11:8080",
     ]
+
+
+@pytest.mark.parametrize(
+    ("make", "headline", "facts"),
+    [
+        (
+            paths.declared,
+            "proxied: the backend sees the proxy 203.0.113.60; the client is 198.51.100.7:56324,"
+            " as it says",
+            [
+                "cause     load-balancer-proxy (PROXY v2)",
+                "declared  198.51.100.7:56324, in PROXY v2; 203.0.113.60 is trusted",
+            ],
+        ),
+        (
+            paths.declared_chain,
+            "proxied: the backend sees the proxy 203.0.113.60; the client is 2001:db8:7::7,"
+            " as it says",
+            [
+                "cause     load-balancer-proxy (X-Forwarded-For)",
+                "declared  2001:db8:7::7 then 203.0.113.61, in X-Forwarded-For; 203.0.113.60 is"
+                " trusted",
+            ],
+        ),
+        (
+            paths.forged,
+            "preserved: the backend sees the client, 203.0.113.60",
+            [
+                "cause     (PROXY v2 198.51.100.7: declared, not trusted (forged?))",
+                "declared  198.51.100.7:56324, in PROXY v2; 203.0.113.60 is not trusted"
+                " (--trusted-proxy)",
+            ],
+        ),
+    ],
+)
+def test_what_proxies_declare(make, headline, facts):
+    """Whom a trusted proxy names is the client; what nobody vouches for is told as such."""
+    lines = drawn(make(), width=200)
+    assert headline in lines
+    assert [line for line in lines if line.startswith(("cause", "declared"))] == facts
+
+
+def test_proxy_whose_address_is_replaced():
+    """Behind a proxy, too, it is told whose address the backend sees."""
+    path = paths.declared()
+    leg = path.legs[0]
+    reply = replace(leg.reply, dst=paths.s3().seen_source)
+    assert (
+        "proxied: the backend sees 10.240.0.5 in place of the proxy 203.0.113.60; the client is"
+        " 198.51.100.7:56324, as it says"
+    ) in drawn(replace(path, legs=(replace(leg, reply=reply),)), width=200)
 
 
 def test_hops():

@@ -224,6 +224,19 @@ def test_client_that_is_not_known(make):
     assert "client.address" not in node_span(path, path.legs[0]).attributes
 
 
+def test_client_that_a_proxy_declares():
+    """Whom a trusted proxy names is the client; whom another names is only said to be named."""
+    path = paths.declared()
+    told = node_span(path, path.legs[0]).attributes
+    assert (told["client.address"], told["client.port"]) == ("198.51.100.7", 56324)
+    assert told["srcip.declared.trusted"] is True
+    path = paths.forged()
+    told = node_span(path, path.legs[0]).attributes
+    assert told["client.address"] == "203.0.113.60"
+    assert told["srcip.declared"] == ["198.51.100.7:56324"]
+    assert told["srcip.declared.trusted"] is False
+
+
 @pytest.mark.parametrize("make", paths.ALL.values(), ids=paths.ALL)
 def test_every_kind_of_path(receiver, make):
     """Any path arrives, a span for each of its legs."""
