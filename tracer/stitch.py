@@ -2,15 +2,16 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from tracer.errors import RecordingError
 from tracer.judge.assemble import QUIET_NS, Assembler
 from tracer.judge.join import WINDOW_NS, Joiner
 from tracer.judge.path import Path
-from tracer.judge.verdict import SeenAccept, Summary, Verdict
+from tracer.judge.verdict import Judged, SeenAccept, Summary, Verdict
 from tracer.pipeline import Pipeline, Wanted
+from tracer.proxies import Proxies
 from tracer.recording import RecordingSource
 from tracer.views import FixedViews
 
@@ -33,6 +34,7 @@ class Stitcher:
         views: FixedViews,
         *,
         window_ns: int = WINDOW_NS,
+        proxies: Proxies | None = None,
     ) -> None:
         """
         Args:
@@ -40,11 +42,14 @@ class Stitcher:
             wanted: Which paths to show: what holds for one of their nodes holds for them.
             views: The cluster's objects; the places are each recording's own.
             window_ns: How far the times of two nodes may lie apart.
+            proxies: Which proxies are trusted, and what is known of them.
         """
+        proxies = proxies or Proxies()
         self.errors: list[RecordingError] = []
         self._wanted = wanted
         self._streams = [
-            _Stream(source, views, number) for number, source in enumerate(sources, start=1)
+            _Stream(source, views, proxies, number)
+            for number, source in enumerate(sources, start=1)
         ]
         self._joiner = Joiner(window_ns, cluster=lambda: views.cluster)
         self._connections = self._drops = 0
@@ -99,11 +104,16 @@ class Stitcher:
 class _Stream:
     """One recording on its way to the joiner."""
 
-    def __init__(self, source: RecordingSource, views: FixedViews, number: int) -> None:
+    def __init__(
+        self, source: RecordingSource, views: FixedViews, proxies: Proxies, number: int
+    ) -> None:
         self.number = number
         # What a connection is on the next node no filter knows: paths are filtered when whole.
         self.pipeline = Pipeline(
-            source, Wanted(are_stray_accepts=True), replace(views, places=source.places)
+            source,
+            Wanted(are_stray_accepts=True),
+            replace(views, places=source.places),
+            proxies=proxies,
         )
         self.latest_ns = 0
         self._source = source
@@ -112,7 +122,7 @@ class _Stream:
     @property
     def known_ns(self) -> int:
         """Up to when all its legs are with the joiner."""
-        quiet_ns = self.latest_ns - QUIET_NS - _DISORDER_NS
+        quiet_ns = self.latest_ns - QUIET_NS - _DISORDER_NS - self.pipeline.delay_ns
         return min(quiet_ns, self._assembler.open_since_ns or quiet_ns)
 
     def read(self, joiner: Joiner) -> bool:
@@ -125,18 +135,22 @@ class _Stream:
         records = self._source.read(0)
         if records is None:
             return False
-        for judged in self.pipeline.judge(records):
+        self._add(self.pipeline.judge(records), joiner)
+        for leg in self._assembler.take(self.latest_ns - self.pipeline.delay_ns):
+            joiner.add(leg, teller=self.number)
+        return True
+
+    def end(self, joiner: Joiner) -> None:
+        """Hand over what is left."""
+        self._add(self.pipeline.rest(), joiner)
+        for leg in self._assembler.take():
+            joiner.add(leg, teller=self.number)
+
+    def _add(self, found: Iterable[Judged], joiner: Joiner) -> None:
+        for judged in found:
             # Not the latest of all: one record with a wrong time is not to hold up this recording.
             self.latest_ns = judged.time_ns
             if isinstance(judged, SeenAccept):
                 joiner.add_accept(judged)
             else:
                 self._assembler.add(judged)
-        for leg in self._assembler.take(self.latest_ns):
-            joiner.add(leg, teller=self.number)
-        return True
-
-    def end(self, joiner: Joiner) -> None:
-        """Hand over what is left."""
-        for leg in self._assembler.take():
-            joiner.add(leg, teller=self.number)

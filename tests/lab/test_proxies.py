@@ -219,6 +219,10 @@ def test_recording_holds_the_clients_alone(site, tracing, tmp_path):
         line["proxy"] for line in sorted(told, key=key)
     ]
     assert [line["verdict"] for line in replayed] == [line["verdict"] for line in told]
+    joined = srcip("stitch", str(tracing.recording), "-o", "json", *TRUSTED)
+    proxied = [line for line in lines(joined.stdout) if line.get("verdict") == "proxied"]
+    assert [line["kind"] for line in proxied] == ["path", "path"]
+    assert {line["proxy"]["client"]["address"] for line in proxied} == {CLIENT[4]}
     untrusting = srcip("replay", str(tracing.recording), "--expect", "preserved")
     assert untrusting.returncode == 0
     assert "declared, not trusted (forged?)" in untrusting.stdout

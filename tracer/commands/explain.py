@@ -21,7 +21,7 @@ from tracer.commands.cluster import ClusterChoice, cluster_options, load_cluster
 from tracer.errors import TracerError
 from tracer.judge.forecast import Forecaster, Proxy, facts_of
 from tracer.judge.preview import SETTINGS, change, hidden_clients, preview
-from tracer.judge.verdict import JudgedConnection
+from tracer.judge.verdict import Judged, JudgedConnection
 from tracer.kernel import health, netns, proxy_mode
 from tracer.kernel.conntrack import DumpSource
 from tracer.kernel.interfaces import InterfaceWatcher
@@ -221,10 +221,11 @@ def _clients(
 
 def _connections(source: Source, cluster: Cluster) -> list[JudgedConnection]:
     pipeline = Pipeline(source, views=FixedViews(cluster=cluster))
-    found: list[JudgedConnection] = []
+    found: list[Judged] = []
     while (records := source.read(0)) is not None:
-        found += [each for each in pipeline.judge(records) if isinstance(each, JudgedConnection)]
-    return found
+        found += pipeline.judge(records)
+    found += pipeline.rest()
+    return [each for each in found if isinstance(each, JudgedConnection)]
 
 
 def _show_preview(

@@ -15,7 +15,9 @@ from tracer.errors import RecordingError
 from tracer.judge.join import WINDOW_NS
 from tracer.judge.path import Path
 from tracer.judge.verdict import Summary
+from tracer.model import IPNetwork
 from tracer.pipeline import Wanted
+from tracer.proxies import Proxies
 from tracer.recording import RecordingSource
 from tracer.stitch import Stitcher
 from tracer.views import FixedViews
@@ -68,6 +70,7 @@ def joined(
     *,
     window_ns: int = WINDOW_NS,
     known_ns: Mapping[str, int] | None = None,
+    trusted: Sequence[IPNetwork] = (),
 ) -> Iterator[Joined]:
     """
     Open recordings and compare their clocks.
@@ -79,6 +82,7 @@ def joined(
         stop: Ends the reading.
         window_ns: How far the times of two nodes may lie apart.
         known_ns: Clock offsets by node that the user told.
+        trusted: The proxies whose headers are believed.
 
     Raises:
         RecordingError: If a file is no recording.
@@ -95,7 +99,8 @@ def joined(
         for source in sources:
             offset_ns = source.info.clock_offset_ns + clocks.of(source.info)
             source.info = replace(source.info, clock_offset_ns=offset_ns)
-        yield Joined(Stitcher(sources, wanted, views, window_ns=window_ns), clocks, stop)
+        stitcher = Stitcher(sources, wanted, views, window_ns=window_ns, proxies=Proxies(trusted))
+        yield Joined(stitcher, clocks, stop)
 
 
 def _clocks(

@@ -13,6 +13,7 @@ from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.joined import joined
 from tracer.commands.run import stop_on_signals
 from tracer.errors import TracerError
+from tracer.model import IPNetwork
 
 
 @click.command(short_help="Make a page of recordings, to hand on.")
@@ -33,7 +34,13 @@ from tracer.errors import TracerError
 )
 @cluster_options
 @options.filter_options
-def report(recordings: tuple[File, ...], output: File, **parameters: Any) -> None:
+@options.trusted_proxy_option
+def report(
+    recordings: tuple[File, ...],
+    output: File,
+    trusted_proxy: tuple[IPNetwork, ...],
+    **parameters: Any,
+) -> None:
     """
     Write a page of the RECORDINGs: totals, a table with search, a picture of each kind of path.
 
@@ -49,7 +56,10 @@ def report(recordings: tuple[File, ...], output: File, **parameters: Any) -> Non
     _refuse_to_overwrite(output, recordings)
     page = Report()
     views = fixed_views(choice, {})
-    with stop_on_signals() as stop, joined(recordings, wanted, views, stop) as reading:
+    with (
+        stop_on_signals() as stop,
+        joined(recordings, wanted, views, stop, trusted=trusted_proxy) as reading,
+    ):
         for path in reading.paths():
             page.add(path)
         summary = reading.summary()

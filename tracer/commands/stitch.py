@@ -14,6 +14,7 @@ from tracer.commands.output import Expectation, path_writer
 from tracer.commands.run import stop_on_signals
 from tracer.commands.sinks import path_sinks, sink_options
 from tracer.judge.join import WINDOW_NS
+from tracer.model import IPNetwork
 
 _NS = 1_000_000_000
 
@@ -44,6 +45,7 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
 )
 @cluster_options
 @options.filter_options
+@options.trusted_proxy_option
 @click.option(
     "--window",
     type=click.FloatRange(min=0, max=3600),
@@ -67,6 +69,7 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
 @sink_options
 def stitch(
     files: tuple[File, ...],
+    trusted_proxy: tuple[IPNetwork, ...],
     window: float,
     clock_offset: tuple[tuple[str, int], ...],
     output: str,
@@ -101,6 +104,7 @@ def stitch(
             stop,
             window_ns=round(window * _NS),
             known_ns=dict(clock_offset),
+            trusted=trusted_proxy,
         ) as recordings:
             sinks.start()
             for path in islice(recordings.paths(), count):
