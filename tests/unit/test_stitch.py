@@ -108,6 +108,42 @@ def test_two_halves(record, stitch):
         assert not {"missing", "notes", "clock_offsets"} & (path.keys() | summary.keys())
 
 
+def test_behind_a_proxy(record, stitch, srcip):
+    """
+    Of recordings that hold what proxies declare, each connection still makes its path, with the
+    client that a trusted proxy names, however long it waited.
+    """
+    first, second = s3()
+    told = replace(info("node2"), has_proxy_headers=True)
+    declared = samples.declared_bytes(
+        replace(
+            samples.word().declared,
+            ktime_ns=START_NS + S,
+            netns=NETNS["node2"],
+            flow=flow(world.CLIENT, 40000, world.NODE2, 30080),
+        )
+    )
+    silent = s3(2 * MS, port=40001, snat_port=61235)[0]
+    node2 = record("node2", first, silent, declared, of=told)
+    node1 = record("node1", second, of=replace(info("node1"), has_proxy_headers=True))
+    code, paths, summary, _ = stitch(node1, node2, f"--trusted-proxy={world.CLIENT}")
+    assert (code, summary["connections"]) == (0, 2)
+    proxied, other = paths
+    assert (nodes(proxied), nodes(other)) == (["node2", "node1"], ["node2"])
+    assert (proxied["verdict"], other["verdict"]) == ("proxied", "replaced")
+    assert proxied["proxy"]["client"]["address"] == "198.51.100.7"
+    preview = (
+        "default/nodeport",
+        "--set",
+        "externalTrafficPolicy=Local",
+        "--from-recording",
+        node2,
+    )
+    _, out, _ = srcip("explain", *preview, *CLUSTER, "-o", "json")
+    (shown,) = [line for line in map(json.loads, out.splitlines()) if line["kind"] == "preview"]
+    assert shown["clients_made_visible"] == [{"address": world.CLIENT, "connections": 2}]
+
+
 def test_halves_missing(record, stitch):
     """With one of the recordings, the path says what it lacks."""
     first, second = s3()
