@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,8 @@ from lab.scenarios import cases
 from lab.services import OBJECTS
 from tests.lab.commands import OPTIONS, PATIENCE_S, SRCIP, lines, tracing, wait_until
 from tests.unit.apiserver import running
+from tests.unit.test_page_server import Issued
+from tests.unit.test_page_server import get as https_get
 from tracer.agent import Agent
 from tracer.decode import decode
 from tracer.kernel import netns
@@ -343,3 +346,41 @@ def test_a_full_map_loses_nothing(lab):
     assert 0 < full < made
     assert sum(told.connections.values()) == made
     assert sum(n for labels, n in told.connections.items() if labels.service == "other") == full
+
+
+def test_https_for_who_may(lab, tmp_path):
+    """
+    Metrics go over HTTPS to bearer tokens that the API server lets get them, probes to everyone;
+    a certificate that is renewed after root was dropped is taken into use.
+    """
+    kube_proxy.load(lab, "iptables")
+    with running() as api, tempfile.TemporaryDirectory(prefix="srcip-test-") as directory:
+        for item in json.loads(OBJECTS.read_text())["items"]:
+            api.put(item)
+        api.users["prometheus"] = {"username": "prometheus"}
+        api.users["somebody"] = {"username": "somebody"}
+        api.allowed.add(("prometheus", "get", "/metrics"))
+        Path(directory).chmod(0o755)
+        issued = Issued(Path(directory))
+        options = ["--tls-cert", issued.cert, "--tls-key", issued.key, "--authorize", "kubernetes"]
+        cluster = ["--kubeconfig", api.kubeconfig(tmp_path / "config")]
+        with serving(lab, *options, cluster=cluster, is_ready=False) as served:
+
+            def get(path, token=None):
+                headers = {"Authorization": f"Bearer {token}"} if token else {}
+                return https_get(served, path, issued.authority, **headers)
+
+            wait_until(lambda: get("/readyz")[0] == 200)
+            assert get("/healthz")[0] == 200
+            tokens = {None: 401, "unknown": 401, "somebody": 403, "prometheus": 200}
+            assert {token: get("/metrics", token)[0] for token in tokens} == tokens
+            assert "srcip_build_info" in get("/metrics", "prometheus")[2]
+            before = issued.authority
+            issued.issue()
+            assert get("/readyz")[0] == 200
+            with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+                https_get(served, "/readyz", before)
+            api.is_broken = True
+            assert get("/metrics", "prometheus")[0] == 200
+            assert get("/metrics", "new")[0] == 503
+            assert get("/healthz")[0] == 200

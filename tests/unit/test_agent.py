@@ -233,6 +233,7 @@ class FakeKernel:
         self.added, self.samples, self.records = Counter(), {}, []
         self.classes, self.mark = {}, None
         self.streaming, self.woken_by = [], None
+        self.refused = 0
         self.lost_connections = Counter()
         self.is_open = True
 
@@ -255,7 +256,7 @@ class FakeKernel:
 
     def replace_classes(self, classes):
         self.classes = classes
-        return 0
+        return self.refused
 
     def count(self, *, masquerade_mark):
         self.mark = masquerade_mark
@@ -407,6 +408,15 @@ def test_a_full_map_is_in_other(setup):
     assert setup.totals()["other", "other", "other"] == 41
     assert setup.snapshots[-1].lost["connections", "paths_full"] == 41
     assert setup.snapshots[-1].overflow["srcip_connections_total"] == 41
+
+
+def test_a_full_map_of_classes_is_told(setup):
+    """Prefixes that found no room are lost, by their number."""
+    setup.kernel.refused = 3
+    setup.views.view = replace(setup.views.view, addresses=frozenset({ip_address("192.0.2.1")}))
+    setup.agent.step(0)
+    setup.agent.drain()
+    assert setup.snapshots[-1].lost["agent", "prefixes_full"] == 3
 
 
 def test_undecodable_keys_are_in_other(setup):

@@ -102,6 +102,14 @@ def test_version(srcip):
         (["trace", "--timeout", "0"], "0.0 is not in the range x>0"),
         (["replay", "x", "-o", "xml"], "'xml' is not one of 'table', 'json'"),
         (["replay"], "Missing argument 'FILE'"),
+        (["trace", "--agent", "--record", "x"], "--record is the agent's own: it does not go with"),
+        (["trace", "--agent", "/x", "--netns", "y"], "--netns is the agent's own"),
+        (["trace", "--agent", "-o", "diagram"], "-o diagram does not go with --agent"),
+        (["serve", "--tls-cert", "x"], "--tls-cert and --tls-key go together"),
+        (["serve", "--tls-key", "x"], "--tls-cert and --tls-key go together"),
+        (["serve", "--bind", "192.0.2.1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
+        (["serve", "--bind", "node1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
+        (["serve", "--stream-group", "no-such-group"], "there is no group 'no-such-group'"),
         (["demo", "--scenario", "S99"], "'S99' is not one of"),
         (["replace"], "No such command 'replace'"),
         (["trace", "--no-such-option"], "No such option"),
@@ -112,6 +120,23 @@ def test_wrong_usage(srcip, arguments, message):
     code, out, err = srcip(*arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize("path", ["/no/such/agent.sock", "unix:/no/such/agent.sock"])
+def test_no_agent(srcip, path):
+    """Without an agent one line says where it was looked for."""
+    assert srcip("trace", "--agent", path) == (
+        1,
+        "",
+        "srcip: cannot reach the agent at /no/such/agent.sock: No such file or directory; is 'srcip"
+        " serve' running on this node?\n",
+    )
+
+
+def test_what_the_environment_says_is_the_agent_s(srcip, monkeypatch):
+    """In the agent's pod it speaks to the agent: it is no wrong usage beside --agent."""
+    monkeypatch.setenv("SRCIP_TRACE_NODE_NAME", "node1")
+    assert srcip("trace", "--agent", "/no/such/agent.sock")[0] == 1
 
 
 @pytest.mark.parametrize("name", ["trace", "flows", "doctor"])
