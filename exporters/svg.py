@@ -12,6 +12,7 @@ from exporters.svg_canvas import Canvas, Drawing, text_width, wrapped
 from exporters.text import VERDICT_COLOURS, ends
 from exporters.ways import Crossing, HopRow, Way, ways
 from tracer.judge.path import Direction, Path
+from tracer.judge.verdict import Verdict
 from tracer.model import FiveTuple
 
 _MARGIN = 28.0
@@ -31,6 +32,9 @@ _DIRECTIONS = {
     Direction.ORIGINAL: "The first packet of the client",
     Direction.REPLY: "The first packet of the answer",
 }
+_ROLES = {Role.UNSEEN: "not seen", Role.DECLARED: "declared"}
+# What a station is called that has no name.
+_KINDS = {"client", "endpoint", "load balancer", "node", "pod", "process", "proxy"}
 _NOT_SEEN = (Role.UNSEEN, Role.DECLARED)
 _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
@@ -156,7 +160,9 @@ class _Picture:
         self.canvas.rule(self.y, _MARGIN, self._inner)
         self.y += 22
         names = [station.name for station in drawn.stations]
-        client = next((wire.src for wire in drawn.wires if wire is not None), None)
+        # Behind a proxy or another node the first source is not the client's.
+        is_first = drawn.verdict not in (Verdict.PROXIED, Verdict.REPLACED_UPSTREAM)
+        client = next((wire.src for wire in drawn.wires if wire is not None and is_first), None)
         heads = [f"{here} \u2192 {there}" for here, there in pairwise(names)]
         column = min(
             _MARGIN + 24 + max((text_width(head, 12) for head in heads), default=0) + 24,
@@ -250,14 +256,14 @@ class _Picture:
 
 def _box_lines(station: Station, width: float) -> list[tuple[str, bool]]:
     """Return the lines of a box, and whether each is the name."""
-    what = "not seen" if station.role is Role.UNSEEN else station.role.value
-    if station.name in (station.role.value, "node", "client", "proxy"):
-        name, detail, what = station.detail, "", f"{station.name}, {what}"
-        what = station.name if what == f"{station.name}, {station.name}" else what
+    role = _ROLES.get(station.role, station.role.value)
+    name, detail = station.name, station.detail
+    if name in _KINDS:
+        # It has no name of its own: its address is what it is known by.
+        what = f"{name}, {role}" if station.role in _NOT_SEEN else name
+        name, detail = detail, ""
     else:
-        name, detail = station.name, station.detail
-    if detail == "not seen":
-        detail = ""
+        what, detail = role, detail if detail != role else ""
     return [
         (what, False),
         *((line, True) for line in wrapped(name, width, _NAME, most=4)),

@@ -1,5 +1,6 @@
 """Paths of real connections as pictures, traces and a report."""
 
+import re
 import signal
 from contextlib import ExitStack, closing
 from xml.etree import ElementTree
@@ -89,6 +90,43 @@ def test_receiver_that_is_away(lab, s3, tmp_path, monkeypatch):
         said = end(process, output)
     assert "otlp_failed" in said
     assert "external-traffic-policy-cluster" in output.read_text()
+
+
+PICTURES = {
+    "S1": ["default/p12 --> node1 --> default/p11", "source kept"],
+    "S2": ["default/p21 --> node2 --> node1 --> default/p11", "source kept"],
+    "S3": ["client --> node2 --> node1 --> default/p11", "SNAT at node2"],
+    "S4": ["client --> node1 --> default/p11", "SNAT at node1"],
+    "S5": ["client --> node1 --> default/p11", "source kept"],
+    "S6": ["client --> node2: X (dropped, no-local-endpoint)", ""],
+    "S12": ["default/p11 --> node1 --> default/p11", "SNAT at node1"],
+    "S14b": ["process --> node2 --> node1 --> default/p11", "SNAT at node2"],
+    "S15b": ["client --> node1: X (dropped, no-endpoints)", ""],
+    "S16b": ["client --> node1: X (dropped, source-ranges)", ""],
+    "S19b": ["default/p21 --> node2: X (dropped, no-local-endpoint)", ""],
+}
+
+
+@pytest.mark.parametrize("mode", kube_proxy.MODES)
+def test_pictures_of_the_tutorial(lab, mode, tmp_path):
+    """Each connection is drawn as the tutorial draws it, in both modes."""
+    kube_proxy.load(lab, mode)
+    chosen = cases(scenarios=list(PICTURES), modes=[mode], families=["ipv6"], protos=["tcp"])
+    options = ["-o", "diagram", "--filter-proto", "tcp"]
+    with tracing(lab, tmp_path, *options) as (process, output):
+        answers = probe.run(lab, chosen)
+        wait_until(lambda: len(drawn(output)) >= len(answers))
+        end(process, output)
+    for case, answer in answers.items():
+        sent = f"[{answer.local[0]}]:{answer.local[1]} -> "
+        (picture,) = [lines for lines in drawn(output) if sent in "".join(lines)]
+        assert [line.strip() for line in picture[:2]] == PICTURES[case.scenario.id]
+
+
+def drawn(output):
+    """Return the diagrams in a file, as lines."""
+    parts = re.split(r"^(?=\S.* --> )", output.read_text(), flags=re.MULTILINE)
+    return [part.splitlines() for part in parts if part]
 
 
 def test_picture_and_report(lab, s3, tmp_path):

@@ -84,6 +84,13 @@ def test_colours_of_the_source():
     assert sources == ["srcip-green", "srcip-yellow", "srcip-yellow"]
 
 
+@pytest.mark.parametrize("make", [paths.proxied, paths.declared, paths.s3_second_half])
+def test_source_that_is_not_the_client_s(make):
+    """Behind a proxy or another node no source on the wires is the client's."""
+    classes = [each.get("class") for each in parsed(make(), is_detailed=False).iter(f"{NS}text")]
+    assert "srcip-green" not in classes
+
+
 def test_legible_without_style():
     """Every element carries its colour for light paper; the style adds those for dark."""
     root = parsed(paths.s3())
