@@ -8,6 +8,7 @@ from tests.unit import paths
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 PICTURES = {
     "s3.svg": lambda: path_svg(paths.s3(), is_detailed=True) + "\n",
+    "s3-short.svg": lambda: path_svg(paths.s3(), is_detailed=False) + "\n",
     "s6.svg": lambda: path_svg(paths.s6(), is_detailed=False) + "\n",
 }
 
