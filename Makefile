@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DEBIAN := python3-bpfcc python3-venv linux-libc-dev libc6-dev gcc iproute2 iptables nftables \
 	conntrack nfacct clang-format bpftool git tcpdump
 # What the tests of deploy/ need beside them, and the stamp that says it is there.
-DEBIAN_DEPLOY := prometheus podman crun mmdebstrap shellcheck zsh fish mandoc
+DEBIAN_DEPLOY := prometheus podman crun mmdebstrap shellcheck zsh fish mandoc systemd
 DEPLOY_STAMP := $(VENV)/.ready-deploy
 # What the tests behind proxies need.
 DEBIAN_PROXIES := haproxy nginx-light
@@ -15,7 +15,7 @@ DEBIAN_BROWSER := chromium chromium-driver fonts-dejavu-core
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy setup-browser setup-proxies manifests demo test vm lint format fuzz bench pictures clean
+.PHONY: setup setup-deploy setup-browser setup-proxies manifests man demo test vm lint format fuzz bench pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -37,6 +37,10 @@ $(DEPLOY_STAMP): $(STAMP)
 # The plain manifests from the chart.
 manifests: setup-deploy
 	$(VENV)/bin/python deploy/render.py
+
+# Man pages and shell completions, into build/.
+man: setup
+	PYTHONPATH=. $(VENV)/bin/python deploy/terminal.py build
 
 demo: setup
 	$(VENV)/bin/srcip demo
