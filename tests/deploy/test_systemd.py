@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from tests.deploy.conftest import tool
 from tests.kernel.box import package_root
@@ -79,6 +80,15 @@ def test_exposure():
     command = [tool("systemd-analyze"), "security", "--offline=true", "--threshold=40", str(UNIT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout[-500:]
+
+
+def test_capabilities():
+    """They are those of the chart, and CAP_CHOWN for a group that may be named."""
+    values = yaml.safe_load((ROOT / "deploy/helm/srcip/values.yaml").read_text())
+    chart = {f"CAP_{each}" for each in values["securityContext"]["capabilities"]}
+    assert set(settings()["CapabilityBoundingSet"].split()) == chart | {"CAP_CHOWN"}
+    documented = (ROOT / "docs/install.md").read_text()
+    assert all(each in documented for each in chart)
 
 
 def test_what_is_run_is_understood():
