@@ -7,7 +7,8 @@ from typing import IO, Any
 
 from exporters.jsonl import rule_object, tuple_object
 from exporters.terminal import has_colour, paint
-from exporters.text import VERDICT_COLOURS, ends
+from exporters.text import VERDICT_COLOURS, client_text, ends
+from exporters.word import word_object
 from lab.agreement import Finding
 
 
@@ -60,6 +61,8 @@ def scenario_to_line(finding: Finding) -> str:
         line["orig"] = tuple_object(finding.hops[0].connection.orig)
         line["reply"] = tuple_object(finding.hops[-1].connection.reply)
         line["nodes"] = [hop.node for hop in finding.hops]
+        if (word := finding.hops[0].word) is not None:
+            line["proxy"] = word_object(word)
     line["verdict"] = str(finding.verdict)
     if finding.cause is not None:
         line["cause"] = str(finding.cause)
@@ -96,7 +99,8 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 def _tuples(finding: Finding) -> tuple[str, str, str, str]:
     """Return who sent to whom at first, and at last."""
     if finding.hops:
-        before = ends(finding.hops[0].connection.orig)
+        first = finding.hops[0]
+        before = client_text(first), ends(first.connection.orig)[1]
     elif finding.drop and finding.drop.flow:
         before = ends(finding.drop.flow)
     else:

@@ -85,12 +85,17 @@ class Traced:
     def __init__(self) -> None:
         self._connections: dict[FiveTuple, list[JudgedConnection]] = {}
         self._drops: dict[FiveTuple, JudgedDrop] = {}
+        # What a proxy opened, by the client that it names.
+        self._proxied: dict[tuple[IPAddress, int], FiveTuple] = {}
 
     def add(self, judged: Iterable[Judged]) -> None:
         """Take more of what was judged."""
         for each in judged:
             if isinstance(each, JudgedConnection):
                 self._connections.setdefault(each.connection.orig, []).append(each)
+                client = each.word.client if each.word is not None else None
+                if client is not None and client.address and client.port:
+                    self._proxied.setdefault((client.address, client.port), each.connection.orig)
             elif isinstance(each, JudgedDrop) and each.flow and not each.drop.is_reply:
                 self._drops.setdefault(each.flow, each)
 
@@ -104,6 +109,7 @@ class Traced:
             dport=case.port,
             proto=PROTOCOLS[case.proto],
         )
+        flow = self._proxied.get((source, port), flow)
         hops: list[JudgedConnection] = []
         drop = self._drops.get(flow)
         while drop is None and (hop := self._next(flow, hops)):

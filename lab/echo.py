@@ -98,7 +98,7 @@ def serving(hosts: Mapping[str, Path]) -> Iterator[None]:
 def main(arguments: list[str]) -> None:
     """Serve ``HOST=NETNS ...`` until the parent, whose process id comes first, dies."""
     parent, *hosts = arguments
-    _die_with(int(parent))
+    die_with(int(parent))
     # Ctrl-C goes to the whole process group; when to stop is the parent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with selectors.DefaultSelector() as selector:
@@ -112,7 +112,8 @@ def main(arguments: list[str]) -> None:
                 key.data()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """End this process when the one that started it ends, however that is."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         sys.exit(1)

@@ -43,6 +43,20 @@ class Except:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """
+    A proxy on the router that the client connects to.
+
+    Args:
+        header: By which header it tells of the client.
+        port: Where it listens. It goes on to the NodePort of the scenario's Service on its target.
+    """
+
+    header: Literal["proxy-v1", "proxy-v2", "x-forwarded-for"]
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """
     A way to reach a Service, and what the backend sees then.
@@ -60,6 +74,8 @@ class Scenario:
         expect: What must come of it.
         exceptions: Where that is different.
         families: Where the scenario exists at all.
+        protos: The protocols that it exists for.
+        relay: The proxy between the client and the Service, if there is one.
         observed: Whether it is among the recorded observations.
     """
 
@@ -73,6 +89,8 @@ class Scenario:
     expect: Expectation
     exceptions: tuple[Except, ...] = ()
     families: tuple[Family, ...] = FAMILIES
+    protos: tuple[Proto, ...] = PROTOS
+    relay: Relay | None = None
     observed: bool = True
 
     @property

@@ -62,21 +62,28 @@ def cases(
     families: Collection[str] = FAMILIES,
     protos: Collection[str] = PROTOS,
     scenarios: Collection[str] = (),
+    *,
+    has_relay: bool = False,
 ) -> list[Case]:
     """
     Return the connections of the table, those of one mode together.
+
+    Those through a proxy are left out unless they are asked for: they take the proxy to run, and
+    its headers to be read.
 
     Args:
         modes: Only these modes of kube-proxy.
         families: Only these address families.
         protos: Only these protocols.
         scenarios: Only the scenarios with these ids; all if empty.
+        has_relay: Whether all includes those through a proxy.
     """
     return [
         _case(scenario, mode, family, proto)
         for mode, scenario in product(MODES, SCENARIOS)
-        if mode in modes and (not scenarios or scenario.id in scenarios)
-        for family, proto in product(scenario.families, PROTOS)
+        if mode in modes
+        and (scenario.id in scenarios if scenarios else has_relay or scenario.relay is None)
+        for family, proto in product(scenario.families, scenario.protos)
         if family in families and proto in protos
     ]
 
@@ -102,6 +109,8 @@ def _case(scenario: Scenario, mode: Mode, family: Family, proto: Proto) -> Case:
 
 def destination(scenario: Scenario, family: Family, proto: Proto) -> tuple[Address, int]:
     """Return the address and the port that the client of a scenario connects to."""
+    if scenario.relay is not None:
+        return hosts.ROUTER_TO_CLIENT.of(family), scenario.relay.port
     if scenario.service is None:
         return address(scenario.target or "", family), HTTP_PORT if proto == "tcp" else UDP_PORT
     service = services()[scenario.service]
@@ -135,7 +144,12 @@ def address(who: str, family: Family) -> Address:
         return NODES[who].address.of(family)
     if who in PODS:
         return PODS[who].address.of(family)
-    return {"client": hosts.CLIENT, "loopback": hosts.LOOPBACK}[who].of(family)
+    others = {
+        "client": hosts.CLIENT,
+        "router": hosts.ROUTER_TO_NODES,
+        "loopback": hosts.LOOPBACK,
+    }
+    return others[who].of(family)
 
 
 def markdown() -> str:
@@ -148,7 +162,8 @@ _INTRODUCTION = """\
 
 Each row is a scenario of `srcip demo` and a test of the lab, in IPv4 and IPv6, over TCP and UDP,
 with kube-proxy in iptables and in nftables mode: the backend sees what its echo server prints, and
-the verdict must agree with it.
+the verdict must agree with it. S9 is TCP alone: a proxy on the router connects to the Service, and
+its header names the client.
 
 | # | scenario | the backend sees (IPv4) | verdict | cause |
 |---|---|---|---|---|"""

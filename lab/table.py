@@ -5,7 +5,7 @@ The Services are those of ``data/objects.json``. All have their endpoint on node
 has none.
 """
 
-from lab.model import Except, Expectation, Outcome, Scenario
+from lab.model import Except, Expectation, Outcome, Relay, Scenario
 
 POLICY_CLUSTER = "external-traffic-policy-cluster"
 
@@ -14,6 +14,12 @@ PRESERVED = Expectation(outcome="answered", seen="client", verdict="preserved")
 
 def _replaced(seen: str, cause: str) -> Expectation:
     return Expectation(outcome="answered", seen=seen, verdict="replaced", cause=cause)
+
+
+def _proxied(seen: str) -> Expectation:
+    return Expectation(
+        outcome="answered", seen=seen, verdict="proxied", cause="load-balancer-proxy"
+    )
 
 
 def _dropped(outcome: Outcome, cause: str) -> Expectation:
@@ -121,6 +127,42 @@ SCENARIOS = (
         via="loadbalancer",
         through="node2",
         expect=_dropped("timeout", "no-local-endpoint"),
+    ),
+    Scenario(
+        id="S9a",
+        title="proxying load balancer, PROXY v1, policy Local (TCP)",
+        client="client",
+        service="nodeport-local",
+        via="nodeport",
+        target="node1",
+        expect=_proxied("router"),
+        protos=("tcp",),
+        relay=Relay(header="proxy-v1", port=8101),
+        observed=False,
+    ),
+    Scenario(
+        id="S9b",
+        title="proxying load balancer, PROXY v2, policy Cluster, node without endpoint (TCP)",
+        client="client",
+        service="nodeport",
+        via="nodeport",
+        target="node2",
+        expect=_proxied("node2"),
+        protos=("tcp",),
+        relay=Relay(header="proxy-v2", port=8102),
+        observed=False,
+    ),
+    Scenario(
+        id="S9c",
+        title="proxying load balancer, X-Forwarded-For, policy Local (TCP)",
+        client="client",
+        service="nodeport-local",
+        via="nodeport",
+        target="node1",
+        expect=_proxied("router"),
+        protos=("tcp",),
+        relay=Relay(header="x-forwarded-for", port=8103),
+        observed=False,
     ),
     Scenario(
         id="S12",

@@ -56,6 +56,26 @@ def find(case, answer, *judged):
     return traced.find(case, answer)
 
 
+S9 = case_of("S9b")
+PROXY = str(hosts.ROUTER_TO_NODES.ipv4)
+BY_PROXY = flow(PROXY, 51000, NODE2, 30080)
+
+
+def proxied(client=CLIENT, port=40000):
+    told = samples.word(samples.named(address=client, port=port), peer=PROXY)
+    first = hop("node2", BY_PROXY, AT_NODE2, Verdict.PROXIED, Cause.LOAD_BALANCER_PROXY)
+    return replace(first, word=told)
+
+
+def test_behind_a_proxy():
+    """A proxy's connection belongs to the client that its header names, by address and port."""
+    found = find(S9, SAW_NODE2, proxied(), UPSTREAM)
+    assert [each.node for each in found.hops] == ["node2", "node1"]
+    assert found.agrees
+    for stranger in (proxied(port=40001), proxied(client="192.0.2.1")):
+        assert not find(S9, SAW_NODE2, stranger, UPSTREAM).agrees
+
+
 def test_path():
     """Hops are found along the path, each from the answers that the one before expects."""
     other = hop("node1", flow("192.0.2.1", 1, P11, 2), flow(P11, 2, "192.0.2.1", 1), "preserved")

@@ -14,11 +14,13 @@ from tests.unit.test_agreement import (
     REPLACED,
     S3,
     S6,
+    S9,
     SAW_NODE2,
     TIMED_OUT,
     UPSTREAM,
     case_of,
     drop,
+    proxied,
 )
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
@@ -28,6 +30,16 @@ ARRIVED = Finding(case=S3, answer=SAW_NODE2, hops=(REPLACED, UPSTREAM), drop=Non
 DROPPED = Finding(case=S6, answer=TIMED_OUT, hops=(), drop=drop(REFUSED_AT))
 NOTHING = Finding(case=S3, answer=SAW_NODE2, hops=(), drop=None)
 WRONG = replace(ARRIVED, hops=(samples.explained(cause=Cause.OTHER_RULE),))
+
+
+PROXIED = Finding(case=S9, answer=SAW_NODE2, hops=(proxied(), UPSTREAM), drop=None)
+
+
+def test_behind_a_proxy():
+    """The row has the client beside the proxy that names it; the line, what was declared."""
+    *_, row, _ = written(PROXIED)
+    assert "198.51.100.10:40000 by 10.240.0.1:51000  -> 10.240.0.5:30080" in row
+    assert line_of(PROXIED)["proxy"]["client"]["address"] == "198.51.100.10"
 
 
 class Terminal(io.StringIO):

@@ -153,6 +153,7 @@ def findings():
     answer = Answer(outcome="answered", client_address=ip_address(samples.NODE), local=local)
     return [
         Finding(case=case, answer=answer, hops=(samples.explained(),), drop=None),
+        Finding(case=case, answer=answer, hops=(samples.proxied(),), drop=None),
         Finding(case=case, answer=Answer(outcome="timeout", local=local), hops=(), drop=None),
     ]
 

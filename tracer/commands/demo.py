@@ -4,12 +4,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from ipaddress import ip_network
 
 import click
 
 from exporters import jsonl
 from exporters.demo import DemoWriter, scenario_to_line
-from lab import kube_proxy, probe, topology
+from lab import hosts, kube_proxy, probe, relay, topology
 from lab.agreement import Finding, Traced
 from lab.hosts import FAMILIES, NODES
 from lab.kube_proxy import Mode
@@ -22,9 +23,10 @@ from tracer.commands.cluster import ClusterChoice, live_views
 from tracer.errors import LoadError
 from tracer.judge.verdict import Judged
 from tracer.kernel import netns, privileges
-from tracer.kernel.probes import has_netfilter_links
-from tracer.kernel.source import KernelSource
+from tracer.kernel.probes import has_netfilter_links, has_tcx_links
+from tracer.kernel.source import NO_TCX, KernelSource, Settings
 from tracer.pipeline import Pipeline, Wanted
+from tracer.proxies import Proxies
 
 # A record is read within a poll; the rest is for a machine that is busy with other things.
 _PATIENCE_S = 5.0
@@ -85,7 +87,11 @@ def demo(
         families=family or FAMILIES,
         protos=proto or PROTOS,
         scenarios=scenario,
+        has_relay=True,
     )
+    if not has_tcx_links():
+        wanted = [case for case in wanted if case.scenario.relay is None]
+        click.echo(f"without S9: proxies' headers are read at {NO_TCX}", err=True)
     if not wanted:
         raise click.UsageError("no scenario has such a variant")
     writer = DemoWriter(sys.stdout)
@@ -115,11 +121,19 @@ def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[J
     with topology.build() as lab:
         kube_proxy.load(lab, mode)
         namespaces = [netns.find(f"{lab.netns(node)}={node}", node) for node in NODES]
+        relayed = [case.scenario for case in chosen if case.scenario.relay is not None]
+        settings = Settings(has_proxy_headers=bool(relayed))
+        trusted = [ip_network(hosts.ROUTER_TO_NODES.of(family)) for family in FAMILIES]
         with ExitStack() as stack:
+            if relayed:
+                stack.enter_context(relay.serving(lab, list(dict.fromkeys(relayed))))
             views = stack.enter_context(live_views(_OBJECTS, namespaces))
-            source = stack.enter_context(closing(KernelSource(namespaces)))
+            source = stack.enter_context(closing(KernelSource(namespaces, settings)))
+            pipeline = Pipeline(
+                source, Wanted(), views, proxies=Proxies(trusted), clock=time.monotonic_ns
+            )
             answers = _probe(lab, mode, chosen)
-            return _collect(Pipeline(source, Wanted(), views), source, chosen, answers)
+            return _collect(pipeline, source, chosen, answers)
 
 
 def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:

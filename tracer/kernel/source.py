@@ -70,7 +70,7 @@ _RINGS = (
     (CONNECTIONS, "connections"),
 )
 _PROGRAMS = (CONNECTIONS, ACCEPTS, DROPS)
-_NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
+NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
 _NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 _RECORD_BYTES = 128 + 8
 _CHECK_INTERVAL_NS = 500_000_000
@@ -287,13 +287,13 @@ class KernelSource:
         for netns in self._namespaces.values():
             self._links.attach_netfilter(netns, functions, HOP_PLACES)
         if not has_tcx_links():
-            self._not_seen.append(_NO_TCX)
+            self._not_seen.append(NO_TCX)
             return
         self._attach_tc(functions["srcip_tc_ingress"], functions["srcip_tc_egress"])
 
     def _attach_segments(self) -> None:
         if not has_tcx_links():
-            raise LoadError(f"cannot read proxies' headers at {_NO_TCX}")
+            raise LoadError(f"cannot read proxies' headers at {NO_TCX}")
         self._not_seen.append(_NO_HEADERS)
         functions = self._functions(SEGMENTS)
         self._attach_tc(functions["srcip_segment_ingress"], functions["srcip_segment_egress"])
