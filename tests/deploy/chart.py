@@ -21,6 +21,7 @@ EVERYTHING = {
     "dashboard": {"enabled": True},
     "priorityClass": {"create": True},
     "image": {"pullSecrets": [{"name": "registry"}]},
+    "securityContext": {"seLinuxOptions": {"type": "spc_t"}},
     "podLabels": {"team": "network"},
     "podAnnotations": {"note": "yes"},
     "affinity": {"nodeAffinity": {}},

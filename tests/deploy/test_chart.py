@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import click
@@ -32,6 +33,14 @@ def test_lint():
     """Helm finds nothing to complain of but that there is no picture."""
     messages = helm.lint(str(CHART))["messages"]
     assert [each["error"] for each in messages] == ["icon is recommended"]
+
+
+def test_version():
+    """The chart is of the project's version, and so is the image that it asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == project["version"]
+    assert daemonset()[1]["image"] == f"srcip:{project['version']}"
 
 
 def test_manifests_are_in_step():

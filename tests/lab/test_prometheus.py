@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import subprocess
+import tempfile
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -74,7 +75,7 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(agents, directory):
+def scraping(agents, directory, **how):
     """A Prometheus with the project's rules, which scrapes these agents each second."""
     program = tool("prometheus")
     targets = [
@@ -84,7 +85,7 @@ def scraping(agents, directory):
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": "srcip", "static_configs": targets}],
+        "scrape_configs": [{"job_name": "srcip", "static_configs": targets, **how}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -233,6 +234,33 @@ def test_rules_hold_data(scraped):
     wait_until(lambda: wanted <= alerts())
     # Nothing is wrong with policy Local or with the agents.
     assert alerts() == wanted
+
+
+@pytest.mark.parametrize(("token", "is_up"), [("prometheus", 1), ("somebody", 0)])
+def test_https_and_token(lab, tmp_path, token, is_up):
+    """Over HTTPS Prometheus scrapes if its token may get /metrics, and else does not."""
+    kube_proxy.load(lab, "iptables")
+    with ExitStack() as stack:
+        api = stack.enter_context(running())
+        api.users = {name: {"username": name} for name in ("prometheus", "somebody")}
+        api.allowed = {("prometheus", "get", "/metrics")}
+        files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="srcip-test-")))
+        # The agent reads its certificate again as nobody.
+        files.chmod(0o755)
+        issued = serve.Issued(files)
+        issued.authority.cert_pem.write_to_path(files / "ca.crt")
+        cluster = ["--kubeconfig", api.kubeconfig(tmp_path / "config")]
+        options = ["--tls-cert", issued.cert, "--tls-key", issued.key, "--authorize", "kubernetes"]
+        agent = stack.enter_context(serve.serving(lab, *options, cluster=cluster, is_ready=False))
+        how = {
+            "scheme": "https",
+            "tls_config": {"ca_file": str(files / "ca.crt")},
+            "authorization": {"credentials": token},
+        }
+        prometheus = stack.enter_context(scraping({"node1": agent}, tmp_path, **how))
+        wait_until(lambda: prometheus.ask("up"))
+        assert [value for _, value in prometheus.ask("up")] == [is_up]
+        assert bool(prometheus.ask("srcip_build_info")) is bool(is_up)
 
 
 def test_metrics_are_well_formed(scraped):
