@@ -251,7 +251,7 @@ class Pipeline:
 
         match record:
             case Connection():
-                word = self._proxies.word(record, declared) if self._waiting else None
+                word = self._proxies.word(record, declared, time_ns) if self._waiting else None
                 yield judge_connection(record, view(), time_ns=time_ns, word=word)
             case Drop():
                 yield judge_drop(

@@ -10,6 +10,8 @@ from tracer.model import Connection, Declared, FiveTuple, IPAddress, IPNetwork, 
 # Backends are endpoints, and connections that are on their way to the next node are few.
 _BACKENDS = 8192
 _FORWARDED = 8192
+# Between two nodes, whose clocks may differ. Later, the same ports are another connection.
+_WINDOW_NS = 5_000_000_000
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -26,12 +28,21 @@ class Proxies:
     def __init__(self, trusted: Sequence[IPNetwork] = ()) -> None:
         self._trusted = tuple(trusted)
         self._expected: OrderedDict[tuple[IPAddress, int], frozenset[ProxyHeader]] = OrderedDict()
-        self._forwarded: OrderedDict[FiveTuple, IPAddress] = OrderedDict()
+        # Who sent what a traced node sends on under another address, and when.
+        self._forwarded: OrderedDict[FiveTuple, tuple[IPAddress, int]] = OrderedDict()
 
-    def word(self, connection: Connection, declared: Declared | None) -> ProxyWord:
-        """Say what a connection's first bytes are worth, and learn from it."""
-        # A traced node that replaced the sender's address stands for it.
-        peer = self._forwarded.get(connection.orig, connection.orig.src)
+    def word(self, connection: Connection, declared: Declared | None, time_ns: int) -> ProxyWord:
+        """
+        Say what a connection's first bytes are worth, and learn from it.
+
+        Args:
+            connection: The connection.
+            declared: What its first bytes were, None if none came in time.
+            time_ns: When it was made, in Unix time.
+        """
+        peer, sent_ns = self._forwarded.get(connection.orig, (connection.orig.src, time_ns))
+        if abs(time_ns - sent_ns) > _WINDOW_NS:
+            peer = connection.orig.src
         backend = connection.reply.src, connection.reply.sport
         expected = self._expected.get(backend, frozenset())
         word = weigh(declared, peer, self._trusted, expected)
@@ -40,7 +51,7 @@ class Proxies:
             _bound(self._expected, backend, _BACKENDS)
         if word.is_trusted and connection.is_snat:
             sent_on = connection.reply.inverted
-            self._forwarded[sent_on] = peer
+            self._forwarded[sent_on] = peer, time_ns
             _bound(self._forwarded, sent_on, _FORWARDED)
         return word
 

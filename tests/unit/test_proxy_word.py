@@ -147,9 +147,9 @@ def pair(client, *, backend=samples.BACKEND, to=None, seen=None, sport=40000):
     return samples.connection(sent, reply, status=status)
 
 
-def judged(connection, data, proxies=None, view=None):
+def judged(connection, data, proxies=None, view=None, time_ns=0):
     proxies = proxies or Proxies(TRUSTED)
-    found = proxies.word(connection, declared(data, connection.orig) if data else None)
+    found = proxies.word(connection, declared(data, connection.orig) if data else None, time_ns)
     return judge_connection(connection, view or world.view(), time_ns=0, word=found)
 
 
@@ -199,6 +199,9 @@ def test_verdict_on_the_next_node():
     second = samples.connection(first.reply.inverted, first.reply, status=Status(0))
     found = judged(second, v2(body=INET) + TLS, proxies)
     assert (found.verdict, str(found.word.peer)) == (Verdict.PROXIED, PROXY)
+    # Long after, the same ports are a connection of the node's own.
+    later = judged(second, v2(body=INET) + TLS, proxies, time_ns=60_000_000_000)
+    assert (later.verdict is Verdict.PROXIED, str(later.word.peer)) == (False, "10.240.0.5")
 
 
 def test_verdict_of_a_forged_header():
@@ -220,6 +223,16 @@ def test_verdict_around_the_proxy():
     assert found.verdict is Verdict.PRESERVED
     assert any("it bypasses the proxy" in line for line in found.opinion.evidence)
     assert any("let it connect through the proxy" in line for line in found.opinion.advice)
+
+
+def test_verdict_of_a_proxy_without_header():
+    """A trusted address that sends no header, though others do, is not said to go around itself."""
+    proxies = Proxies(TRUSTED)
+    judged(pair(PROXY), v1(CLIENT) + TLS, proxies)
+    found = judged(pair(PROXY), TLS, proxies)
+    (line,) = [each for each in found.opinion.evidence if "other connections" in each]
+    assert "bypasses" not in line
+    assert "of the proxy itself, or of somebody else in --trusted-proxy" in line
 
 
 @pytest.mark.parametrize(

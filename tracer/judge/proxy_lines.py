@@ -70,10 +70,14 @@ def _weighed(word: ProxyWord) -> Iterator[str]:
 def _missing(word: ProxyWord, connection: Connection) -> Iterator[str]:
     if word.missing:
         reply = connection.reply
+        whose = (
+            "it is of the proxy itself, or of somebody else in --trusted-proxy"
+            if word.is_trusted
+            else "it bypasses the proxy"
+        )
         yield (
             f"other connections to {reply.src} port {reply.sport} carry {_names(word.missing)} "
-            "of a trusted proxy, this one does not: it bypasses the proxy, and the backend may "
-            "refuse it"
+            f"of a trusted proxy, this one does not: {whose}, and the backend may refuse it"
         )
 
 
