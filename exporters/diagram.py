@@ -8,7 +8,8 @@ A path as a picture in plain text, as the Kubernetes tutorial "Using Source IP" 
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from exporters.sketch import Mark, Role, Sketch, Station, packet_text, sketch
+from exporters.path_words import packet_text
+from exporters.sketch import Mark, Role, Sketch, Station, sketch
 from exporters.terminal import paint, printable
 from exporters.text import VERDICT_COLOURS
 from exporters.ways import Crossing, HopRow, Way, ways
@@ -189,10 +190,10 @@ def _label(station: Station) -> str:
 def _short(station: Station) -> str:
     if station.role is not Role.UNSEEN:
         return station.name
-    if station.name == "client":
-        return "client?"
+    if station.has_name:
+        return f"({station.name})"
     # A node without a name is told by its address.
-    return f"({station.detail if station.name == 'node' else station.name})"
+    return f"({station.detail})" if station.name == "node" else f"{station.name}?"
 
 
 def _row_notes(

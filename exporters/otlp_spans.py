@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from exporters.sketch import declared_word, drop_text
+from exporters.path_words import declared_word, drop_text
 from exporters.terminal import printable
 from exporters.text import declared_text, endpoint
 from tracer.judge.path import Leg, Passage, Path, PathHop

@@ -1,16 +1,15 @@
 """A path as a picture shows it: stations from the client to the endpoint, and what lies between."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
-from exporters.jsonl import timestamp
-from exporters.text import cause_text, declared_text, endpoint, ends
+from exporters.path_words import declared_word, facts, headline, reasons, rule
+from exporters.text import declared_text, endpoint, ends
 from tracer.judge.path import Direction, Ending, Leg, Path, PathHop, Translated
-from tracer.judge.proxy_word import ProxyWord
-from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
-from tracer.model import ClientClass, FiveTuple, Hook, IPAddress, protocol_name
+from tracer.judge.verdict import Verdict
+from tracer.model import ClientClass, FiveTuple, Hook
 
 
 class Role(StrEnum):
@@ -44,11 +43,16 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Station:
-    """A box of the picture. ``detail`` is an address, or what is known in place of one."""
+    """
+    A box of the picture. ``detail`` is an address, or what is known in place of one.
+
+    One that ``has_name`` is called by it; else ``name`` says what it is.
+    """
 
     role: Role
     name: str
     detail: str = ""
+    has_name: bool = True
     notes: tuple[Note, ...] = ()
 
     @property
@@ -90,30 +94,14 @@ def sketch(path: Path) -> Sketch:
     wires += [path.backend] * len(after)
     return Sketch(
         verdict=path.verdict,
-        headline=_headline(path),
+        headline=headline(path),
         stations=(*before, *nodes, *after),
         wires=tuple(wires),
-        facts=tuple(_facts(path)),
-        rule=_rule(path.deciding.opinion),
-        reasons=tuple(_reasons(path.deciding.opinion)),
+        facts=tuple(facts(path)),
+        rule=rule(path.deciding.opinion),
+        reasons=tuple(reasons(path.deciding.opinion)),
         missing=path.missing,
     )
-
-
-def packet_text(flow: FiveTuple, arrow: str = "->") -> str:
-    """Return a packet's tuple as people write it; ICMP with its type, code and id."""
-    src, dst = ends(flow)
-    text = f"{src} {arrow} {dst}"
-    if flow.is_icmp:
-        text += f" type {flow.dport >> 8} code {flow.dport & 0xFF} id {flow.sport}"
-    return text
-
-
-def drop_text(drop: JudgedDrop) -> str:
-    """Return why and where a packet was discarded."""
-    hook = f" at {drop.hook.label}" if drop.hook else ""
-    place = f" in {drop.place}" if drop.place else ""
-    return f"{drop.reason}{hook}{place}"
 
 
 def _before(path: Path) -> tuple[Station, ...]:
@@ -123,36 +111,41 @@ def _before(path: Path) -> tuple[Station, ...]:
     word = declared_word(path)
     if word is not None and word.is_proxied and word.client is not None:
         client = declared_text(word.client)
-        stations = [Station(role=Role.DECLARED, name="client", detail=client)]
+        stations = [_nameless(Role.DECLARED, "client", client)]
         if word.by not in (None, word.peer):
-            stations.append(Station(role=Role.DECLARED, name="proxy", detail=str(word.by)))
-        return *stations, Station(role=Role.CLIENT, name="proxy", detail=source)
-    nobody = Station(role=Role.UNSEEN, name="client", detail="not known")
+            stations.append(_nameless(Role.DECLARED, "proxy", str(word.by)))
+        return *stations, _nameless(Role.CLIENT, "proxy", source)
+    nobody = _nameless(Role.UNSEEN, "client", "not known")
     match first.verdict:
         case Verdict.REPLACED_UPSTREAM:
             text = "SNAT before the first traced node"
             note = Note(mark=Mark.SNAT, text=text, there=text)
-            return nobody, Station(role=Role.UNSEEN, name="node", detail=source, notes=(note,))
+            return nobody, replace(_nameless(Role.UNSEEN, "node", source), notes=(note,))
         case Verdict.PROXIED:
-            return nobody, Station(role=Role.CLIENT, name="proxy", detail=source)
-    name = _client_name(first, first.opinion)
-    return (Station(role=Role.CLIENT, name=name, detail=source),)
+            return nobody, _nameless(Role.CLIENT, "proxy", source)
+    pod = _client_pod(first)
+    if pod is not None:
+        return (Station(role=Role.CLIENT, name=pod, detail=source),)
+    return (_nameless(Role.CLIENT, _client_kind(first), source),)
 
 
-def declared_word(path: Path) -> ProxyWord | None:
-    """Return what the first bytes say of clients behind the peer, as the first node read them."""
-    words = (leg.judged.word for leg in path.legs if leg.judged is not None)
-    return next((word for word in words if word is not None), None)
+def _nameless(role: Role, what: str, detail: str) -> Station:
+    return Station(role=role, name=what, detail=detail, has_name=False)
 
 
-def _client_name(first: Leg, opinion: Opinion | None) -> str:
-    passage = first.passage(Direction.ORIGINAL)
-    hop = passage.hops[0] if passage and passage.hops else None
-    if hop is not None and hop.hop.hook is Hook.TC_INGRESS and hop.device and hop.device.pod:
-        return f"{hop.device.pod.namespace}/{hop.device.pod.name}"
+def _client_pod(first: Leg) -> str | None:
+    """Return the pod behind the interface that the first packet came in by."""
+    hop = _first_hop(first)
+    if hop is None or hop.hop.hook is not Hook.TC_INGRESS or not hop.device or not hop.device.pod:
+        return None
+    return f"{hop.device.pod.namespace}/{hop.device.pod.name}"
+
+
+def _client_kind(first: Leg) -> str:
+    hop = _first_hop(first)
     if hop is not None and hop.hop.hook is Hook.NF_OUTPUT:
         return "process"
-    match opinion.client_class if opinion else None:
+    match first.opinion.client_class if first.opinion else None:
         case ClientClass.POD:
             return "pod"
         case ClientClass.NODE:
@@ -164,6 +157,11 @@ def _client_name(first: Leg, opinion: Opinion | None) -> str:
     return "client"
 
 
+def _first_hop(first: Leg) -> PathHop | None:
+    passage = first.passage(Direction.ORIGINAL)
+    return passage.hops[0] if passage and passage.hops else None
+
+
 def _after(path: Path) -> tuple[Station, ...]:
     """Return the endpoint, and the endpoint's node if that is known but was not traced."""
     last = path.legs[-1]
@@ -172,10 +170,10 @@ def _after(path: Path) -> tuple[Station, ...]:
     passage = last.passage(Direction.ORIGINAL)
     detail = ends(path.backend)[1] if path.backend else "not known"
     if passage is not None and passage.ending is Ending.DELIVERED:
-        return (Station(role=Role.ENDPOINT, name="process", detail=detail),)
+        return (_nameless(Role.ENDPOINT, "process", detail),)
     pod = last.judged.backend_pod if last.judged else None
     if pod is None:
-        return (Station(role=Role.ENDPOINT, name="endpoint", detail=detail),)
+        return (_nameless(Role.ENDPOINT, "endpoint", detail),)
     end = Station(role=Role.ENDPOINT, name=f"{pod.namespace}/{pod.name}", detail=detail)
     if pod.node in (None, last.node):
         return (end,)
@@ -232,82 +230,3 @@ def place_text(path_hop: PathHop) -> str:
     if hop.is_after_nat is None or hop.hook is Hook.NF_FORWARD:
         return hop.hook.label
     return f"{hop.hook.label} {'after' if hop.is_after_nat else 'before'} NAT"
-
-
-def _headline(path: Path) -> str:
-    client, node = path.orig.src, path.deciding.node
-    seen = path.seen_source or "an address that is not told"
-    match path.verdict:
-        case Verdict.PRESERVED:
-            return f"preserved: the backend sees the client, {client}"
-        case Verdict.REPLACED:
-            where = [leg.node for leg in path.legs if leg.verdict is Verdict.REPLACED]
-            instead = (
-                "again, the client's own address" if seen == client else f"in place of {client}"
-            )
-            return f"replaced at {' and '.join(where)}: the backend sees {seen} {instead}"
-        case Verdict.REPLACED_UPSTREAM:
-            return f"replaced-upstream of {node}: the backend sees {seen}, which is not the client"
-        case Verdict.PROXIED:
-            return f"proxied: {_seen_of_a_proxy(path, seen)}"
-        case Verdict.DROPPED:
-            why = f", {drop_text(path.drop)}" if path.drop else ""
-            return f"dropped at {node}{why}: nothing arrives"
-    return f"unknown: the backend sees {seen}"
-
-
-def _seen_of_a_proxy(path: Path, seen: object) -> str:
-    word = declared_word(path)
-    client = word.client if word is not None and word.is_proxied else None
-    who = (
-        f"the client is {declared_text(client)}, as it says"
-        if client
-        else "the client is behind it"
-    )
-    if seen == path.orig.src:
-        return f"the backend sees the proxy {seen}; {who}"
-    return f"the backend sees {seen} in place of the proxy {path.orig.src}; {who}"
-
-
-def _facts(path: Path) -> Iterator[tuple[str, str]]:
-    opinion = path.deciding.opinion
-    judged = path.deciding.drop or path.deciding.judged
-    if judged is not None and (cause := cause_text(judged)) != "-":
-        yield "cause", cause
-    word = declared_word(path)
-    if word is not None and word.clients:
-        yield "declared", _declared(word)
-    if opinion is not None and opinion.service is not None:
-        service = opinion.service
-        policy = f", policy {service.policy}" if service.policy else ""
-        yield "service", f"{service} by {service.via}{policy}"
-    yield "time", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
-    if path.accept is not None:
-        yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
-
-
-def _declared(word: ProxyWord) -> str:
-    named = " then ".join(map(declared_text, word.clients))
-    headers = " and ".join(header.label for header in word.headers)
-    trust = "is trusted" if word.is_trusted else "is not trusted (--trusted-proxy)"
-    return f"{named}, in {headers}; {word.peer} {trust}"
-
-
-def _rule(opinion: Opinion | None) -> str | None:
-    if opinion is None or opinion.rule is None:
-        return None
-    return f"{opinion.rule.owner}: {opinion.rule}"
-
-
-def _reasons(opinion: Opinion | None) -> Iterator[tuple[str, str]]:
-    if opinion is None:
-        return
-    for line in opinion.evidence:
-        yield "because", line
-    for line in opinion.advice:
-        yield "to mend" if opinion.verdict is Verdict.DROPPED else "to keep", line
-
-
-def _accepted(peer: FiveTuple, seen: IPAddress | None) -> str:
-    text = f"the backend's socket accepted {endpoint(peer.src, peer.sport)}"
-    return text if peer.src == seen else f"{text}: not what its node said"

@@ -7,7 +7,8 @@ It says what the text diagram says, from the same sketch.
 from collections.abc import Sequence
 from itertools import pairwise
 
-from exporters.sketch import Mark, Role, Sketch, Station, packet_text, sketch
+from exporters.path_words import packet_text
+from exporters.sketch import Mark, Role, Sketch, Station, sketch
 from exporters.svg_canvas import Canvas, Drawing, text_width, wrapped
 from exporters.text import VERDICT_COLOURS, ends
 from exporters.ways import Crossing, HopRow, Way, ways
@@ -33,8 +34,6 @@ _DIRECTIONS = {
     Direction.REPLY: "The first packet of the answer",
 }
 _ROLES = {Role.UNSEEN: "not seen", Role.DECLARED: "declared"}
-# What a station is called that has no name.
-_KINDS = {"client", "endpoint", "load balancer", "node", "pod", "process", "proxy"}
 _NOT_SEEN = (Role.UNSEEN, Role.DECLARED)
 _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
@@ -258,8 +257,8 @@ def _box_lines(station: Station, width: float) -> list[tuple[str, bool]]:
     """Return the lines of a box, and whether each is the name."""
     role = _ROLES.get(station.role, station.role.value)
     name, detail = station.name, station.detail
-    if name in _KINDS:
-        # It has no name of its own: its address is what it is known by.
+    if not station.has_name:
+        # Its address is what it is known by.
         what = f"{name}, {role}" if station.role in _NOT_SEEN else name
         name, detail = detail, ""
     else:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from exporters.sketch import drop_text, packet_text, place_text
+from exporters.path_words import drop_text, packet_text
+from exporters.sketch import place_text
 from exporters.text import endpoint
 from tracer.judge.path import (
     Device,
@@ -19,6 +20,8 @@ from tracer.judge.path import (
 from tracer.model import Hook
 
 _TC = (Hook.TC_INGRESS, Hook.TC_EGRESS)
+# A packet crosses a node in about ten hops; more are a recording's that nobody made in earnest.
+_MOST_ROWS = 100
 # The kernel's names for what is worth another one: rtnl_link_ops.kind.
 _KINDS = {"vxlan": "VXLAN tunnel", "geneve": "Geneve tunnel", "ipip": "IPIP tunnel"}
 # How an answer comes to the client: by the wire, or to a process of the node itself.
@@ -93,16 +96,19 @@ def _crossings(path: Path, direction: Direction) -> Iterator[Crossing]:
             )
             continue
         notes: list[str] = []
-        first_ns = passage.hops[0].time_ns if passage.hops else 0
-        if start_ns is None:
-            start_ns = first_ns
-        elif passage.hops and first_ns < latest_ns:
-            notes.append("its clock is behind: times here are since its own first hop")
-            start_ns = first_ns
-        latest_ns = max([latest_ns, *(hop.time_ns for hop in passage.hops)])
+        if passage.hops:
+            first_ns = passage.hops[0].time_ns
+            if start_ns is None:
+                start_ns = first_ns
+            elif first_ns < latest_ns:
+                notes.append("its clock is behind: times here are since its own first hop")
+                start_ns = first_ns
+            latest_ns = max([latest_ns, *(hop.time_ns for hop in passage.hops)])
+        if len(passage.hops) > _MOST_ROWS:
+            notes.append(f"{len(passage.hops)} hops, of which the first {_MOST_ROWS} are shown")
         yield Crossing(
             node=leg.node,
-            rows=tuple(_rows(passage, start_ns)),
+            rows=tuple(_rows(passage, start_ns or 0)),
             ending=_ending(passage),
             is_dropped=passage.ending is Ending.DROPPED,
             notes=(*notes, *_later(leg, direction)),
@@ -111,7 +117,7 @@ def _crossings(path: Path, direction: Direction) -> Iterator[Crossing]:
 
 def _rows(passage: Passage, start_ns: int) -> Iterator[HopRow]:
     has_tc = any(hop.hop.hook in _TC for hop in passage.hops)
-    for hop in passage.hops:
+    for hop in passage.hops[:_MOST_ROWS]:
         yield HopRow(
             at=_since(hop.time_ns - start_ns),
             place=_place(hop, has_tc=has_tc),
@@ -124,8 +130,8 @@ def _rows(passage: Passage, start_ns: int) -> Iterator[HopRow]:
 def _since(time_ns: int) -> str:
     """Return a time since the first hop, in the unit that leaves few digits."""
     if time_ns < 10_000_000:
-        return f"+{time_ns / 1_000:.1f} us"
-    return f"+{time_ns / 1_000_000:.1f} ms"
+        return f"{time_ns / 1_000:+.1f} us"
+    return f"{time_ns / 1_000_000:+.1f} ms"
 
 
 def _place(hop: PathHop, *, has_tc: bool) -> str:

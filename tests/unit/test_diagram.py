@@ -271,6 +271,35 @@ def test_clocks_that_differ():
     assert not [line for line in lines if "-1000" in line]
 
 
+def test_packet_without_hops():
+    """A packet of which no hop is known tells its ending alone, and sets no clock."""
+    path = paths.s3()
+    there, *others = path.legs[0].passages
+    first = replace(path.legs[0], passages=(replace(there, hops=()), *others))
+    lines = block(
+        drawn(replace(path, legs=(first, path.legs[1]))), "the first packet of the client"
+    )
+    assert lines[:2] == ["  node2", "    sent"]
+    assert "+0.0 us  tc_ingress eth0" in lines[3]
+
+
+def test_many_hops():
+    """Of a packet with any number of hops the first are shown, and the number is told."""
+    path = paths.s5()
+    there = path.legs[0].passages[0]
+    leg = replace(path.legs[0], passages=(replace(there, hops=there.hops * 1000),))
+    lines = drawn(replace(path, legs=(leg,)))
+    assert "    4000 hops, of which the first 100 are shown" in lines
+    assert len(lines) < 200
+
+
+def test_node_by_the_name_of_a_kind():
+    """A node may be called what other stations are."""
+    path = paths.s3()
+    legs = (replace(path.legs[0], node="client"), path.legs[1])
+    assert drawn(replace(path, legs=legs))[0] == "client --> client --> node1 --> default/p11"
+
+
 def test_without_hops():
     """A path of which only entries are known is drawn without any word on packets."""
     lines = drawn(paths.s3_without_hops())
