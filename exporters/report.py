@@ -10,7 +10,7 @@ import hashlib
 import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from string import Template
 
@@ -20,7 +20,7 @@ from exporters.svg import path_drawing
 from exporters.terminal import printable
 from exporters.text import cause_text, client_text, ends
 from tracer.judge.path import Leg, Path
-from tracer.judge.verdict import Summary, Verdict
+from tracer.judge.verdict import JudgedConnection, JudgedDrop, Summary, Verdict
 from tracer.model import protocol_name
 
 # A browser searches so many rows while one types; a group of the summary has room for all.
@@ -66,7 +66,9 @@ class Report:
             self._beyond_groups += 1
         else:
             self._groups[group] += 1
-        if len(self._rows) >= self._most_rows:
+        # What is seen for the first time is worth a row however late it comes.
+        is_news = 0 < self._groups[group] <= _OF_A_GROUP
+        if len(self._rows) >= self._most_rows and not is_news:
             return
         number = self._draw(path, group)
         self._rows.append(_row(path, group, number))
@@ -151,11 +153,21 @@ def _group(path: Path) -> _Group:
         if opinion and opinion.service
         else "-",
         verdict=path.verdict,
-        cause=cause_text(judged)[:_LONGEST] if judged else "-",
+        cause=_cause(judged),
     )
 
 
+def _cause(judged: JudgedConnection | JudgedDrop | None) -> str:
+    """Return a cause without what clients declare, of which there is any number."""
+    if judged is None:
+        return "-"
+    if isinstance(judged, JudgedConnection):
+        judged = replace(judged, word=None)
+    return cause_text(judged)[:_LONGEST]
+
+
 def _row(path: Path, group: _Group, number: int | None) -> str:
+    judged = path.deciding.drop or path.deciding.judged
     cells = [
         timestamp(path.time_ns),
         ", ".join(leg.node for leg in path.legs),
@@ -166,7 +178,7 @@ def _row(path: Path, group: _Group, number: int | None) -> str:
         "-" if path.backend is None else ends(path.backend)[0],
         _backend(path),
         group.service,
-        group.cause,
+        cause_text(judged) if judged else "-",
     ]
     body = "".join(
         f'<td class="{path.verdict}">{cell}</td>' if at == 2 else f"<td>{_safe(cell)}</td>"

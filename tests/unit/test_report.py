@@ -145,6 +145,21 @@ def test_bounds():
     assert '<td class="number">40</td>' in text
 
 
+def test_what_comes_late():
+    """What is seen for the first time has a row and a picture, however full the table is."""
+    text = page(*[paths.s6()] * 40, paths.s3(), most_rows=30)
+    assert text.count("<tr data-verdict") == 31
+    assert "10 more connections are not listed here." in text
+    assert "replaced at node2" in text
+
+
+def test_declared_clients_make_no_groups():
+    """What clients declare is told in their rows, and makes no rows in the summary."""
+    groups, found = Reader(page(paths.forged(), paths.forged())).tables
+    assert [row[2:] for row in groups[1:]] == [["-", "2"]]
+    assert found[1][9] == "(PROXY v2 198.51.100.7: declared, not trusted (forged?))"
+
+
 def test_groups_are_bounded():
     """A recording with any number of Services has a summary of bounded length."""
 
