@@ -21,11 +21,17 @@ from tracer.judge.path import Path
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """Send soon, and try again soon."""
+    """Send soon, and give a busy machine time."""
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Try a second, and again soon."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     monkeypatch.setattr(otlp, "_PAUSE_S", 0.05)
 
 
@@ -276,7 +282,7 @@ def test_name_of_the_service(receiver, monkeypatch):
 # What does not arrive
 
 
-def test_receiver_away_and_back(receiver, monkeypatch):
+def test_receiver_away_and_back(receiver, impatient, monkeypatch):
     """While nobody receives, paths wait; when the receiver is back they arrive; none is lost."""
     monkeypatch.setattr(otlp, "_ATTEMPTS", 1000)
     sink = started(receiver.url)
@@ -294,7 +300,6 @@ def test_receiver_away_and_back(receiver, monkeypatch):
 def test_queue_full(receiver, monkeypatch):
     """While the receiver does not answer, writing does not wait; what is too much is counted."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "3")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     receiver.gate.clear()
     sink = started(receiver.url)
     sink.write(paths.s5())
@@ -308,7 +313,7 @@ def test_queue_full(receiver, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [400, 503])
-def test_refused(receiver, status):
+def test_refused(receiver, status, impatient):
     """What the receiver does not take is given up after a few attempts, and counted."""
     receiver.status = status
     sink = started(receiver.url)
@@ -319,7 +324,7 @@ def test_refused(receiver, status):
     assert sink.sent == 0
 
 
-def test_nobody_there(receiver):
+def test_nobody_there(receiver, impatient):
     """The end of a run does not wait for a receiver that is not there; all is counted."""
     receiver.close()
     sink = started(receiver.url)
@@ -328,7 +333,7 @@ def test_nobody_there(receiver):
     assert sink.close() == {"otlp_queue_full": 0, "otlp_failed": 5}
 
 
-def test_exporter_that_breaks(caplog):
+def test_exporter_that_breaks(caplog, impatient):
     """An exporter that raises is told, and what it was given is counted."""
 
     class Broken(SpanExporter):
