@@ -238,3 +238,13 @@ def test_rows_for_people(site, tmp_path):
     (row,) = [line for line in shown.stdout.splitlines() if " proxied " in line]
     assert f"{CLIENT[4]}:{local[1]} by {HAPROXY[4]}:" in row
     assert "load-balancer-proxy (PROXY v1)" in row
+
+
+def test_diagram(site, tmp_path):
+    """A path that a proxy opened is drawn from the client that it names."""
+    with Tracing(site, tmp_path, *TRUSTED, "-o", "diagram") as running:
+        _, local = ask(site, HAPROXY[4], TCP_V1, GET)
+        said = f"; the client is {local[0]}:{local[1]}, as it says"
+        text = wait_until(lambda: said in running.output.read_text() and running.output.read_text())
+    assert "client --> proxy --> node --> endpoint" in text.splitlines()
+    assert f"declared  {local[0]}:{local[1]}, in PROXY v1; {HAPROXY[4]} is trusted" in text
