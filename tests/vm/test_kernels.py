@@ -31,6 +31,10 @@ KERNEL_TESTS = (
     "tests/kernel/test_drops.py::test_dropped_by_a_rule[forward-client-address2-3-4]",
     "tests/kernel/test_drops.py::test_dropped_by_a_rule[output-node-address4-4-6]",
     "tests/kernel/test_drops.py::test_original_tuple_behind_dnat",
+    "tests/kernel/test_hops.py::test_forwarded[4-1-both]",
+    "tests/kernel/test_hops.py::test_forwarded[6-2-both]",
+    "tests/kernel/test_hops.py::test_bridge",
+    "tests/kernel/test_hops.py::test_interface_that_appears",
 )
 
 

@@ -63,7 +63,7 @@ HOPS = Program(
         ("srcip_tc_egress", _SCHED_CLS, -1),
         ("srcip_hop_end", _RAW_TRACEPOINT, -1),
     ),
-    maps=("hops", "watches", "config", "lost"),
+    maps=("hops", "watches", "connections", "config", "lost"),
 )
 SEGMENTS = Program(
     file="segments.c",

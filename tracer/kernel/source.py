@@ -274,7 +274,8 @@ class KernelSource:
             "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
         )
         for netns in self._namespaces.values():
-            self._links.attach_netfilter(netns, functions, CONNECTION_PLACES)
+            if HOPS not in self._programs:
+                self._links.attach_netfilter(netns, functions, CONNECTION_PLACES)
             traced.update(netns.inode.to_bytes(4, "little"), b"\1")
         if HOPS in self._programs:
             self._attach_hops()
@@ -283,6 +284,10 @@ class KernelSource:
 
     def _attach_hops(self) -> None:
         functions = self._functions(HOPS)
+        # They sit at the same places, and call the programs for connections.
+        called = Map(self._loaded.map(HOPS, "connections"), 4, 4)
+        for place, program in enumerate(self._functions(CONNECTIONS).values()):
+            called.update(place.to_bytes(4, "little"), program.to_bytes(4, "little"))
         self._links.attach_tracepoint("kfree_skb", functions["srcip_hop_end"])
         for netns in self._namespaces.values():
             self._links.attach_netfilter(netns, functions, HOP_PLACES)
