@@ -3,8 +3,9 @@ Recordings: a trace kept in a file, to be judged again anywhere without root.
 
 A file is ``MAGIC`` and then frames: one byte of type, four bytes of length (little endian), and
 that many bytes. Records are kept as the kernel wrote them; what is needed to read them (names of
-nodes, drop reasons and functions) is JSON beside them. The last frame is an END: a file without it
-was cut off.
+nodes, drop reasons and functions) is JSON beside them. Rules stand as the node's tools printed
+them, compressed, at the start and wherever they changed. The last frame is an END: a file without
+it was cut off.
 """
 
 import contextlib
@@ -12,19 +13,22 @@ import ctypes
 import json
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from tracer.errors import RecordingError
 from tracer.place import from_json, to_json
+from tracer.ruleset.printed import Printed, unpack
 from tracer.source import Source, SourceInfo
 from tracer.views import Place
 from tracer.wire import WIRE_VERSION, Kind, WireDrop
 
 MAGIC = b"SRCIPREC\x01\n"
 _FRAME = struct.Struct("<BI")
-_INFO, _RECORD, _SYMBOL, _LOST, _END = range(1, 6)
+_INFO, _RECORD, _SYMBOL, _LOST, _END, _RULES = range(1, 7)
+_NETNS = struct.Struct("<I")
 # A frame longer than this is garbage, not a record: do not believe its length.
 _MAX_FRAME = 16 << 20
 _BATCH = 1024
@@ -36,7 +40,11 @@ class Recorder:
     """Writes what a source delivers to a file."""
 
     def __init__(
-        self, path: Path, source: Source, places: Mapping[int, Place] | None = None
+        self,
+        path: Path,
+        source: Source,
+        places: Mapping[int, Place] | None = None,
+        packed_rules: Callable[[], Mapping[int, bytes]] = dict,
     ) -> None:
         """
         Begin a file, over an older one.
@@ -45,12 +53,15 @@ class Recorder:
             path: The file.
             source: What is being recorded.
             places: What is known of the traced nodes, by namespace.
+            packed_rules: What their rules are now, by namespace; the same object if unchanged.
 
         Raises:
             RecordingError: If it cannot be written.
         """
         self._path = path
         self._source = source
+        self._packed_rules = packed_rules
+        self._rules: dict[int, bytes] = {}
         self._symbols: set[int] = set()
         try:
             self._stream = path.open("wb")
@@ -58,7 +69,7 @@ class Recorder:
             raise RecordingError(f"cannot write recording {path}: {error.strerror}") from error
         info = _info_to_json(source.info)
         info["places"] = {str(netns): to_json(place) for netns, place in (places or {}).items()}
-        self._put([MAGIC, _frame(_INFO, _dump(info))])
+        self._put([MAGIC, _frame(_INFO, _dump(info)), *self._changed_rules()])
 
     def write(self, records: Iterable[bytes]) -> None:
         """
@@ -69,6 +80,8 @@ class Recorder:
         """
         chunks: list[bytes] = []
         for record in records:
+            if not chunks:
+                chunks += self._changed_rules()
             for address in _addresses(record):
                 if address not in self._symbols:
                     self._symbols.add(address)
@@ -88,6 +101,12 @@ class Recorder:
             return
         self._put([_frame(_LOST, _dump(dict(self._source.lost()))), _frame(_END, b"")])
         self._stream.close()
+
+    def _changed_rules(self) -> Iterator[bytes]:
+        for netns, packed in self._packed_rules().items():
+            if packed is not self._rules.get(netns):
+                self._rules[netns] = packed
+                yield _frame(_RULES, _NETNS.pack(netns) + packed)
 
     def _symbol(self, address: int) -> bytes:
         return _frame(_SYMBOL, _dump([address, self._source.symbol(address)]))
@@ -115,7 +134,9 @@ class RecordingSource:
         self._error: RecordingError | None = None
         self._lost: dict[str, int] = {}
         self._symbols: dict[int, str | None] = {}
-        self.places: Mapping[int, Place] = {}
+        # As of the records that were returned last.
+        self.places: dict[int, Place] = {}
+        self._changed: tuple[int, Printed] | None = None
         try:
             self._stream: IO[bytes] = path.open("rb")
         except OSError as error:
@@ -137,10 +158,15 @@ class RecordingSource:
         if self._error is not None:
             raise self._error
         batch: list[bytes] = []
+        self._change()
         while len(batch) < _BATCH and not self._has_ended:
             try:
                 kind, payload = self._frame()
                 self._take(kind, payload, batch)
+                if self._changed is not None:
+                    if batch:
+                        break  # they hold for what comes after
+                    self._change()
             except RecordingError as error:
                 # Hand over what is good first.
                 self._error = error
@@ -160,6 +186,12 @@ class RecordingSource:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+    def _change(self) -> None:
+        if self._changed is not None:
+            netns, printed = self._changed
+            self.places[netns] = replace(self.places[netns], printed=printed)
+            self._changed = None
 
     def _read_info(self) -> SourceInfo:
         if self._next(len(MAGIC)) != MAGIC:
@@ -191,10 +223,21 @@ class RecordingSource:
             if not isinstance(lost, dict) or not all(isinstance(n, int) for n in lost.values()):
                 raise self._garbage("its losses are wrong")
             self._lost = lost
+        elif kind == _RULES:
+            self._changed = self._read_rules(payload)
         elif kind == _END:
             self._has_ended = True
         else:
             raise self._garbage(f"there is no frame type {kind}")
+
+    def _read_rules(self, payload: bytes) -> tuple[int, Printed]:
+        try:
+            (netns,) = _NETNS.unpack_from(payload)
+            if netns not in self.places:
+                raise ValueError(f"nothing else is known of namespace {netns}")
+            return netns, unpack(payload[_NETNS.size :])
+        except (struct.error, ValueError) as error:
+            raise self._garbage(f"its rules are wrong ({error!s:.80})") from error
 
     def _frame(self) -> tuple[int, bytes]:
         self._start = self._at

@@ -33,6 +33,7 @@ class LiveViews:
         proxy_modes: Sequence[ProxyMode | None],
         masquerade_mark: int | None = None,
         follows_modes: bool = False,
+        is_recorded: bool = False,
     ) -> None:
         """
         Args:
@@ -41,6 +42,7 @@ class LiveViews:
             masquerade_mark: kube-proxy's bit; None to believe its rules.
             follows_modes: Whether to ask again, for as long as this lives. Each question is a
                 connection on the node.
+            is_recorded: Whether `packed_rules` is wanted.
         """
         self.history: Callable[[], History | None] = lambda: None
         self.notes: Callable[[], tuple[str, ...]] = lambda: ()
@@ -48,7 +50,10 @@ class LiveViews:
         self._mark = masquerade_mark
         self._places = {netns.inode: i for i, netns in enumerate(namespaces)}
         self._keeper = RulesetKeeper(
-            [Path(netns.path) for netns in namespaces], proxy_modes, follows_modes=follows_modes
+            [Path(netns.path) for netns in namespaces],
+            proxy_modes,
+            follows_modes=follows_modes,
+            is_kept=is_recorded,
         )
         self._watchers = [InterfaceWatcher(netns) for netns in namespaces]
         self._views: dict[int, View] = {}
@@ -77,6 +82,11 @@ class LiveViews:
     def places(self) -> dict[int, Place]:
         """Return what a recording keeps of each namespace."""
         return {netns: self._recorded(netns) for netns in self._places}
+
+    def packed_rules(self) -> dict[int, bytes]:
+        """Return what the tools printed of each namespace's rules; the same object if unchanged."""
+        found = {netns: self._keeper.ruleset(place).packed for netns, place in self._places.items()}
+        return {netns: packed for netns, packed in found.items() if packed is not None}
 
     def _recorded(self, netns: int) -> Place:
         view = self._view(netns, "", None)

@@ -8,6 +8,7 @@ from tracer.cluster.index import Cluster
 from tracer.judge.view import DEFAULT_MARK, View
 from tracer.model import IPAddress, IPNetwork
 from tracer.ruleset.model import ProxyMode, Ruleset
+from tracer.ruleset.printed import Printed
 
 
 class Views(Protocol):
@@ -33,7 +34,8 @@ class Place:
     """
     What a recording keeps of a traced node: what its connections cannot be judged without.
 
-    The rules themselves are not kept, only what they say of kube-proxy.
+    ``printed`` are its rules, None where they were not kept. What they say of kube-proxy stands
+    beside them.
     """
 
     addresses: frozenset[IPAddress] = frozenset()
@@ -43,10 +45,12 @@ class Place:
     masquerade_mark: int = DEFAULT_MARK
     has_masquerade_all: bool | None = None
     cluster_cidrs: tuple[IPNetwork, ...] = ()
+    printed: Printed | None = None
 
-    @property
     def rules(self) -> Ruleset:
-        """The rules, as far as they are known."""
+        """Read the rules, as far as they are known. It takes a while if there are many."""
+        if self.printed is not None:
+            return self.printed.ruleset
         return Ruleset(
             proxy_mode=self.proxy_mode,
             has_masquerade_all=self.has_masquerade_all,
@@ -63,6 +67,10 @@ class FixedViews:
     places: Mapping[int, Place] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
     masquerade_mark: int | None = None
+    # The view of a namespace, and of what it was made.
+    _made: dict[int, tuple[Place | None, View]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def refresh(self) -> None:
         """Nothing changes."""
@@ -75,6 +83,14 @@ class FixedViews:
         """Return what is known of a node: what was recorded, and the cluster's objects."""
         place = self.places.get(netns)
         if place is None:
+            return self._view(None, node)
+        made = self._made.get(netns)
+        if made is None or made[0] is not place or made[1].node != node:
+            made = self._made[netns] = place, self._view(place, node)
+        return made[1]
+
+    def _view(self, place: Place | None, node: str) -> View:
+        if place is None:
             return View(
                 node=node,
                 cluster=self.cluster,
@@ -84,7 +100,7 @@ class FixedViews:
         return View(
             node=node,
             cluster=self.cluster,
-            rules=place.rules,
+            rules=place.rules(),
             addresses=place.addresses,
             interfaces=place.interfaces,
             device_kinds=place.device_kinds,

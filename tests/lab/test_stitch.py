@@ -122,6 +122,8 @@ def test_over_both_nodes(run):
             verdicts = [each["verdict"] for each in path["nodes"]]
             assert verdicts == ["replaced", "replaced-upstream"]
             assert any(line.startswith("proof: node1 received") for line in path["evidence"])
+            # node2's recording holds its rules.
+            assert path["rule"]["owner"] == "kube-proxy"
 
 
 def test_order_and_copies(run, tmp_path):

@@ -84,7 +84,7 @@ VALUES = {
     "__future__", "abc", "base64", "binascii", "bisect", "collections", "contextlib", "ctypes",
     "dataclasses", "datetime", "enum", "fnmatch", "functools", "graphlib", "hashlib", "heapq",
     "ipaddress", "itertools", "json", "math", "operator", "re", "shlex", "string", "struct",
-    "sys", "textwrap", "types", "typing",
+    "sys", "textwrap", "types", "typing", "zlib",
 }  # fmt: skip
 # Memory by layout, not by value: for the wire, and for talking to the kernel (the keeper's child
 # asks it to end with its parent).

@@ -133,7 +133,11 @@ class ClusterChoice:
 
 @contextmanager
 def live_views(
-    choice: ClusterChoice, namespaces: Sequence[Netns], *, is_agent: bool = False
+    choice: ClusterChoice,
+    namespaces: Sequence[Netns],
+    *,
+    is_agent: bool = False,
+    is_recorded: bool = False,
 ) -> Iterator[LiveViews]:
     """
     Open what surrounds live connections. Enter it before privileges are dropped.
@@ -143,6 +147,7 @@ def live_views(
         namespaces: What is traced.
         is_agent: Whether it is for months: a cluster that does not answer is waited for, however
             long it takes, and kube-proxy is asked again and again.
+        is_recorded: Whether what the rule tools print is wanted, too.
 
     Raises:
         ClusterError: If the cluster that was named cannot be read.
@@ -156,6 +161,7 @@ def live_views(
             proxy_modes=modes,
             masquerade_mark=choice.mark,
             follows_modes=is_agent and choice.mode is None,
+            is_recorded=is_recorded,
         )
         stack.callback(views.close)
         node = namespaces[0].node if len(namespaces) == 1 else None

@@ -50,10 +50,12 @@ def flows(
     expectation = Expectation.of(expect)
     namespaces = options.namespaces(parameters)
     with ExitStack() as stack:
-        views = stack.enter_context(live_views(choice, namespaces))
+        views = stack.enter_context(live_views(choice, namespaces, is_recorded=record is not None))
         source = stack.enter_context(closing(DumpSource(namespaces, clock_offset_ns())))
         recorder = (
-            stack.enter_context(closing(Recorder(record, source, views.places())))
+            stack.enter_context(
+                closing(Recorder(record, source, views.places(), views.packed_rules))
+            )
             if record
             else None
         )

@@ -113,7 +113,7 @@ def trace(
     watched = packets or (1 if is_drawn else 0)
     privileges.require_for_tracing()
     with ExitStack() as stack:
-        views = stack.enter_context(live_views(choice, namespaces))
+        views = stack.enter_context(live_views(choice, namespaces, is_recorded=record is not None))
         source = stack.enter_context(
             closing(
                 sources.live(
@@ -125,7 +125,9 @@ def trace(
             )
         )
         recorder = (
-            stack.enter_context(closing(Recorder(record, source, views.places())))
+            stack.enter_context(
+                closing(Recorder(record, source, views.places(), views.packed_rules))
+            )
             if record
             else None
         )

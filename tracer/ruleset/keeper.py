@@ -57,6 +57,7 @@ class RulesetKeeper:
         proxy_modes: Sequence[ProxyMode | None] | None = None,
         *,
         follows_modes: bool = False,
+        is_kept: bool = False,
     ) -> None:
         """
         Start the child.
@@ -65,6 +66,7 @@ class RulesetKeeper:
             paths: The namespaces.
             proxy_modes: What each one's kube-proxy said of its mode; None for nothing.
             follows_modes: Whether to ask it again and again.
+            is_kept: Whether rulesets hold what was printed, for a recording.
         """
         modes = proxy_modes or [None] * len(paths)
         self._modes = dict(enumerate(modes))
@@ -76,7 +78,7 @@ class RulesetKeeper:
             self._channel.close()
             next_ask_s = time.monotonic() + ASK_INTERVAL_S if follows_modes else float("inf")
             places = [
-                _Place(path=path, mode=mode, next_ask_s=next_ask_s)
+                _Place(path=path, mode=mode, next_ask_s=next_ask_s, is_kept=is_kept)
                 for path, mode in zip(paths, modes, strict=True)
             ]
             _keep(places, theirs)
@@ -140,6 +142,7 @@ class _Place:
     path: Path
     mode: ProxyMode | None
     next_ask_s: float
+    is_kept: bool
     watcher: Watcher | None = None
     rules: Ruleset | None = None
 
@@ -161,7 +164,7 @@ class _Place:
     def _ruleset(self) -> Ruleset | None:
         try:
             if self.watcher is None:
-                self.watcher = Watcher(self.path)
+                self.watcher = Watcher(self.path, is_kept=self.is_kept)
             return self.watcher.ruleset() if self.watcher.has_changed() else None
         except TracerError as error:
             # The namespace is gone, or was never there: the tracer finds out by itself.

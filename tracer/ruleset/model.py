@@ -77,6 +77,7 @@ class Ruleset:
         owners: Whose rules or chains are there.
         unread: What could not be read, a line each.
         base_chains: The chains as the walk needs them.
+        packed: What the tools printed (`tracer.ruleset.printed`), if it was to be kept.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -88,6 +89,7 @@ class Ruleset:
     owners: frozenset[Owner] = frozenset()
     unread: tuple[str, ...] = ()
     base_chains: tuple[BaseChain, ...] = field(default=(), compare=False, repr=False)
+    packed: bytes | None = field(default=None, compare=False, repr=False)
     _answers: dict[tuple[object, ...], Candidates] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )

@@ -1,23 +1,20 @@
 """Reads the rules of a network namespace with the node's own tools, and changes nothing by it."""
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from tracer.kernel.netns import inside
+from tracer.ruleset import printed
 from tracer.ruleset.errors import RulesetError
-from tracer.ruleset.iptables import parse_save
 from tracer.ruleset.model import Ruleset
 from tracer.ruleset.nfnetlink import Nftables, has_nf_tables
-from tracer.ruleset.nftables import parse_ruleset
-from tracer.ruleset.program import Part
+from tracer.ruleset.printed import Family, Printed
+from tracer.ruleset.rule import Tool
 from tracer.ruleset.tool import Limits, Output, run
-
-Family = Literal["ipv4", "ipv6"]
 
 LIMITS = Limits()
 LEGACY_INTERVAL_S = 30.0
@@ -29,11 +26,18 @@ _LEGACY_TABLES: dict[Family, str] = {"ipv4": "ip_tables_names", "ipv6": "ip6_tab
 _OWN_NET = Path("/proc/thread-self/net")
 
 
-def read(netns_path: Path | None = None, *, limits: Limits = LIMITS) -> Ruleset:
+def read(
+    netns_path: Path | None = None, *, limits: Limits = LIMITS, is_kept: bool = False
+) -> Ruleset:
     """
     Read the rules of a network namespace, None for that of the calling thread.
 
     What cannot be read (no tool, no permission, too much, too slow) stands in ``unread``.
+
+    Args:
+        netns_path: The namespace.
+        limits: For each tool.
+        is_kept: Whether to keep what was printed beside the rules.
 
     Raises:
         NetnsError: If the namespace is gone or may not be entered.
@@ -44,7 +48,9 @@ def read(netns_path: Path | None = None, *, limits: Limits = LIMITS) -> Ruleset:
         if has_nf_tables():
             reading.iptables()
             reading.nftables()
-    return Ruleset.of(reading.parts, reading.unread)
+    found = Printed(outputs=tuple(reading.outputs), unread=tuple(reading.unread))
+    ruleset = found.ruleset
+    return replace(ruleset, packed=printed.pack(found)) if is_kept else ruleset
 
 
 class Watcher:
@@ -61,15 +67,23 @@ class Watcher:
         *,
         legacy_interval_s: float = LEGACY_INTERVAL_S,
         limits: Limits = LIMITS,
+        is_kept: bool = False,
     ) -> None:
         """
         Enter the namespace once and keep a socket in it.
+
+        Args:
+            netns_path: The namespace, None for that of the calling thread.
+            legacy_interval_s: How often to look where nothing tells of changes.
+            limits: For each tool.
+            is_kept: Whether to keep what was printed beside the rules.
 
         Raises:
             NetnsError: If the namespace is gone or may not be entered.
         """
         self._path = netns_path
         self._limits = limits
+        self._is_kept = is_kept
         self._interval_s = legacy_interval_s
         self._netlink: Nftables | None = None
         self._generation: int | None = None
@@ -89,7 +103,7 @@ class Watcher:
         if self._ruleset is None or self.has_changed():
             # Asked for before, so that a change while we read is not missed.
             self._generation = self._ask()
-            self._ruleset = read(self._path, limits=self._limits)
+            self._ruleset = read(self._path, limits=self._limits, is_kept=self._is_kept)
             self._looked_at_s = time.monotonic()
             self._has_legacy = self._look_for_legacy()
         return self._ruleset
@@ -151,7 +165,7 @@ class _Reading:
     """One reading, inside the namespace: what was found, and what could not be."""
 
     def __init__(self, limits: Limits) -> None:
-        self.parts: list[Part] = []
+        self.outputs: list[printed.Output] = []
         self.unread: list[str] = []
         self._limits = limits
 
@@ -165,7 +179,7 @@ class _Reading:
             if output.is_missing and not _is_nft_variant(f"{program}-save", self._limits):
                 output = run((f"{program}-save",), self._limits)
             where = f"legacy tables {', '.join(tables)} ({family})"
-            self._add(output, where, partial(parse_save, family=family, tool="iptables-legacy"))
+            self._add(output, where, "iptables-legacy", family)
 
     def iptables(self) -> None:
         for family, program in _PROGRAMS.items():
@@ -175,12 +189,12 @@ class _Reading:
             # Without it, nft shows these tables, though not all of their matches.
             if not output.is_missing:
                 where = f"tables of {program}"
-                self._add(output, where, partial(parse_save, family=family))
+                self._add(output, where, "iptables", family)
 
     def nftables(self) -> None:
         output = run(("nft", "-j", "list", "ruleset"), self._limits)
         if not output.is_missing:
-            self._add(output, "nftables", parse_ruleset)
+            self._add(output, "nftables", "nftables", None)
             return
         left = self._tables_left()
         if left is None:
@@ -190,7 +204,11 @@ class _Reading:
 
     def _tables_left(self) -> list[str] | None:
         """Return the tables that iptables-save has not shown, None if that cannot be told."""
-        shown = {table for part in self.parts if part.tool == "iptables" for table in part.tables}
+        shown: set[tuple[str, str]] = set()
+        for output in self.outputs:
+            if output.tool == "iptables":
+                with suppress(RulesetError):
+                    shown |= set(output.parse().tables)
         try:
             with Nftables() as netlink:
                 there = netlink.tables()
@@ -198,14 +216,11 @@ class _Reading:
             return None
         return sorted(f"{family} {name}" for family, name in there - shown)
 
-    def _add(self, output: Output, where: str, parse: Callable[[str], Part]) -> None:
+    def _add(self, output: Output, where: str, tool: Tool, family: Family | None) -> None:
         if output.problem is not None:
             self.unread.append(f"{where}: {output.problem}")
             return
-        try:
-            self.parts.append(parse(output.text))
-        except RulesetError as error:
-            self.unread.append(f"{where}: {error}")
+        self.outputs.append(printed.Output(tool=tool, family=family, where=where, text=output.text))
 
 
 def _within(netns_path: Path | None) -> AbstractContextManager[None]:

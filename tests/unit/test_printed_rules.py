@@ -1,0 +1,219 @@
+"""What the rule tools printed, kept in a recording and read again."""
+
+import json
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.kube_proxy import DATA
+from tests.unit import samples, world
+from tracer.errors import RecordingError
+from tracer.recording import MAGIC, Recorder, RecordingSource
+from tracer.ruleset import printed
+from tracer.ruleset.printed import Output, Printed, pack, unpack
+from tracer.source import FakeSource
+from tracer.views import FixedViews, Place
+
+SAVED = {
+    family: (DATA / "iptables" / f"node2.{name}").read_text()
+    for family, name in (("ipv4", "iptables"), ("ipv6", "ip6tables"))
+}
+IPTABLES = Printed(
+    outputs=tuple(
+        Output(tool="iptables", family=family, where=f"tables of {family}", text=text)
+        for family, text in SAVED.items()
+    ),
+    unread=("nftables: nft is not installed",),
+)
+NFTABLES = Printed(
+    outputs=(
+        Output(
+            tool="nftables",
+            family=None,
+            where="nftables",
+            text=(world.FILES / "kube-proxy-node2.json").read_text(),
+        ),
+    )
+)
+MASQUERADED = world.entry(
+    world.CLIENT, world.NODE2, world.NODE_PORT, world.P11, world.NODE2, mark=0x4000
+)
+
+
+def record(path, batches, rules):
+    """Record batches; before each the rules are what the next of ``rules`` says."""
+    told = iter(rules)
+    now = {}
+
+    def packed():
+        now.update(next(told, {}))
+        return now
+
+    places = {samples.NETNS: Place()}
+    recorder = Recorder(path, FakeSource([], samples.INFO), places, packed)
+    for batch in batches:
+        recorder.write(batch)
+    recorder.close()
+
+
+@pytest.mark.parametrize("rules", [IPTABLES, NFTABLES, Printed()])
+def test_round_trip(rules):
+    """What is packed comes back, in a fraction of the bytes, and makes the same rules."""
+    packed = pack(rules)
+    assert unpack(packed) == rules
+    length = sum(len(output.text) for output in rules.outputs)
+    assert len(packed) < length / 8 or not length
+    assert unpack(packed).ruleset == rules.ruleset
+
+
+def test_rules_are_those_that_were_read():
+    """Read again, they are what the recorded cluster's tests know."""
+    assert NFTABLES.ruleset == world.recorded("nftables", "node2")
+    assert IPTABLES.ruleset.unread == ("nftables: nft is not installed",)
+    assert IPTABLES.ruleset.proxy_mode == "iptables"
+
+
+def test_a_replay_names_the_rule(tmp_path):
+    """With its rules a recording is judged as the trace was: the rule is named."""
+    path = tmp_path / "night.srcip"
+    record(path, [[samples.connection_bytes(MASQUERADED)]], [{samples.NETNS: pack(NFTABLES)}])
+    source = RecordingSource(path)
+    assert source.read(0)
+    views = FixedViews(cluster=world.CLUSTER, places=source.places)
+    source.close()
+    view = views.at(samples.NETNS, "node2", 0)
+    assert view.rules == NFTABLES.ruleset
+    assert views.at(samples.NETNS, "node2", 1) is view
+    opinion = world.judge(MASQUERADED, view)
+    assert opinion.rule == world.judge(MASQUERADED, world.view("node2", "nftables")).rule
+    assert opinion.rule is not None
+
+
+def test_rules_that_change(tmp_path):
+    """Records before a change are judged by the rules before it, and those after by the new."""
+    path = tmp_path / "night.srcip"
+    one, two = ([samples.connection_bytes(samples.connection(zone=zone))] for zone in (1, 2))
+    first, second = pack(IPTABLES), pack(NFTABLES)
+    rules = [{samples.NETNS: first}, {}, {samples.NETNS: second}, {}]
+    record(path, [one, two, two], rules)
+    source = RecordingSource(path)
+    views = FixedViews(places=source.places)
+    seen = []
+    while (batch := source.read(0)) is not None:
+        mode = views.at(samples.NETNS, "node2", 0).rules.proxy_mode
+        seen += [(record, mode) for record in batch]
+    source.close()
+    assert seen == [(*one, "iptables"), (*two, "nftables"), (*two, "nftables")]
+    # What does not change is written once.
+    assert path.read_bytes().count(first) == path.read_bytes().count(second) == 1
+
+
+def test_without_rules(tmp_path):
+    """A recording that holds none says so."""
+    path = tmp_path / "night.srcip"
+    record(path, [], [])
+    source = RecordingSource(path)
+    source.close()
+    view = FixedViews(places=source.places).at(samples.NETNS, "node2", 0)
+    assert view.rules.unread == ("a recording does not hold the rules",)
+
+
+def test_too_many_rules_are_left_out(monkeypatch):
+    """Rules beyond the bound are not kept; that is said."""
+    monkeypatch.setattr(printed, "MAX_PRINTED", 1000)
+    assert unpack(pack(IPTABLES)) == Printed(
+        unread=(*IPTABLES.unread, "0 MiB of rules are too many to be recorded")
+    )
+
+
+def test_output_that_is_none():
+    """What cannot be read as a tool's output is told as unread, and the rest counts."""
+    bad = replace(IPTABLES.outputs[0], text="*nat\nnonsense\n")
+    rules = Printed(outputs=(bad, IPTABLES.outputs[1])).ruleset
+    (line,) = rules.unread
+    assert line.startswith("tables of ipv4: ")
+    assert rules.rules
+
+
+BOMB = zlib.compress(bytes(256 << 20))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"nonsense",
+        zlib.compress(b"nonsense"),
+        zlib.compress(b"[]"),
+        zlib.compress(b"{}"),
+        zlib.compress(b'{"outputs": [], "unread": 1}'),
+        zlib.compress(b'{"outputs": [1], "unread": []}'),
+        zlib.compress(b'{"outputs": [["awk", null, "", ""]], "unread": []}'),
+        zlib.compress(b'{"outputs": [["iptables", "ipx", "", ""]], "unread": []}'),
+        zlib.compress(b'{"outputs": [["iptables", ["ipv4"], "", ""]], "unread": []}'),
+        zlib.compress(b"[" * 100_000),
+        pack(IPTABLES)[:-10],
+        BOMB,
+    ],
+)
+def test_hostile_rules(tmp_path, packed):
+    """Rules that are none, or that swell to more than they may, are damage: one line, no crash."""
+    path = tmp_path / "night.srcip"
+    record(path, [[b"x"]], [{samples.NETNS: packed}])
+    source = RecordingSource(path)
+    with pytest.raises(RecordingError, match=r"damaged after 0 records .* its rules are wrong"):
+        source.read(0)
+    source.close()
+
+
+def test_rules_of_a_stranger(tmp_path):
+    """Rules of a namespace of which nothing else is known are damage."""
+    path = tmp_path / "night.srcip"
+    record(path, [], [{1: pack(Printed())}])
+    source = RecordingSource(path)
+    with pytest.raises(RecordingError, match="nothing else is known of namespace 1"):
+        source.read(0)
+    source.close()
+    assert path.read_bytes().startswith(MAGIC)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes(packed):
+    """Any bytes are rules or a ValueError."""
+    for data in (packed, zlib.compress(packed)):
+        with suppress(ValueError):
+            unpack(data)
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+_texts = st.text() | st.sampled_from([*SAVED.values(), NFTABLES.outputs[0].text])
+
+
+@given(
+    st.lists(
+        st.lists(_json, max_size=5)
+        | st.tuples(
+            st.sampled_from(["iptables", "iptables-legacy", "nftables"]),
+            st.sampled_from(["ipv4", "ipv6", None]),
+            st.text(),
+            _texts,
+        ),
+        max_size=3,
+    )
+)
+def test_any_outputs(outputs):
+    """Whatever stands where outputs should: rules that judge, or a ValueError."""
+    packed = zlib.compress(json.dumps({"outputs": outputs, "unread": []}).encode())
+    try:
+        rules = unpack(packed).ruleset
+    except ValueError:
+        return
+    world.judge(MASQUERADED, world.view("node2", rules=rules))
