@@ -1,0 +1,133 @@
+"""A run that shows whole paths: when a path is whole, which are wanted, what is counted."""
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+
+from tests.unit import samples
+from tests.unit.samples import CLOCK_OFFSET_NS, INFO, KTIME_NS, REPLACED, flow
+from tracer.encode import encode_hop
+from tracer.judge.assemble import QUIET_NS
+from tracer.judge.cause import Cause
+from tracer.judge.path import Direction
+from tracer.judge.verdict import Verdict
+from tracer.model import Filter, Hook, Hop
+from tracer.paths import PathPipeline
+from tracer.pipeline import Wanted
+from tracer.source import FakeSource
+
+NEXT_NETNS = samples.NETNS + 1
+NODES = replace(INFO, nodes={samples.NETNS: "node2", NEXT_NETNS: "node1"})
+ORIG, REPLY = REPLACED
+LEFT = REPLY.inverted
+START_NS = CLOCK_OFFSET_NS + KTIME_NS
+WINDOW_NS = 1_000_000
+
+
+def hop(packet, *, netns=samples.NETNS, entry=REPLACED, after_ns=0, packet_id=1):
+    return encode_hop(
+        Hop(
+            ktime_ns=KTIME_NS + after_ns,
+            netns=netns,
+            hook=Hook.NF_FORWARD,
+            packet=packet,
+            orig=entry[0],
+            reply=entry[1],
+            is_reply=False,
+            is_new=True,
+            is_after_nat=True,
+            packet_id=packet_id,
+            number=1,
+            mark=0,
+            iif=2,
+            oif=3,
+            length=60,
+            tcp_flags=2,
+        )
+    )
+
+
+FIRST = [hop(ORIG), samples.connection_bytes(samples.connection(*REPLACED))]
+SECOND = [
+    hop(LEFT, netns=NEXT_NETNS, entry=(LEFT, REPLY), after_ns=1000, packet_id=2),
+    samples.connection_bytes(samples.connection(LEFT, REPLY, netns=NEXT_NETNS)),
+    samples.accept_bytes(samples.accept(LEFT)),
+]
+DROPPED = [samples.drop_bytes(samples.drop(packet=flow("192.0.2.1", 1, "192.0.2.2", 2), orig=None))]
+
+
+class Clock:
+    def __init__(self):
+        self.now_ns = START_NS
+
+    def __call__(self):
+        return self.now_ns
+
+
+def pipeline(wanted=None, **options):
+    return PathPipeline(FakeSource([], NODES), wanted, window_ns=WINDOW_NS, **options)
+
+
+def test_a_path_over_two_nodes():
+    """What one node sent and the next received is one path, with what the socket accepted."""
+    run = pipeline()
+    assert list(run.judge(FIRST + SECOND)) == []
+    (path,) = run.rest()
+    assert [leg.node for leg in path.legs] == ["node2", "node1"]
+    assert [each.hop.packet for _, each in path.hops(Direction.ORIGINAL)] == [ORIG, LEFT]
+    assert path.verdict is Verdict.REPLACED
+    assert path.accept.accept.peer == LEFT
+
+
+def test_whole_after_a_while():
+    """Live, a path is shown when its packets have been quiet and no node can add to it."""
+    clock = Clock()
+    run = pipeline(clock_ns=clock)
+    assert list(run.judge(FIRST)) == []
+    clock.now_ns = START_NS + QUIET_NS + WINDOW_NS - 1
+    assert list(run.judge([])) == []
+    clock.now_ns = START_NS + QUIET_NS + WINDOW_NS + 1_000_000
+    assert len(list(run.judge([]))) == 1
+    assert list(run.rest()) == []
+
+
+def test_a_recordings_own_clock():
+    """Replayed, the records' own times tell when a path is whole."""
+    run = pipeline()
+    later = flow("192.0.2.7", 7, "192.0.2.8", 8)
+    found = list(run.judge(FIRST))
+    entry = (later, later.inverted)
+    found += run.judge([hop(later, entry=entry, after_ns=10 * QUIET_NS, packet_id=9)])
+    assert [path.orig for path in found] == [ORIG]
+    assert [path.orig for path in run.rest()] == [later]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [
+        (Wanted(), 2),
+        (Wanted(flows=Filter(client=ip_network(samples.CLIENT))), 1),
+        (Wanted(flows=Filter(client=ip_network(samples.NODE))), 1),
+        (Wanted(flows=Filter(client=ip_network("203.0.113.1"))), 0),
+        (Wanted(flows=Filter(port=30080)), 1),
+        (Wanted(verdicts=frozenset({Verdict.DROPPED})), 1),
+        (Wanted(verdicts=frozenset({Verdict.REPLACED})), 1),
+        (Wanted(causes=frozenset({Cause.HAIRPIN})), 0),
+        (Wanted(services=frozenset({("default", "web")})), 0),
+    ],
+)
+def test_wanted(wanted, count):
+    """A filter holds for a path if it holds for one of its nodes; verdicts are the path's."""
+    run = pipeline(wanted)
+    found = [*run.judge(FIRST + SECOND + DROPPED), *run.rest()]
+    assert len(found) == count
+
+
+def test_summary():
+    """Paths that arrived and paths that ended in a drop are counted; what is damaged, too."""
+    run = pipeline()
+    assert len([*run.judge([*FIRST, *SECOND, *DROPPED, b"x"]), *run.rest()]) == 2
+    summary = run.summary()
+    assert (summary.connections, summary.drops) == (1, 1)
+    assert summary.lost["undecodable"] == 1
