@@ -80,6 +80,7 @@ bench: setup
 	$(VENV)/bin/python -m tests.bench.bench_cluster
 	$(VENV)/bin/python -m tests.bench.bench_agent
 	$(VENV)/bin/python -m tests.bench.bench_stitch
+	$(VENV)/bin/python -m tests.bench.bench_headers
 
 # The pictures in docs, as the program draws them.
 pictures: setup
