@@ -73,9 +73,9 @@ class Wanted:
 
     def has_path(self, path: Path) -> bool:
         """Whether a path is wanted: by its verdict, and by what holds for one of its nodes."""
-        opinion = path.deciding.opinion
-        is_judged = self.verdicts or self.causes or self.services
-        if is_judged and (opinion is None or not self.has_opinion(opinion)):
+        # A node that has no opinion does not know.
+        opinion = path.deciding.opinion or Opinion(verdict=path.verdict)
+        if not self.has_opinion(opinion):
             return False
         flows = self.flows
         return flows.is_empty or any(

@@ -83,8 +83,11 @@ def run(
     """
     is_over = _clock(timeout_s)
     left = count
-    while not (stop and stop.is_set) and not is_over():
-        records = source.read(_POLL_S)
+    is_last = False
+    while not is_last:
+        # What happened before the end was asked for may still wait to be read.
+        is_last = (stop is not None and stop.is_set) or is_over()
+        records = source.read(0 if is_last else _POLL_S)
         if records is None:
             break
         if recorder is not None:
