@@ -8,6 +8,7 @@
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
+#include "hop.h"
 #include "packet.h"
 
 /* Return values that leave a packet's fate to others (TCX_NEXT is the same). */
@@ -105,51 +106,12 @@ SRCIP_INLINE void begin(struct flight *flight, const void *skb)
 	flight->number = 0;
 }
 
-/* The flags of a TCP header that follows IP's at once. */
-SRCIP_INLINE __u8 tcp_flags(__u64 skb, const struct srcip_tuple *packet)
-{
-	__u64 at = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head)) +
-		   srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header));
-	__u8 byte = 0;
-
-	if (packet->proto != IPPROTO_TCP)
-		return 0;
-	if (packet->family == AF_INET) {
-		bpf_probe_read_kernel(&byte, 1, (void *)at);
-		at += (byte & 15) * 4;
-	} else {
-		bpf_probe_read_kernel(&byte, 1, (void *)(at + 6));
-		if (byte != IPPROTO_TCP)
-			return 0;
-		at += sizeof(struct srcip_ipv6);
-	}
-	bpf_probe_read_kernel(&byte, 1, (void *)(at + 13));
-	return byte;
-}
-
-/* Fill a hop but for its packet, and for what the decision gives: number, netns
- * and the entry.
- */
-SRCIP_INLINE void set_hop(struct srcip_hop *hop, __u64 skb, __u8 hook, __u32 iif, __u32 oif)
-{
-	__builtin_memset(hop, 0, sizeof(*hop));
-	hop->header.ktime_ns = bpf_ktime_get_ns();
-	hop->header.size = sizeof(*hop);
-	hop->header.version = SRCIP_WIRE_VERSION;
-	hop->header.kind = SRCIP_KIND_HOP;
-	hop->mark = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, mark));
-	hop->length = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, len));
-	hop->iif = iif;
-	hop->oif = oif;
-	hop->hook = hook;
-}
-
 SRCIP_INLINE void emit(struct flight *flight, struct srcip_hop *hop, __u32 netns)
 {
 	hop->header.netns = netns;
 	hop->number = flight->number;
 	hop->packet_id = flight->packet_id;
-	hop->tcp_flags = tcp_flags(flight->skb, &hop->packet);
+	hop->tcp_flags = srcip_tcp_flags(flight->skb, &hop->packet);
 	if (hops.ringbuf_output(hop, sizeof(*hop), BPF_RB_NO_WAKEUP))
 		count_lost(SRCIP_LOST_RING_FULL);
 }
@@ -213,28 +175,6 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 	return 0;
 }
 
-SRCIP_INLINE void set_entry(struct srcip_hop *hop, const struct srcip_entry *entry, __u64 info)
-{
-	srcip_convert_tuple(&hop->orig, srcip_entry_tuple(entry, 0));
-	srcip_convert_tuple(&hop->reply, srcip_entry_tuple(entry, 1));
-	hop->flags |= SRCIP_HOP_HAS_ENTRY;
-	if (info >= IP_CT_IS_REPLY)
-		hop->flags |= SRCIP_HOP_IS_REPLY;
-	if (!(srcip_entry_status(entry) & IPS_CONFIRMED))
-		hop->flags |= SRCIP_HOP_IS_NEW;
-}
-
-SRCIP_INLINE void invert(struct srcip_tuple *out, const struct srcip_tuple *tuple)
-{
-	*out = *tuple;
-	__builtin_memcpy(out->src, tuple->dst, 16);
-	__builtin_memcpy(out->dst, tuple->src, 16);
-	if (srcip_is_icmp(tuple))
-		return; /* the id stays; the type is an answer's, and never looked up */
-	out->sport = tuple->dport;
-	out->dport = tuple->sport;
-}
-
 /* The filter knows a connection by what its client sent. On the next node that
  * is what left this one.
  */
@@ -258,7 +198,7 @@ SRCIP_INLINE void follow(const struct srcip_hop *hop)
 	if (hop->hook != SRCIP_HOOK_NF_POSTROUTING || !(hop->flags & SRCIP_HOP_AFTER_NAT) ||
 	    hop->flags & SRCIP_HOP_IS_REPLY || !(hop->flags & SRCIP_HOP_HAS_ENTRY))
 		return;
-	invert(&sent, &hop->reply);
+	srcip_invert(&sent, &hop->reply);
 	known.update(&sent, &yes);
 	sent = hop->reply;
 	known.update(&sent, &yes);
@@ -279,7 +219,7 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 			count_lost(SRCIP_LOST_UNREADABLE);
 			return;
 		}
-		set_entry(hop, &entry, info);
+		srcip_set_entry(hop, &entry, info);
 		zone = *(const __u16 *)SRCIP_ENTRY_FIELD(&entry, zone_id);
 	}
 	if (flight->state == WATCHED) {
@@ -310,11 +250,6 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 	follow(hop);
 }
 
-SRCIP_INLINE __u32 index_of(const void *device)
-{
-	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
-}
-
 /* enum nf_inet_hooks counts from 0, our hooks in the same order from 1. */
 SRCIP_INLINE void netfilter_hop(struct srcip_nf_ctx *ctx, __u8 hook, __u8 flags)
 {
@@ -332,9 +267,9 @@ SRCIP_INLINE void netfilter_hop(struct srcip_nf_ctx *ctx, __u8 hook, __u8 flags)
 		return;
 
 	hop = &flight->hops[HELD];
-	iif = index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
-	oif = index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, out)));
-	set_hop(hop, flight->skb, hook, iif, oif);
+	iif = srcip_index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
+	oif = srcip_index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, out)));
+	srcip_set_hop(hop, flight->skb, hook, iif, oif);
 	if (!srcip_read_packet(&hop->packet, flight->skb)) {
 		flight->state = IGNORED;
 		return;
@@ -372,45 +307,6 @@ int srcip_after_nat(struct srcip_nf_ctx *ctx)
 	return NF_ACCEPT;
 }
 
-SRCIP_INLINE bool is_same_packet(const struct srcip_tuple *a, const struct srcip_tuple *b)
-{
-	return a->sport == b->sport && a->dport == b->dport && a->proto == b->proto &&
-	       srcip_address_equal(a->src, b->src) && srcip_address_equal(a->dst, b->dst);
-}
-
-SRCIP_INLINE __u32 netns_of_device(__u64 skb)
-{
-	__u64 device = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, dev));
-
-	if (!device)
-		return 0;
-	return srcip_net_inum(srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
-}
-
-/* What most packets are: TCP or UDP right behind an IP header without options. */
-SRCIP_INLINE bool read_plain(struct srcip_tuple *packet, struct __sk_buff *ctx)
-{
-	struct {
-		struct srcip_ipv4 ip;
-		__be16 ports[4];
-	} v4;
-
-	if (ctx->protocol != bpf_htons(ETH_P_IP) ||
-	    bpf_skb_load_bytes_relative(ctx, 0, &v4, sizeof(v4), BPF_HDR_START_NET))
-		return false;
-	if (v4.ip.version_ihl != 0x45 || v4.ip.frag_off & bpf_htons(IP_OFFSET_MASK))
-		return false;
-	if (v4.ip.protocol != IPPROTO_TCP && v4.ip.protocol != IPPROTO_UDP)
-		return false;
-	srcip_set_mapped(packet->src, &v4.ip.saddr);
-	srcip_set_mapped(packet->dst, &v4.ip.daddr);
-	packet->sport = bpf_ntohs(v4.ports[0]);
-	packet->dport = bpf_ntohs(v4.ports[1]);
-	packet->proto = v4.ip.protocol;
-	packet->family = AF_INET;
-	return true;
-}
-
 /* Whether a packet that comes in may be a watched one. Only the client's side can
  * be told before conntrack has looked it up, and what was seen of others.
  */
@@ -445,7 +341,7 @@ SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *c
 	} else if (last->hook != SRCIP_HOOK_NF_PREROUTING) {
 		return false;
 	}
-	return is_same_packet(&last->packet, packet);
+	return srcip_is_same_packet(&last->packet, packet);
 }
 
 int srcip_tc_ingress(struct __sk_buff *ctx)
@@ -460,7 +356,7 @@ int srcip_tc_ingress(struct __sk_buff *ctx)
 	if (!flight || !settings)
 		return TC_ACT_UNSPEC;
 	/* The slot may still hold another packet's. */
-	if ((!read_plain(&packet, ctx) && !srcip_read_packet(&packet, (__u64)ctx)) ||
+	if ((!srcip_read_plain(&packet, ctx) && !srcip_read_packet(&packet, (__u64)ctx)) ||
 	    !may_be_watched(&settings->filter, &packet)) {
 		begin(flight, ctx);
 		flight->state = IGNORED;
@@ -470,10 +366,10 @@ int srcip_tc_ingress(struct __sk_buff *ctx)
 		begin(flight, ctx);
 	flight->has_left = 0;
 	hop = &flight->hops[HELD];
-	set_hop(hop, flight->skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0);
+	srcip_set_hop(hop, flight->skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0);
 	hop->packet = packet;
 	if (flight->state == WATCHED)
-		emit(flight, hop, netns_of_device(flight->skb));
+		emit(flight, hop, srcip_netns_of_device(flight->skb));
 	else
 		hold(flight);
 	return TC_ACT_UNSPEC;
@@ -492,10 +388,10 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 	if (flight->state == IGNORED)
 		return TC_ACT_UNSPEC;
 	hop = &flight->hops[HELD];
-	set_hop(hop, flight->skb, SRCIP_HOOK_TC_EGRESS, 0, ctx->ifindex);
+	srcip_set_hop(hop, flight->skb, SRCIP_HOOK_TC_EGRESS, 0, ctx->ifindex);
 	if (srcip_read_packet(&hop->packet, flight->skb))
 		look(flight, srcip_read_u64(flight->skb, SRCIP_OFFSET(sk_buff, _nfct)),
-		     netns_of_device(flight->skb));
+		     srcip_netns_of_device(flight->skb));
 	return TC_ACT_UNSPEC;
 }
 
@@ -518,7 +414,7 @@ int srcip_hop_end(struct bpf_raw_tracepoint_args *ctx)
 	if (!settings || flight->state != UNDECIDED || !flight->held)
 		return 0;
 	hop = &flight->hops[HELD];
-	netns = hop->header.netns ? hop->header.netns : netns_of_device(skb);
+	netns = hop->header.netns ? hop->header.netns : srcip_netns_of_device(skb);
 	if (!is_watched(settings, flight))
 		return 0;
 	flight->number = number_of(settings, hop, netns, 0);
