@@ -92,7 +92,7 @@ def joined(
         # What lies within the window would be looked through for garbage again and again: 40 % of
         # the time.
         stack.callback(gc.set_threshold, *gc.get_threshold())
-        gc.set_threshold(100_000, 50, 100)
+        gc.set_threshold(20_000, 10, 10)
         # All are opened first: what is no recording is told before anything is read.
         sources = [stack.enter_context(closing(RecordingSource(file))) for file in files]
         clocks = _clocks(files, sources, known_ns or {}, stop)

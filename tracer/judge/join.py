@@ -17,10 +17,12 @@ from tracer.model import FiveTuple
 # which NTP keeps within a second. A tuple comes back when its conntrack entry is gone: after 10 s
 # at the least for TCP that was closed (nf_ct_tcp_timeout_close), 30 s for UDP.
 WINDOW_NS = 3_000_000_000
-# Legs held at the most: about 300 MiB with all that they say.
+# Legs held at the most: half a GiB with all that they say.
 ROOM = 65_536
 # One tuple in one window, and legs that may belong together. More is no traffic of a cluster.
 _SAME_TUPLE, _TOGETHER = 64, 256
+# More nodes than a cluster has: a recording may name any number.
+_NODES = 16_384
 # Two tracers of one node see a connection some microseconds apart, by clocks that were read apart.
 TWICE_NS = 10_000_000
 
@@ -100,7 +102,8 @@ class Joiner:
             leg: What a node knows of a connection.
             teller: Who says so. The same connection of a node, told by two, is one.
         """
-        self._nodes.add(leg.node)
+        if len(self._nodes) < _NODES:
+            self._nodes.add(leg.node)
         received = _key(leg.orig)
         same = self._received.get(received, [])
         twin = next((each for each in same if _is_twin(each, leg, teller)), None)
@@ -162,6 +165,10 @@ class Joiner:
         return {"legs_pushed_out": self._pushed_out, "accepts_pushed_out": self._accepts.pushed_out}
 
     def _wait(self, held: _Held, due_ns: int) -> None:
+        if len(self._queue) > 2 * self._room:
+            # Those that were pushed out are still there, with all that they hold.
+            self._queue = [each for each in self._queue if not each[2].is_done]
+            heapq.heapify(self._queue)
         heapq.heappush(self._queue, (due_ns, held.number, held))
 
     def _oldest(self) -> _Held:
