@@ -207,9 +207,11 @@ SRCIP_INLINE bool report(struct __sk_buff *ctx, struct stream *stream, const str
 	struct chunk *chunk;
 	int zero = 0;
 
-	/* Beyond the bytes that are looked at, or a keep-alive's before the first. */
+	/* Beyond the bytes that are looked at (one of those may yet be sent again),
+	 * or a keep-alive's before the first.
+	 */
 	if (offset >= FIRST_BYTES)
-		return offset < 1U << 31;
+		return false;
 	if (stream->segments && stream->seq == seq && stream->length == payload)
 		return false;
 	chunk = chunks.lookup(&zero);
