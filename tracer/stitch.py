@@ -9,7 +9,7 @@ from tracer.errors import RecordingError
 from tracer.judge.assemble import QUIET_NS, Assembler
 from tracer.judge.join import WINDOW_NS, Joiner
 from tracer.judge.path import Path
-from tracer.judge.verdict import Judged, SeenAccept, Summary, Verdict
+from tracer.judge.verdict import Judged, SeenAccept, Summary
 from tracer.pipeline import Pipeline, Wanted
 from tracer.proxies import Proxies
 from tracer.recording import RecordingSource
@@ -52,7 +52,6 @@ class Stitcher:
             for number, source in enumerate(sources, start=1)
         ]
         self._joiner = Joiner(window_ns, cluster=lambda: views.cluster)
-        self._connections = self._drops = 0
 
     def paths(self) -> Iterator[list[Path]]:
         """Yield the wanted paths as they become whole, in lists; some are empty."""
@@ -70,10 +69,11 @@ class Stitcher:
             else:
                 heapq.heappush(behind, (stream.latest_ns, stream.number, stream))
             known_ns = min((each.known_ns for _, _, each in behind), default=None)
-            yield self._wanted_of(self._joiner.take(known_ns))
+            found = self._joiner.take(known_ns)
+            yield [path for path in found if self._wanted.has_path(path)]
 
     def summary(self) -> Summary:
-        """Add up the run so far: paths that arrived, and paths that ended in a drop."""
+        """Add up what was lost and could not be seen; what was shown the caller knows."""
         summaries = [stream.pipeline.summary() for stream in self._streams]
         lost: Counter[str] = Counter()
         for each in summaries:
@@ -82,8 +82,8 @@ class Stitcher:
         not_seen = [str(error) for error in self.errors]
         not_seen += [line for each in summaries for line in each.not_seen]
         return Summary(
-            connections=self._connections,
-            drops=self._drops,
+            connections=0,
+            drops=0,
             lost=lost,
             not_seen=tuple(dict.fromkeys(not_seen)),
         )
@@ -92,13 +92,6 @@ class Stitcher:
     def told_twice(self) -> int:
         """How many connections of a node stood in two recordings."""
         return self._joiner.told_twice
-
-    def _wanted_of(self, paths: list[Path]) -> list[Path]:
-        found = [path for path in paths if self._wanted.has_path(path)]
-        drops = sum(path.verdict is Verdict.DROPPED for path in found)
-        self._drops += drops
-        self._connections += len(found) - drops
-        return found
 
 
 class _Stream:

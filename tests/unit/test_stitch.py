@@ -287,8 +287,9 @@ def test_expect(record, stitch, expect, filters, code):
 def test_count(record, stitch):
     """--count stops after so many paths."""
     first, second = many(10)
-    _, paths, _, _ = stitch(record("node2", *first), record("node1", *second), "--count", 3)
-    assert len(paths) == 3
+    files = record("node2", *first), record("node1", *second)
+    _, paths, summary, _ = stitch(*files, "--count", 3)
+    assert len(paths) == summary["connections"] == 3
 
 
 def test_damage(record, stitch):

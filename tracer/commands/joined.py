@@ -14,7 +14,7 @@ from tracer.commands.run import Stop
 from tracer.errors import RecordingError
 from tracer.judge.join import WINDOW_NS
 from tracer.judge.path import Path
-from tracer.judge.verdict import Summary
+from tracer.judge.verdict import Summary, Verdict
 from tracer.model import IPNetwork
 from tracer.pipeline import Wanted
 from tracer.proxies import Proxies
@@ -32,11 +32,17 @@ class Joined:
         self._stitcher = stitcher
         self._clocks = clocks
         self._stop = stop
+        self._connections = self._drops = 0
 
     def paths(self) -> Iterator[Path]:
         """Yield the paths by time, until the recordings are read or a signal comes."""
         for paths in self._stitcher.paths():
-            yield from paths
+            for path in paths:
+                if path.verdict is Verdict.DROPPED:
+                    self._drops += 1
+                else:
+                    self._connections += 1
+                yield path
             if self._stop.is_set:
                 return
 
@@ -55,6 +61,8 @@ class Joined:
             )
         return replace(
             summary,
+            connections=self._connections,
+            drops=self._drops,
             not_seen=(*([_ENDED] if self._stop.is_set else []), *summary.not_seen),
             notes=tuple(notes),
             clock_offsets_ns=self._clocks.offsets_ns,
