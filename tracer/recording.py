@@ -13,6 +13,7 @@ import ctypes
 import json
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ _NETNS = struct.Struct("<I")
 # A frame longer than this is garbage, not a record: do not believe its length.
 _MAX_FRAME = 16 << 20
 _BATCH = 1024
+# What rules that change all the time may add to a file, in bytes a second of each namespace.
+_RULES_RATE = 16 << 10
 # Clocks further from 1970 than 292 years are no clocks.
 _MAX_CLOCK_NS = 1 << 63
 
@@ -61,7 +64,8 @@ class Recorder:
         self._path = path
         self._source = source
         self._packed_rules = packed_rules
-        self._rules: dict[int, bytes] = {}
+        # What was written last, and when more may be.
+        self._rules: dict[int, tuple[bytes, float]] = {}
         self._symbols: set[int] = set()
         try:
             self._stream = path.open("wb")
@@ -103,9 +107,11 @@ class Recorder:
         self._stream.close()
 
     def _changed_rules(self) -> Iterator[bytes]:
+        now_s = time.monotonic()
         for netns, packed in self._packed_rules().items():
-            if packed is not self._rules.get(netns):
-                self._rules[netns] = packed
+            last, next_s = self._rules.get(netns, (None, now_s))
+            if packed is not last and now_s >= next_s:
+                self._rules[netns] = packed, now_s + len(packed) / _RULES_RATE
                 yield _frame(_RULES, _NETNS.pack(netns) + packed)
 
     def _symbol(self, address: int) -> bytes:
