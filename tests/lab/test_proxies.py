@@ -228,6 +228,24 @@ def test_recording_holds_the_clients_alone(site, tracing, tmp_path):
     assert "declared, not trusted (forged?)" in untrusting.stdout
 
 
+def test_path_behind_a_proxy(site, tmp_path):
+    """Hop by hop, too, a connection is proxied, and its path has the client that is named."""
+    port = ["--filter-port", str(EXPECTS_PROXY), "--packets", "1"]
+    with Tracing(site, tmp_path, *TRUSTED, *port) as tracing:
+        _, local = ask(site, HAPROXY[6], TCP_V1, GET)
+
+        def paths():
+            whole = lines(tracing.output.read_text().rpartition("\n")[0])
+            return [line for line in whole if line.get("verdict") == "proxied"]
+
+        first, *_ = wait_until(paths)
+        assert (first["kind"], first["cause"]) == ("path", "load-balancer-proxy")
+        assert first["proxy"]["client"]["address"] == local[0]
+        assert first["proxy"]["client"]["port"] == local[1]
+        assert [hop["hook"] for hop in first["hops"]][:1] == ["tc_ingress"]
+        tracing.end()
+
+
 def test_rows_for_people(site, tmp_path):
     """The table shows the client beside the proxy that names it."""
     with Tracing(site, tmp_path, *TRUSTED) as tracing:
