@@ -7,6 +7,7 @@ The base image is Debian's minimal system, made here; everything else is what us
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def engine():
     """An engine that holds nothing yet, and is gone afterwards."""
     tool("podman")
     # Podman takes no long path there.
-    with tempfile.TemporaryDirectory(prefix="srcip-") as directory:
+    with tempfile.TemporaryDirectory(prefix="srcip-", dir=_place()) as directory:
         found = Engine(storage=Path(directory))
         try:
             yield found
@@ -65,9 +66,16 @@ def engine():
             found.run("rmi", "--all", "--force", is_checked=False)
 
 
-def build(podman, directory):
+def _place():
+    """Return where there is room for two gigabytes: in memory, where a build is twice as fast."""
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    return memory if has_room else None
+
+
+def build(podman):
     """Make the base image, and the agent's by its Dockerfile."""
-    base = directory / "base.tar"
+    base = podman.storage / "base.tar"
     # Debian's own slim image is made likewise.
     without = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "locale", "man")]
     options = ["--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", *without]
@@ -80,7 +88,7 @@ def build(podman, directory):
     podman.run("import", "--quiet", str(base), BASE)
     base.unlink()
     options = [f"--build-arg=BASE={BASE}", f"--file={DOCKERFILE}", f"--tag={IMAGE}", "--pull=never"]
-    options += ["--network=host", "--isolation=chroot"]
+    options += ["--jobs=2", "--network=host", "--isolation=chroot"]
     podman.run("build", *options, *_as_here(), str(ROOT))
 
 

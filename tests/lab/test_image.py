@@ -32,10 +32,10 @@ HOST_IP = str(NODES[NODE].address.of("ipv4"))
 
 
 @pytest.fixture(scope="module")
-def podman(kernel, tmp_path_factory):
+def podman(kernel):
     """An engine that has the image."""
     with engine() as found:
-        build(found, tmp_path_factory.mktemp("image"))
+        build(found)
         yield found
 
 
