@@ -57,7 +57,7 @@ class Wanted:
     @property
     def has_connections(self) -> bool:
         """Whether a connection can be wanted: not if only drops are."""
-        return self.verdicts != {Verdict.DROPPED}
+        return self.verdicts != {Verdict.DROPPED} or self.are_stray_accepts
 
     def has(self, judged: JudgedConnection | JudgedDrop) -> bool:
         """Whether what the judge said is wanted."""
@@ -91,10 +91,15 @@ def _key(service: ServiceRef | None) -> tuple[str, str] | None:
 
 
 class Selection:
-    """Picks what is wanted out of what was judged, in its order."""
+    """
+    Picks what is wanted out of what was judged, in its order.
+
+    ``remembered`` is of how many connections accepts are recognized, the latest ones.
+    """
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
+        self.remembered = _REMEMBERED
         self._shown: OrderedDict[FiveTuple, None] = OrderedDict()
 
     def takes(self, judged: Judged) -> bool:
@@ -103,7 +108,7 @@ class Selection:
         match judged:
             case JudgedConnection():
                 is_wanted = flows.matches(judged.connection) and self.wanted.has(judged)
-                if is_wanted:
+                if is_wanted and not self.wanted.are_stray_accepts:
                     self._remember(judged.connection.reply.inverted)
                 return is_wanted
             case JudgedDrop():
@@ -120,7 +125,7 @@ class Selection:
     def _remember(self, peer: FiveTuple) -> None:
         self._shown[peer] = None
         self._shown.move_to_end(peer)
-        if len(self._shown) > _REMEMBERED:
+        while len(self._shown) > self.remembered:
             self._shown.popitem(last=False)
 
 

@@ -110,6 +110,7 @@ def test_version(srcip):
         (["serve", "--bind", "192.0.2.1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
         (["serve", "--bind", "node1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
         (["serve", "--stream-group", "no-such-group"], "there is no group 'no-such-group'"),
+        (["serve", "--stream-group", "4294967295"], "there is no group '4294967295'"),
         (["demo", "--scenario", "S99"], "'S99' is not one of"),
         (["replace"], "No such command 'replace'"),
         (["trace", "--no-such-option"], "No such option"),

@@ -318,6 +318,22 @@ def test_an_accept_follows_its_connection(stream):
         assert [type(each) for each in read(all_)] == [SeenAccept, JudgedConnection, SeenAccept]
 
 
+def test_what_is_remembered_is_bounded(stream, monkeypatch):
+    """However many filters there are, all together remember so many connections."""
+    monkeypatch.setattr(servers, "_REMEMBERED_ALL", 40)
+    monkeypatch.setattr(servers, "_REMEMBERED_EACH", 2)
+    with ExitStack() as stack:
+        verdicts = list(Verdict)[:4]
+        for verdict in verdicts:
+            wanted = Wanted(verdicts=frozenset({verdict, REPLACED.verdict}))
+            stack.enter_context(stream.listen(wanted))
+        for port in range(1, 60):
+            reply = flow(samples.BACKEND, 8080, samples.NODE, port)
+            stream.server.offer(samples.judged(samples.SENT, reply))
+        remembered = [len(each._shown) for each, _ in stream.server._by_wanted.values()]
+    assert remembered == [10] * 4
+
+
 def test_losses_are_those_since_the_client_came(stream):
     """The summary tells what was lost meanwhile, and what cannot be seen."""
     with closing(stream.listen()) as client:

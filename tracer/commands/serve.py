@@ -41,7 +41,8 @@ class Group(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Look a name up."""
         text = str(value)
-        if text.isdecimal():
+        # 4294967295 stands for "no change" (chown(2)).
+        if text.isdecimal() and int(text) < 0xFFFFFFFF:
             return int(text)
         try:
             return grp.getgrnam(text).gr_gid

@@ -172,7 +172,9 @@ class AgentStream:
             "ConnectionRefusedError": "; is 'srcip serve' running on this node?",
             "PermissionError": "; it is for the group of 'srcip serve --stream-group'",
         }.get(type(error).__name__, "")
-        return StreamError(f"cannot reach the agent at {self._path}: {error.strerror}{hint}")
+        return StreamError(
+            f"cannot reach the agent at {self._path}: {error.strerror or error}{hint}"
+        )
 
 
 # A summary line begins so: `exporters.jsonl` keeps the order of keys, and the contract its kind.

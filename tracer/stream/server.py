@@ -30,6 +30,9 @@ MAX_CLIENTS = 256
 # What may wait for a client, and for all of them together, in bytes. Where there are many, each
 # gets his share of the latter.
 QUEUE_BYTES, QUEUES_BYTES = 256 << 10, 8 << 20
+# Connections whose accepts are recognized, at about half a kilobyte: for all filters together, and
+# for each at the least. An accept comes a tenth of a second after its connection at the latest.
+_REMEMBERED_ALL, _REMEMBERED_EACH = 8192, 64
 # The kernel doubles it; what is in it has left our memory, but not the node's.
 _SEND_BUFFER = 64 << 10
 _CHUNK = 64 << 10
@@ -144,6 +147,7 @@ class StreamServer:
             client.selection, members = self._by_wanted.setdefault(client.wanted, fresh)
             members.append(client)
             client.before = losses
+            self._share_memory()
             self._put(client, hello_line(origin.version, origin.nodes))
             self._flush(client)
 
@@ -302,6 +306,13 @@ class StreamServer:
         members.remove(client)
         if not members:
             del self._by_wanted[wanted]
+            self._share_memory()
+
+    def _share_memory(self) -> None:
+        """Bound what all filters together remember of connections."""
+        share = max(_REMEMBERED_EACH, _REMEMBERED_ALL // max(1, len(self._by_wanted)))
+        for selection, _ in self._by_wanted.values():
+            selection.remembered = share
 
     # Queues
 
