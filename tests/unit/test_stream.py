@@ -220,9 +220,9 @@ class Stream:
 
     def step(self):
         self.server.flush()
+        self.server.end(self.origin)
         self.server.poll()
         self.server.attach(self.origin)
-        self.server.end(self.origin)
 
     def listen(self, wanted=None):
         with ExitStack() as stack:
@@ -255,7 +255,7 @@ def stream(tmp_path):
 
 
 def read(client):
-    return list(client.judge(client.read(0.05)))
+    return list(client.judge(client.read(0.05) or []))
 
 
 def read_all(client):
@@ -265,10 +265,10 @@ def read_all(client):
 
 def ended(stream, client):
     """End a client as Ctrl-C does, and return its summary."""
-    client._socket.shutdown(socket.SHUT_WR)
+    client.hang_up()
     stream.step()
     while client._end is None:
-        list(client.judge(client.read(0.05)))
+        list(client.judge(client.read(0.05) or []))
         stream.step()
     return client.summary()
 
@@ -347,6 +347,21 @@ def test_losses_are_those_since_the_client_came(stream):
         "the moon",
         "1 packets that conntrack was told not to track (NOTRACK)",
     )
+
+
+def test_what_happened_before_the_hang_up_still_comes(stream):
+    """Also what the agent reads only after it has heard of it; the summary comes behind it."""
+    with closing(stream.listen()) as client:
+        client.hang_up()
+        stream.step()
+        assert stream.server.is_ending
+        stream.server.offer(REPLACED)
+        stream.step()
+        (judged,) = client.judge(client.read(5))
+        assert judged.verdict is REPLACED.verdict
+        assert client.read(5) is None
+        assert client.summary().connections == 1
+    assert not stream.server.is_ending
 
 
 def test_a_client_that_does_not_read(stream):

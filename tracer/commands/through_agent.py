@@ -13,7 +13,7 @@ from tracer.commands import options
 from tracer.commands.output import Expectation, Writer
 from tracer.commands.run import run, stop_on_signals
 from tracer.pipeline import Wanted
-from tracer.stream.client import PATIENCE_S, AgentStream
+from tracer.stream.client import AgentStream
 
 # What the agent was told when it was started, and what it does not hand out.
 _AGENT_S_OWN = (
@@ -55,7 +55,7 @@ def through_agent(
             stream.hang_up()
             if stream.shown != count:
                 # What happened before the end is not lost on its way.
-                run(stream, stream, writer, expectation, timeout_s=PATIENCE_S)
+                run(stream, stream, writer, expectation)
             stream.take_summary()
         writer.end(stream.summary())
     sys.exit(expectation.exit_code())

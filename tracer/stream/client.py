@@ -36,6 +36,7 @@ class AgentStream:
         self._end: Mapping[str, Any] | None = None
         self._connections = self._drops = 0
         self.nodes: Sequence[str] = ()
+        self._give_up_s = float("inf")
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.connect(str(path))
@@ -93,6 +94,7 @@ class AgentStream:
 
     def hang_up(self) -> None:
         """Ask for the end: what happened until now still comes, then the summary."""
+        self._give_up_s = time.monotonic() + PATIENCE_S
         # An agent that has ended meanwhile is found out in reading.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
@@ -104,10 +106,7 @@ class AgentStream:
         Raises:
             StreamError: If it does not come.
         """
-        end_s = time.monotonic() + PATIENCE_S
         while self._end is None:
-            if time.monotonic() > end_s:
-                raise StreamError(f"the agent at {self._path} gives no summary")
             self.read(0.1)
 
     @property
@@ -151,6 +150,8 @@ class AgentStream:
             return
         ready, _, _ = select.select([self._socket], [], [], timeout_s)
         if not ready:
+            if time.monotonic() > self._give_up_s:
+                raise StreamError(f"the agent at {self._path} gives no summary")
             return
         try:
             chunk = self._socket.recv(_CHUNK)
@@ -161,6 +162,8 @@ class AgentStream:
                 f"the agent at {self._path} closed the stream: it has ended, or this reader was "
                 "too slow for too long"
             )
+        if self._give_up_s < float("inf"):
+            self._give_up_s = time.monotonic() + PATIENCE_S
         *lines, self._inbox = (self._inbox + chunk).split(b"\n")
         self._lines += lines
         if len(self._inbox) > MAX_LINE:

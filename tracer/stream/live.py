@@ -64,8 +64,8 @@ class LiveStream:
 
     @property
     def is_on(self) -> bool:
-        """Whether the kernel writes records of connections."""
-        return self._flows is not None
+        """Whether there are, or may be, records that clients wait for."""
+        return self._flows is not None or (self._server is not None and self._server.is_ending)
 
     @property
     def clients(self) -> int | None:
@@ -109,15 +109,16 @@ class LiveStream:
         if self._server is None:
             return
         start_s = self._clock_s()
+        origin = self._origin()
         self._server.flush()
+        # Who hung up before the kernel was read last has all that happened until then.
+        self._server.end(origin)
         self._server.poll()
         if (flows := self._server.flows) != self._flows:
             self._kernel.stream(flows)
             self._flows = flows
         # The kernel first: what happens after the hello is streamed.
-        origin = self._origin()
         self._server.attach(origin)
-        self._server.end(origin)
         self._budget.spend(self._clock_s() - start_s)
 
     def close(self) -> None:

@@ -112,6 +112,11 @@ class StreamServer:
         return self._lost_before + sum(client.lost for client in self._clients)
 
     @property
+    def is_ending(self) -> bool:
+        """Whether somebody waits for his summary."""
+        return any(client.is_ending for client in self._clients)
+
+    @property
     def flows(self) -> Filter | None:
         """The narrowest filter that covers the connections that anyone wants; None for none."""
         filters = [
@@ -170,7 +175,11 @@ class StreamServer:
                 self._flush(client)
 
     def end(self, origin: Origin) -> None:
-        """Give those who have heard enough their summary."""
+        """
+        Give their summary to those who hung up before the last `poll`.
+
+        What happened until then must have been offered meanwhile.
+        """
         for client in list(self._clients):
             if client.is_ending and client.selection is not None:
                 self._summarize(client, origin)
