@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+
+from exporters.exposition import CounterText, Encoder, Metrics
 
 # A drain is due every few seconds.
 _DEAD_S = 60
@@ -73,20 +75,40 @@ class Snapshot:
     not_seen: tuple[str, ...] = ()
 
 
-def families(snapshot: Snapshot) -> Iterator[Metric]:
-    """Yield the metrics of a snapshot."""
-    yield _counter(
-        "srcip_connections",
-        "New connections seen by this node, by what became of their source address.",
-        ConnectionLabels._fields,
-        snapshot.connections,
-    )
-    yield _counter(
-        "srcip_dropped_packets",
-        "Packets that the kernel discarded, for reasons of netfilter, routing or no listener.",
-        DropLabels._fields,
-        snapshot.drops,
-    )
+class _Text:
+    """The latest snapshot's text in one format."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._connections = CounterText[ConnectionLabels](
+            encoder,
+            "srcip_connections",
+            "New connections seen by this node, by what became of their source address.",
+            ConnectionLabels._fields,
+        )
+        self._drops = CounterText[DropLabels](
+            encoder,
+            "srcip_dropped_packets",
+            "Packets that the kernel discarded, for reasons of netfilter, routing or no listener.",
+            DropLabels._fields,
+        )
+        self._made: tuple[Snapshot, bytes] | None = None
+
+    def of(self, snapshot: Snapshot, process: ProcessCollector) -> bytes:
+        """Return the text of a snapshot, made once however often it is asked for."""
+        if self._made is None or self._made[0] is not snapshot:
+            rest = Metrics(chain(_few(snapshot), process.collect()))
+            parts = (
+                self._connections.text(snapshot.connections),
+                self._drops.text(snapshot.drops),
+                self._encoder(rest),
+            )
+            self._made = snapshot, b"".join(parts)
+        return self._made[1]
+
+
+def _few(snapshot: Snapshot) -> Iterator[Metric]:
+    """Yield the metrics that have only a handful of series."""
     yield from _untold(snapshot)
     yield from _agent(snapshot)
 
@@ -207,7 +229,7 @@ def _by_one(values: Mapping[str, float]) -> dict[tuple[str], float]:
     return {(name,): value for name, value in values.items()}
 
 
-class Page(Collector):
+class Page:
     """
     The latest snapshot, and its text in the formats that scrapers asked for.
 
@@ -219,26 +241,19 @@ class Page(Collector):
         self._clock_s = clock_s
         self._process = ProcessCollector(registry=None)
         self._lock = threading.Lock()
-        self._texts: dict[str, tuple[Snapshot, bytes]] = {}
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metrics, those of the process included."""
-        yield from families(self.snapshot)
-        yield from self._process.collect()
+        self._texts: dict[str, _Text] = {}
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """Return the text in the format that a scraper accepts, and its content type."""
         encoder, content_type = choose_encoder(accept)
         with self._lock:
-            made_of, text = self._texts.get(content_type, (None, b""))
-            if made_of is not self.snapshot:
-                made_of = self.snapshot
-                text = encoder(self)
+            text = self._texts.get(content_type)
+            if text is None:
                 # Whoever asks for formats that nobody heard of fills no memory.
                 if len(self._texts) > 8:
                     self._texts.clear()
-                self._texts[content_type] = (made_of, text)
-        return text, content_type
+                text = self._texts[content_type] = _Text(encoder)
+            return text.of(self.snapshot, self._process), content_type
 
     def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
         """Return status, content type and body for a request."""

@@ -7,9 +7,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from exporters.exposition import CounterText, Metrics
 from exporters.page_server import PageServer
 from exporters.prometheus import ConnectionLabels, DropLabels, Page, Snapshot
 from tracer.errors import TracerError
@@ -130,6 +135,26 @@ def test_text_is_made_once():
     before = page.text("")[0]
     page.snapshot = Snapshot(version="2")
     assert page.text("")[0] != before
+
+
+labels = st.builds(ConnectionLabels, *(st.text(max_size=5) for _ in ConnectionLabels._fields))
+totals = st.dictionaries(labels, st.integers(0, 999_999), max_size=5)
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+@given(st.lists(totals, max_size=4))
+def test_lines_that_are_kept_are_the_encoders(accept, rounds):
+    """Whatever comes, goes and is called, the text is the one that prometheus_client makes anew."""
+    encoder, _ = choose_encoder(accept)
+    kept = CounterText(encoder, "c", "Help.", ConnectionLabels._fields)
+    for each in rounds:
+        family = CounterMetricFamily("c", "Help.", labels=ConnectionLabels._fields)
+        for key, value in each.items():
+            family.add_metric(key, value)
+        text = encoder(Metrics([family])).removesuffix(b"# EOF\n")
+        # It writes them as floats.
+        expected = re.sub(rb"\.0$", b"", text, flags=re.MULTILINE)
+        assert kept.text(each) == expected
 
 
 def test_strange_accept_headers_fill_no_memory():
