@@ -127,10 +127,12 @@ SRCIP_INLINE bool find_mark(const void *skb, __u64 nf_conn, __u8 hook, __u32 *ma
 	return true;
 }
 
-SRCIP_INLINE void stream(const struct srcip_config *settings, const struct srcip_connection *record)
+SRCIP_INLINE void stream(const struct srcip_config *settings, struct srcip_connection *record)
 {
 	__u64 *sent, flags = BPF_RB_NO_WAKEUP;
 	int zero = 0;
+
+	record->header.ktime_ns = bpf_ktime_get_ns();
 
 	/* A wake-up costs a hundred times the record. The reader looks by
 	 * itself every so often; it is woken so that the ring does not fill.
@@ -140,7 +142,7 @@ SRCIP_INLINE void stream(const struct srcip_config *settings, const struct srcip
 		*sent = 0;
 		flags = BPF_RB_FORCE_WAKEUP;
 	}
-	if (connections.ringbuf_output((void *)record, sizeof(*record), flags))
+	if (connections.ringbuf_output(record, sizeof(*record), flags))
 		count_lost(SRCIP_LOST_RING_FULL);
 }
 
@@ -216,12 +218,21 @@ SRCIP_INLINE __u64 *find_total(__u8 active, struct srcip_path_key *key)
 	return active ? paths_1.lookup(key) : paths_0.lookup(key);
 }
 
-SRCIP_INLINE void count(const struct srcip_config *settings, const struct srcip_connection *record)
+SRCIP_INLINE bool has_sample(struct srcip_path_key *key, struct srcip_connection *record)
+{
+	if (samples.lookup(key))
+		return true;
+	record->header.ktime_ns = bpf_ktime_get_ns();
+	return !samples.insert(key, record);
+}
+
+SRCIP_INLINE void count(const struct srcip_config *settings, struct srcip_connection *record)
 {
 	/* Read once: it may change between here and the insertion. */
 	__u8 active = *(const volatile __u8 *)&settings->active_paths;
+	__u64 round = *(const volatile __u16 *)&settings->sample_round;
 	struct srcip_path_key key = {};
-	__u64 zero = 0, *total;
+	__u64 zero = 0, *total, before;
 
 	set_path_key(&key, settings, record);
 	total = find_total(active, &key);
@@ -238,8 +249,13 @@ SRCIP_INLINE void count(const struct srcip_config *settings, const struct srcip_
 		return;
 	}
 	__sync_fetch_and_add(total, 1);
-	if (!samples.lookup(&key))
-		samples.insert(&key, (struct srcip_connection *)record);
+	/* Once per path, CPU and round: the lookup costs as much as the count.
+	 * A softirq that does the same in between makes the round a wrong one,
+	 * and the next connection looks again.
+	 */
+	before = *(const volatile __u64 *)total >> SRCIP_COUNT_BITS;
+	if (before != round && has_sample(&key, record))
+		__sync_fetch_and_add(total, (round - before) << SRCIP_COUNT_BITS);
 }
 
 SRCIP_INLINE __u32 device_index(const void *state, int offset)
@@ -249,12 +265,12 @@ SRCIP_INLINE __u32 device_index(const void *state, int offset)
 	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
 }
 
+/* All but the time, which counting does without: the clock costs 20 ns. */
 SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip_entry *entry,
 			     const void *state)
 {
 	const void *net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
 
-	record->header.ktime_ns = bpf_ktime_get_ns();
 	record->header.netns = srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum));
 	record->header.size = sizeof(*record);
 	record->header.version = SRCIP_WIRE_VERSION;

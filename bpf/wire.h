@@ -264,8 +264,15 @@ struct srcip_config {
 	__u8 active_paths; /* which of the two maps counts, 0 or 1 */
 	__u8 is_broad;	   /* what other nodes make of a wanted connection is wanted, too */
 	__u8 pad[1];
-	__u16 packets; /* of a direction that hops are reported of */
+	__u16 packets;	    /* of a direction that hops are reported of */
+	__u16 sample_round; /* never 0; another one has each path's sample looked for again */
+	__u8 pad2[6];
 };
+
+/* A path's count on one CPU: its connections in the low bits, and above them the
+ * round in which this CPU last found or left a sample of it.
+ */
+#define SRCIP_COUNT_BITS 48
 
 /* What a path through the node is, without who used it: a connection count
  * grows with Services and their backends, never with clients.
@@ -297,7 +304,7 @@ _Static_assert(sizeof(struct srcip_client) == 36, "wire layout changed");
 _Static_assert(sizeof(struct srcip_declared) == 64, "wire layout changed");
 _Static_assert(sizeof(struct srcip_prefix) == 24, "wire layout changed");
 _Static_assert(sizeof(struct srcip_filter) == 72, "wire layout changed");
-_Static_assert(sizeof(struct srcip_config) == 120, "wire layout changed");
+_Static_assert(sizeof(struct srcip_config) == 128, "wire layout changed");
 _Static_assert(sizeof(struct srcip_path_key) == 64, "wire layout changed");
 
 #endif /* SRCIP_WIRE_H */

@@ -45,6 +45,7 @@ def encode_config(
     is_streaming: bool,
     is_counting: bool,
     active_paths: int = 0,
+    sample_round: int = 1,
     packets: int = 0,
     is_broad: bool = False,
 ) -> bytes:
@@ -59,6 +60,7 @@ def encode_config(
         is_streaming: Whether records are written at all.
         is_counting: Whether connections are counted by path.
         active_paths: Which of the two maps of paths counts.
+        sample_round: Another one than before, and not 0, to have each path's sample looked for.
         packets: How many packets of a direction hops are reported of.
         is_broad: Whether to report also what a wanted connection becomes on other nodes, where the
             filter does not know it again: connections and drops are then left to user space.
@@ -71,6 +73,7 @@ def encode_config(
         is_counting=is_counting,
         is_filtered=not wanted.is_empty,
         active_paths=active_paths,
+        sample_round=sample_round,
         packets=packets,
         is_broad=is_broad,
     )

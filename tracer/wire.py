@@ -4,6 +4,8 @@ import ctypes
 from enum import IntEnum, IntFlag
 
 WIRE_VERSION = 1
+# Of a path's count on one CPU, the bits that are a number of connections.
+COUNT_BITS = 48
 
 _ADDRESS = ctypes.c_uint8 * 16
 
@@ -248,6 +250,8 @@ class WireConfig(ctypes.Structure):
         ("is_broad", ctypes.c_uint8),
         ("pad", ctypes.c_uint8 * 1),
         ("packets", ctypes.c_uint16),
+        ("sample_round", ctypes.c_uint16),
+        ("pad2", ctypes.c_uint8 * 6),
     )
 
 

@@ -235,4 +235,4 @@ def test_tuple(five_tuple):
 
 def test_config_size():
     """The value of the config map has the size that the programs were compiled with."""
-    assert ctypes.sizeof(config()) == 120
+    assert ctypes.sizeof(config()) == 128

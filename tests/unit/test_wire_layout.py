@@ -128,9 +128,15 @@ def test_enum(name, tmp_path):
 
 def test_constants(tmp_path):
     """Version, number of loss counters, and what Python calls a header are the same in C."""
-    questions = ["SRCIP_WIRE_VERSION", "SRCIP_LOST_SLOTS", "sizeof(struct srcip_header)"]
+    questions = [
+        "SRCIP_WIRE_VERSION",
+        "SRCIP_COUNT_BITS",
+        "SRCIP_LOST_SLOTS",
+        "sizeof(struct srcip_header)",
+    ]
     assert ask_compiler(questions, tmp_path) == [
         wire.WIRE_VERSION,
+        wire.COUNT_BITS,
         len(wire.Lost),
         wire.HEADER_SIZE,
     ]

@@ -1,15 +1,19 @@
 """The kernel's count of connections by path, read in batches."""
 
 import ctypes
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tracer.encode import encode_prefix
-from tracer.kernel.bpf_syscall import Map, sum_cpus
+from tracer.kernel.bpf_syscall import Map
 from tracer.kernel.programs import CONNECTIONS, Loaded, Sizes
 from tracer.model import NO_FLAGS, AddressFlag, ClientClass, IPNetwork
-from tracer.wire import WireConnection, WirePathKey, WirePrefix
+from tracer.wire import COUNT_BITS, WireConnection, WirePathKey, WirePrefix
+
+_COUNT_MASK = (1 << COUNT_BITS) - 1
+_ROUNDS = (1 << 64 - COUNT_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class PathCounters:
         loaded: Loaded,
         namespaces: Iterable[int],
         sizes: Sizes,
-        activate: Callable[[int], None],
+        configure: Callable[[int, int], None],
     ) -> None:
         key_size = ctypes.sizeof(WirePathKey)
         self._halves = [
@@ -59,8 +63,8 @@ class PathCounters:
         self._classes = Map(loaded.map(CONNECTIONS, "classes"), ctypes.sizeof(WirePrefix), 4)
         self._known: dict[bytes, bytes] = {}
         self._namespaces = tuple(namespaces)
-        self._activate = activate
-        self._active = 0
+        self._configure = configure
+        self._active, self._round = 0, 1
         self._is_idle_full = False
         self.sizes = sizes
 
@@ -69,7 +73,7 @@ class PathCounters:
         totals: dict[bytes, int] = {}
         for half in self._halves:
             for key, value in half.paths.items():
-                totals[key] = totals.get(key, 0) + sum_cpus(value)
+                totals[key] = totals.get(key, 0) + _connections(value)
         return list(totals.items())
 
     def drain(self) -> dict[bytes, int]:
@@ -82,7 +86,7 @@ class PathCounters:
         added: dict[bytes, int] = {}
         for half in self._halves:
             for key, value in half.paths.items():
-                total = sum_cpus(value)
+                total = _connections(value)
                 more = total - half.totals.get(key, 0)
                 if more:
                     half.totals[key] = total
@@ -107,6 +111,7 @@ class PathCounters:
     def forget_sample(self, key: bytes) -> None:
         """Have the path's next connection give a sample."""
         self._samples.delete(key)
+        self._look_for_samples()
 
     def set_classes(self, prefixes: Iterable[tuple[IPNetwork, ClientClass]]) -> None:
         """
@@ -154,7 +159,7 @@ class PathCounters:
             self._empty(idle)
         elif self.entries * 2 > self.sizes.paths and not idle.totals:
             self._active = 1 - self._active
-            self._activate(self._active)
+            self._configure(self._active, self._round)
             self._is_idle_full = True
 
     def _empty(self, idle: _Half) -> None:
@@ -167,3 +172,14 @@ class PathCounters:
                     self._samples.delete(key)
         idle.totals.clear()
         self._is_idle_full = False
+        self._look_for_samples()
+
+    def _look_for_samples(self) -> None:
+        """Have the programs look for each path's sample again. A new path's round is 0."""
+        self._round = self._round % _ROUNDS + 1
+        self._configure(self._active, self._round)
+
+
+def _connections(value: bytes) -> int:
+    """Add up a path's connections of all CPUs."""
+    return sum(count & _COUNT_MASK for count in struct.unpack(f"={len(value) // 8}Q", value))

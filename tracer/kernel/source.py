@@ -113,7 +113,7 @@ class KernelSource:
 
     def __init__(self, namespaces: Sequence[Netns], settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
-        self._active_paths = 0
+        self._active_paths, self._sample_round = 0, 1
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
         self._programs = (
@@ -132,7 +132,7 @@ class KernelSource:
             self._loaded = programs.load(self._programs, self._settings.sizes)
             self._configure()
             self.counters = PathCounters(
-                self._loaded, self._namespaces, self._settings.sizes, self._set_active_paths
+                self._loaded, self._namespaces, self._settings.sizes, self._set_counting
             )
             self._attach()
         except BaseException:
@@ -235,8 +235,8 @@ class KernelSource:
         values = {slot: counters.lookup(slot.to_bytes(4, "little")) for slot in Lost}
         return {slot.name.lower(): sum_cpus(value or b"") for slot, value in values.items()}
 
-    def _set_active_paths(self, active: int) -> None:
-        self._active_paths = active
+    def _set_counting(self, active_paths: int, sample_round: int) -> None:
+        self._active_paths, self._sample_round = active_paths, sample_round
         self._configure()
 
     def _configure(self) -> None:
@@ -259,6 +259,7 @@ class KernelSource:
             is_streaming=settings.is_streaming or has_all,
             is_counting=settings.is_counting,
             active_paths=self._active_paths,
+            sample_round=self._sample_round,
             packets=settings.packets,
             is_broad=settings.packets > 0 and len(self._namespaces) > 1,
         )
