@@ -29,20 +29,37 @@ class Node:
         """Nanoseconds for each packet of a flow that was answered."""
         return self._send("flow", CLIENT[4], packets) / packets
 
-    def new_ns(self, flows):
-        """Nanoseconds for each new flow. Conntrack is emptied first."""
-        self.box.run("node", "conntrack", "-F")
-        took = self._send("new", CLIENT[4].rsplit(".", 1)[0] + ".0", flows)
-        held = int(self.box.run("node", "cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+    def new_ns(self, flows, port=SERVICE_PORT, ports=1):
+        """Nanoseconds for each new flow, to so many ports in turn. Conntrack is emptied first."""
+        self.flush()
+        took = self.send_new(flows, port, ports)
+        held = self.entries()
         # A port that is taken already can cost a flow or two.
         assert held > flows * 0.99, f"{held} entries of {flows} flows: the table is too small"
         return took / flows
 
-    def _send(self, kind, source, count):
-        printed = self.box.run(
-            "client", self._program, kind, source, NODE[4], str(SERVICE_PORT), str(count)
-        )
-        return int(printed)
+    def send_new(self, flows, port, ports):
+        """Send the first datagram of so many flows; return the nanoseconds that it took."""
+        return self._send("new", CLIENT[4].rsplit(".", 1)[0] + ".0", flows, port, ports)
+
+    def flush(self):
+        """Empty conntrack."""
+        self.box.run("node", "conntrack", "-F")
+
+    def entries(self):
+        """How many entries conntrack holds."""
+        return int(self.box.run("node", "cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+
+    def settled_entries(self):
+        """How many there are once no packet is under way any more."""
+        before, held = -1, self.entries()
+        while held != before:
+            before, held = held, self.entries()
+        return held
+
+    def _send(self, kind, source, count, port=SERVICE_PORT, ports=1):
+        numbers = map(str, (port, count, ports))
+        return int(self.box.run("client", self._program, kind, source, NODE[4], *numbers))
 
 
 @contextmanager

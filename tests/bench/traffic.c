@@ -2,8 +2,10 @@
 /* Traffic for the benchmarks, from the namespace it is started in:
  *
  *   traffic flow SRC DST PORT PACKETS   datagrams of one flow that was answered
- *   traffic new NET DST PORT FLOWS      one datagram each of so many new flows,
- *                                       from the 200 addresses NET.10 and up
+ *   traffic new NET DST PORT FLOWS [PORTS]
+ *                                       one datagram each of so many new flows,
+ *                                       from the 200 addresses NET.10 and up, to
+ *                                       PORT and those after it in turn
  *
  * Prints the nanoseconds that sending took. Over veth a packet is forwarded and
  * delivered within the sender's system call, so this is the cost of the path.
@@ -78,12 +80,12 @@ struct datagram {
 	char payload;
 } __attribute__((packed));
 
-static void send_new(const char *net, const char *dst, int port, long flows)
+static void send_new(const char *net, const char *dst, int port, long flows, int ports)
 {
 	struct sockaddr_in to = address(dst, 0);
 	struct datagram d = {
 	    .ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP},
-	    .udp = {.dest = htons(port), .len = htons(9)},
+	    .udp = {.len = htons(9)},
 	};
 	int s = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
 	unsigned int base = ntohl(address(net, 0).sin_addr.s_addr);
@@ -94,6 +96,7 @@ static void send_new(const char *net, const char *dst, int port, long flows)
 	for (long i = 0; i < flows; i++) {
 		d.ip.saddr = htonl(base + 10 + i % SOURCES);
 		d.udp.source = htons(FIRST_PORT + i / SOURCES);
+		d.udp.dest = htons(port + i % ports);
 		if (sendto(s, &d, sizeof(d), 0, (void *)&to, sizeof(to)) != sizeof(d))
 			fail("sendto");
 	}
@@ -102,13 +105,14 @@ static void send_new(const char *net, const char *dst, int port, long flows)
 
 int main(int argc, char **argv)
 {
-	if (argc != 6) {
-		fprintf(stderr, "usage: traffic flow|new SRC|NET DST PORT COUNT\n");
+	if (argc < 6) {
+		fprintf(stderr, "usage: traffic flow|new SRC|NET DST PORT COUNT [PORTS]\n");
 		return 2;
 	}
 	if (!strcmp(argv[1], "flow"))
 		send_flow(argv[2], argv[3], atoi(argv[4]), atol(argv[5]));
 	else
-		send_new(argv[2], argv[3], atoi(argv[4]), atol(argv[5]));
+		send_new(argv[2], argv[3], atoi(argv[4]), atol(argv[5]),
+			 argc > 6 ? atoi(argv[6]) : 1);
 	return 0;
 }

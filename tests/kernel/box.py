@@ -82,10 +82,10 @@ class Box:
         with netns.inside(self.path(host)):
             (Path("/proc/sys/net") / knob).write_text(str(value))
 
-    def rules(self, text):
-        """Load nftables rules on the node, in place of those before; blocks may be on one line."""
+    def rules(self, text, host="node"):
+        """Load nftables rules on a host, in place of those before; blocks may be on one line."""
         lines = text.replace("}", "\n}\n")
-        self.run("node", "nft", "-f", "-", stdin=f"flush ruleset\n{lines}")
+        self.run(host, "nft", "-f", "-", stdin=f"flush ruleset\n{lines}")
 
     def socket(self, host, version, kind, proto=0):
         """Make a socket inside a host."""

@@ -1,0 +1,152 @@
+"""A running 'srcip serve' beside a benchmark, and the cluster that it is told of."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.kernel.box import NODE, SERVER, package_root, wait_until
+
+SERVICES, FIRST_PORT = 1_000, 31_000
+PROTOCOLS = ("UDP", "TCP")
+# As nodes.RULES, with a NodePort for each Service. The port stays: so many more flows find one to
+# be masqueraded to.
+RULES = f"""
+table ip bench {{
+  chain pre {{ type nat hook prerouting priority -100
+    meta l4proto {{ tcp, udp }} th dport {FIRST_PORT}-{FIRST_PORT + SERVICES - 1} \
+meta mark set 0x4000 dnat to {SERVER[4]} }}
+  chain post {{ type nat hook postrouting priority 100
+    meta mark & 0x4000 == 0x4000 meta mark set 0 masquerade }}
+}}"""
+# The backends receive and say nothing.
+SILENCE = """
+table ip silence {
+  chain pre { type filter hook prerouting priority -300
+    meta l4proto udp drop }
+}"""
+
+
+class Served:
+    """A running agent."""
+
+    def __init__(self, pid, port):
+        self.pid = pid
+        self.port = port
+
+    def samples(self, name):
+        """The series of a metric and their numbers, the series as they are written."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        found = (
+            line.rpartition(" ") for line in lines if line.startswith((f"{name} ", f"{name}{{"))
+        )
+        return {series: float(number) for series, _, number in found}
+
+    def value(self, name):
+        """The number of a metric that has one series."""
+        return self.samples(name)[name]
+
+    def total(self):
+        return int(sum(self.samples("srcip_connections_total").values()))
+
+    def drained(self):
+        """Wait for a drain that began after now."""
+        now_s = time.time()
+        # No drain here takes as long as they are apart.
+        wait_until(lambda: self.value("srcip_drain_timestamp_seconds") > now_s + 1)
+
+    def cpu_s(self):
+        """CPU time of the process and of the child that reads the node's rules."""
+        # clock_getcpuclockid(3); to the nanosecond, where /proc counts ticks.
+        return sum(time.clock_gettime(~pid << 3 | 2) for pid in self._pids())
+
+    def resident_mib(self):
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def proportional_mib(self):
+        """Memory of the process and of its child, where shared pages count once."""
+        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._pids())
+        return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024
+
+    def _pids(self):
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [self.pid, *(int(child) for task in tasks for child in task.read_text().split())]
+
+
+@contextmanager
+def agent(node, *arguments):
+    """Run 'srcip serve' until it is ready, with its own drain interval."""
+    command = [sys.executable, "-m", "tracer.cli", "serve", "--port", "0"]
+    command += ["--netns", f"{node.box.names['node']}=node1", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=package_root(), stderr=subprocess.PIPE, text=True)
+    # What it says later must not fill the pipe.
+    reader = threading.Thread(target=process.stderr.read)
+    try:
+        for line in process.stderr:
+            if line.startswith("serving on "):
+                break
+        reader.start()
+        served = Served(process.pid, int(line.split("127.0.0.1:")[1].split("/")[0]))
+        wait_until(lambda: served.value("srcip_ready") == 1)
+        yield served
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+def objects():
+    """Yield a node, and Services with a NodePort and an endpoint each."""
+    yield {
+        "kind": "Node",
+        "apiVersion": "v1",
+        "metadata": {"name": "node1"},
+        "spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.0.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": NODE[4]}]},
+    }
+    for i in range(SERVICES):
+        yield service(i)
+        yield endpoint_slice(i)
+
+
+def service(i, policy="Cluster"):
+    """One of the Services, with UDP and TCP at the same NodePort."""
+    return {
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": {"name": f"service-{i}", "namespace": "default"},
+        "spec": {
+            "type": "NodePort",
+            "externalTrafficPolicy": policy,
+            "clusterIP": f"10.96.{i // 250}.{i % 250 + 1}",
+            "clusterIPs": [f"10.96.{i // 250}.{i % 250 + 1}"],
+            "ipFamilies": ["IPv4"],
+            "ports": [
+                {"name": each, "port": 80, "protocol": each, "nodePort": FIRST_PORT + i}
+                for each in PROTOCOLS
+            ],
+        },
+    }
+
+
+def endpoint_slice(i):
+    """Where a Service leads to."""
+    return {
+        "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
+        "addressType": "IPv4",
+        "metadata": {
+            "name": f"service-{i}",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": f"service-{i}"},
+        },
+        "endpoints": [{"addresses": [SERVER[4]], "conditions": {"ready": True}}],
+        "ports": [{"name": each, "port": FIRST_PORT + i, "protocol": each} for each in PROTOCOLS],
+    }
