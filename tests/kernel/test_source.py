@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from contextlib import closing
 
 import pytest
 
 from tests.kernel import box as boxes
+from tests.kernel import bpf_objects
 from tests.kernel.box import CLIENT, NODE, SERVER, package_root, wait_until
 from tracer.decode import decode
 from tracer.errors import LoadError, NetnsError
@@ -20,14 +22,6 @@ from tracer.kernel.source import KernelSource
 
 PORT = 8080
 TRACK = "table inet t { chain f { type filter hook forward priority 0; ct state new } }"
-
-
-def bpf_objects():
-    """Ours among all BPF programs of the machine, as bpftool lists them."""
-    printed = subprocess.run(
-        ["bpftool", "prog", "list"], capture_output=True, text=True, check=True
-    ).stdout
-    return [line for line in printed.splitlines() if "name srcip_" in line]
 
 
 def send(box, port=PORT, host="client"):
@@ -78,10 +72,14 @@ def test_several_namespaces(box, trace):
 def test_everything_goes_with_the_source(box, trace):
     """Nothing of ours is left in the kernel after close."""
     tracer = trace()
-    assert len(bpf_objects()) == 5
+    held = bpf_objects.held_by(os.getpid())
+    kinds = Counter(kind for kind, _ in held)
+    assert kinds["prog"] == 5
+    assert kinds["link"] > 5
+    assert bpf_objects.left(held) == held
     tracer.close()
     # The kernel frees programs after an RCU grace period.
-    wait_until(lambda: not bpf_objects())
+    wait_until(lambda: not bpf_objects.left(held))
 
 
 def test_everything_goes_with_a_failed_start(box):
@@ -89,7 +87,7 @@ def test_everything_goes_with_a_failed_start(box):
     gone = Netns(path=box.path("node").with_name("srcip-no-such"), inode=1, node="gone")
     with pytest.raises(NetnsError, match="srcip-no-such"):
         KernelSource([box.target(), gone])
-    wait_until(lambda: not bpf_objects())
+    assert not bpf_objects.held_by(os.getpid())
 
 
 def test_nothing_is_left_after_sigkill(box, tmp_path):
@@ -106,11 +104,12 @@ def test_nothing_is_left_after_sigkill(box, tmp_path):
     )
     try:
         wait_until(ready.exists)
-        assert bpf_objects()
+        held = bpf_objects.held_by(tracer.pid)
+        assert bpf_objects.left(held) == held != set()
     finally:
         tracer.send_signal(signal.SIGKILL)
         tracer.wait()
-    wait_until(lambda: not bpf_objects())
+    wait_until(lambda: not bpf_objects.left(held))
 
 
 def test_namespace_removed_while_tracing(box, trace):

@@ -13,6 +13,7 @@ import pytest
 from lab import kube_proxy, probe
 from lab.scenarios import cases
 from lab.services import OBJECTS
+from tests.kernel import bpf_objects
 from tests.lab.commands import wait_until
 from tests.lab.test_serve import serving
 from tests.unit.apiserver import running
@@ -204,16 +205,23 @@ def test_the_clock_is_set(lab, monkeypatch):
 
 
 def test_the_port_of_a_dead_agent(lab):
-    """After kill -9 nothing is left: its child is gone, and another takes its port and counts."""
+    """
+    After kill -9 nothing is left: neither its child nor a program, map or link in the kernel; and
+    another takes its port and counts.
+    """
     kube_proxy.load(lab, "iptables")
     with serving(lab) as served:
         pid = served.process.pid
         tasks = Path(f"/proc/{pid}/task").iterdir()
         children = [int(c) for task in tasks for c in (task / "children").read_text().split()]
         assert len(children) == 1
+        held = bpf_objects.held_by(pid)
+        assert {kind for kind, _ in held} == {"prog", "map", "link"}
+        assert bpf_objects.left(held) == held
         served.process.kill()
         served.process.wait()
         wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+        wait_until(lambda: not bpf_objects.left(held))
         with serving(lab, "--port", str(served.port)) as again:
             probe.run(lab, cases(modes=["iptables"], scenarios=["S4"], families=["ipv4"]))
             again.drained()
