@@ -18,28 +18,35 @@ from exporters.prometheus import ConnectionLabels, Page, Snapshot
 from tests.bench import node as nodes
 from tests.bench.served import FIRST_PORT, RULES, SERVICES, SILENCE, agent, objects
 
-SECONDS, ROUNDS = 20, 25
+SECONDS, ROUNDS = 20, 100
 RATES, PATHS, MANY_PATHS_RATE = (0, 1_000, 10_000, 50_000), 10, 10_000
-SERIES, STARTS, FLOWS = 5_000, 5, 20_000
+SERIES, STARTS, FLOWS = 5_000, 5, 5_000
 
 
 def main():
     """Run everything and print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=int, default=SECONDS, help="of each kind of traffic")
-    arguments.add_argument("--rounds", type=int, default=ROUNDS, help="with and without the agent")
+    arguments.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="with and without the agent, twice"
+    )
     chosen = arguments.parse_args()
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
     scrape()
-    with tempfile.TemporaryDirectory() as directory, nodes.built(directory) as node:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        nodes.built(directory) as node,
+        nodes.built(directory) as other,
+    ):
         cluster = Path(directory) / "objects.json"
         cluster.write_text(json.dumps({"kind": "List", "items": list(objects())}))
         options = ("--cluster", cluster, "--no-stream")
-        node.box.rules(RULES)
-        node.box.rules(SILENCE, "server")
+        for each in (node, other):
+            each.box.rules(RULES)
+            each.box.rules(SILENCE, "server")
         start(node, options)
         cost(node, options, chosen.seconds)
-        traffic(node, options, chosen.rounds)
+        traffic(node, other, options, chosen.rounds)
 
 
 def start(node, options):
@@ -100,28 +107,34 @@ def flows(node, rate, paths, seconds):
     return made
 
 
-def traffic(node, options, rounds):
-    """New connections without the agent and with it, in turn; other work hits both alike."""
-    without, beside, ratios = [], [], []
-    for _ in range(rounds):
-        without.append(node.new_ns(FLOWS, FIRST_PORT, PATHS))
-        with agent(node, *options):
-            node.new_ns(FLOWS // 10, FIRST_PORT, PATHS)
-            beside.append(node.new_ns(FLOWS, FIRST_PORT, PATHS))
-        ratios.append(without[-1] / beside[-1])
-    quarter, _, last = statistics.quantiles(ratios, n=4)
+def traffic(node, other, options, rounds):
+    """
+    New connections through a node with the agent and through one without, in turn.
+
+    The turns are short, so that other work on the machine hits both alike; then the two nodes
+    change places, since no two are alike.
+    """
+    without, beside = [], []
+    for bare, watched in ((node, other), (other, node)):
+        with agent(watched, *options):
+            for each in (bare, watched):
+                each.new_ns(FLOWS, FIRST_PORT, PATHS)
+            for _ in range(rounds):
+                without.append(bare.new_ns(FLOWS, FIRST_PORT, PATHS))
+                beside.append(watched.new_ns(FLOWS, FIRST_PORT, PATHS))
+    ratios = [one / two for one, two in zip(without, beside, strict=True)]
+    quarter, ratio, last = statistics.quantiles(ratios, n=4)
     print("| new UDP connections through a NodePort | ns each | connections/s | ratio |")
     print("|---|---:|---:|---:|")
     print(f"| without | {median(without):.0f} | {1e9 / median(without):,.0f} | 1.00 |")
     print(
         f"| beside `srcip serve` | {median(beside):.0f} | {1e9 / median(beside):,.0f} "
-        f"| {median(ratios):.3f} |"
+        f"| {ratio:.3f} |"
     )
     print(
-        f"\nThe ratio is the median of {rounds} pairs; half of them lie in {quarter:.3f} to ",
-        end="",
+        f"\nThe ratio is the median of {len(ratios)} pairs of {FLOWS:,} connections; half of them "
+        f"lie between\n{quarter:.3f} and {last:.3f}. Target: at least 0.97.\n"
     )
-    print(f"{last:.3f}.\n")
 
 
 def scrape():

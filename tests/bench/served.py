@@ -83,7 +83,9 @@ class Served:
 def agent(node, *arguments):
     """Run 'srcip serve' until it is ready, with its own drain interval."""
     command = [sys.executable, "-m", "tracer.cli", "serve", "--port", "0"]
-    command += ["--netns", f"{node.box.names['node']}=node1", *map(str, arguments)]
+    # Told the mode, it asks no kube-proxy: that would be a connection of its own.
+    command += ["--proxy-mode", "nftables", "--netns", f"{node.box.names['node']}=node1"]
+    command += map(str, arguments)
     process = subprocess.Popen(command, cwd=package_root(), stderr=subprocess.PIPE, text=True)
     # What it says later must not fill the pipe.
     reader = threading.Thread(target=process.stderr.read)
