@@ -46,7 +46,7 @@ class Node:
         return took
 
     def send_new(self, flows, port, ports):
-        """Send the first datagram of so many flows; return the time it took and that of CPU, in ns."""
+        """Send the first datagram of so many flows; return the ns it took, and those of CPU."""
         return self._send("new", CLIENT[4].rsplit(".", 1)[0] + ".0", flows, port, ports)
 
     def flush(self):

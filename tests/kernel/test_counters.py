@@ -161,6 +161,21 @@ def test_a_sample_for_each_path(box, trace):
     assert decode(counters.sample(key)).orig.sport == 7000
 
 
+def test_rounds_of_samples_begin_again(box, trace):
+    """After the last round comes the first, never 0, in which a new path would seem to have one."""
+    box.rules(SERVICE)
+    tracer = trace(**COUNTING)
+    counters = tracer.source.counters
+    counters._round = 2**16 - 2
+    for turn in range(3):
+        send_flows(box, 2, 80, first=5000 + 10 * turn)
+        ((key, total),) = counters.read()
+        assert total == 2 * turn + 2
+        assert decode(counters.sample(key)).orig.sport == 5000 + 10 * turn
+        counters.forget_sample(key)
+    assert counters._round == 2
+
+
 def test_prefixes_are_replaced(box, trace):
     """Prefixes that are not named any more are gone; flags reach the key."""
     box.rules(SERVICE)
