@@ -141,14 +141,16 @@ labels = st.builds(ConnectionLabels, *(st.text(max_size=5) for _ in ConnectionLa
 totals = st.dictionaries(labels, st.integers(0, 999_999), max_size=5)
 
 
-@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+@pytest.mark.parametrize(
+    "accept", ["", OPENMETRICS, "text/plain; version=1.0.0; escaping=dots"], ids=str
+)
 @given(st.lists(totals, max_size=4))
 def test_lines_that_are_kept_are_the_encoders(accept, rounds):
     """Whatever comes, goes and is called, the text is the one that prometheus_client makes anew."""
     encoder, _ = choose_encoder(accept)
-    kept = CounterText(encoder, "c", "Help.", ConnectionLabels._fields)
+    kept = CounterText(encoder, "a_c", "Help.", ConnectionLabels._fields)
     for each in rounds:
-        family = CounterMetricFamily("c", "Help.", labels=ConnectionLabels._fields)
+        family = CounterMetricFamily("a_c", "Help.", labels=ConnectionLabels._fields)
         for key, value in each.items():
             family.add_metric(key, value)
         text = encoder(Metrics([family])).removesuffix(b"# EOF\n")
