@@ -113,8 +113,8 @@ def test_kube_proxy_is_away(lab):
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"x" * 100_000, said("\x1b[31mmode"), b"HTTP/1.0 500\r\n\r\niptables"],
-    ids=["nothing", "too much", "junk", "an error"],
+    [b"x" * 100_000, b"HTTP/1.0 500\r\n\r\nipvs"],
+    ids=["too much", "an error"],
 )
 def test_something_else_on_its_port(lab, answer):
     """Whatever answers there, the rules have the word."""

@@ -142,7 +142,7 @@ class _Place:
     path: Path
     mode: ProxyMode | None
     next_ask_s: float
-    is_kept: bool
+    is_kept: bool = False
     watcher: Watcher | None = None
     rules: Ruleset | None = None
 
