@@ -81,6 +81,7 @@ bench: setup
 	$(VENV)/bin/python -m tests.bench.bench_agent
 	$(VENV)/bin/python -m tests.bench.bench_stitch
 	$(VENV)/bin/python -m tests.bench.bench_headers
+	$(VENV)/bin/python -m tests.bench.bench_paths
 
 # A million connections while the cluster changes: what is counted is what was made. Three minutes.
 soak: setup
