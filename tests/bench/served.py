@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.kernel.box import NODE, SERVER, package_root, wait_until
@@ -75,8 +75,12 @@ class Served:
         return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024
 
     def _pids(self):
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [self.pid, *(int(child) for task in tasks for child in task.read_text().split())]
+        found = [self.pid]
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            # Threads that answer a scrape come and go.
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+        return found
 
 
 @contextmanager
