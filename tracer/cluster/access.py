@@ -69,7 +69,7 @@ def find_config(
     if kubeconfig is None and not _is_there(path):
         raise ClusterError(
             f"no cluster to ask: {path} does not exist, KUBECONFIG is not set, and this is no pod"
-            " with a service account; name a file with --kubeconfig, or use --no-cluster"
+            " with a service account; name a file with --kubeconfig or --cluster"
         )
     return _from_file(path, context)
 

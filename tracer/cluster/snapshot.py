@@ -61,6 +61,8 @@ def _read(path: Path) -> str:
 
 
 def _documents(text: str) -> list[object]:
+    if not text.strip():
+        raise ClusterError("is empty; did kubectl fail?")
     if text.lstrip()[:1] not in ("{", "["):
         return _yaml_documents(text)
     try:

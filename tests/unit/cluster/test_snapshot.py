@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.unit.cluster import kube
 from tracer.cluster import snapshot
 from tracer.cluster.errors import ClusterError
-from tracer.cluster.index import Cluster
 from tracer.cluster.snapshot import load
 
 RECORDED = Path(__file__).parents[3] / "lab" / "data" / "objects.json"
@@ -63,14 +62,10 @@ def test_several_documents(file):
     assert (load(file).counts.services, load(file).counts.nodes) == (2, 1)
 
 
-def test_empty(file):
-    """A file with nothing in it is an empty cluster, as kubectl prints one."""
-    file.write_text("")
-    assert load(file) == Cluster()
-
-
 DEEP = '{"kind": "List", "items": [' * 20 + "]}" * 20
 BAD = [
+    (b"", "is empty; did kubectl fail?"),
+    (b" \n", "is empty; did kubectl fail?"),
     (b"{", "is not JSON: Expecting property name enclosed in double quotes at line 1, column 2"),
     (b'{"a": 1} x', "is not JSON: Extra data at line 1, column 10"),
     (b"a: b: c", "is neither JSON nor YAML: mapping values are not allowed in this context"
