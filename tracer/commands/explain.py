@@ -1,5 +1,6 @@
 """srcip explain: what a backend will see on each way to a Service, before any packet flows."""
 
+import difflib
 import json
 import socket
 from collections import Counter
@@ -67,7 +68,7 @@ class Setting(click.ParamType[tuple[str, Policy]]):
 )
 @click.option(
     "--from-recording",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
     help="With --set: name the clients that would become visible, from a recording.",
 )
@@ -144,6 +145,9 @@ def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
     service = cluster.service(*name)
     if service is None:
         near = [str(each.key) for each in cluster.services() if each.name == name[1]]
+        near = near or difflib.get_close_matches(
+            "/".join(name), [str(each.key) for each in cluster.services()], cutoff=0.8
+        )
         hint = f"; there is {', '.join(near[:3])}" if near else ""
         raise TracerError(f"no Service {'/'.join(name)} in the cluster{hint}")
     if service.external_name is not None:
