@@ -1,9 +1,12 @@
 """The command line: the group of commands, and errors as one line."""
 
+import errno
 import logging
+import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -14,6 +17,8 @@ from tracer.errors import LoadError, TracerError
 
 # In the order in which a newcomer needs them.
 _COMMANDS = ("trace", "flows", "explain", "doctor", "serve", "replay", "stitch", "report", "demo")
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _LazyGroup(click.Group):
@@ -62,8 +67,11 @@ def cli(context: click.Context, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run srcip. A TracerError is one line and exit 1; a bug keeps its traceback."""
+    """Run srcip. A TracerError or a full disk is one line and exit 1; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is None:
+        # It was closed by who started us. Else the next file that is opened would take its place.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
     try:
         cli(prog_name="srcip")
     except TracerError as error:
@@ -74,6 +82,22 @@ def main() -> None:
             else:
                 click.echo("srcip: 'srcip -v' shows what the compiler or kernel said", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _NO_ROOM or _takes_output():
+            raise
+        click.echo(f"srcip: cannot write standard output: {error.strerror}", err=True)
+        # Python would try once more with what is left, and complain of that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+def _takes_output() -> bool:
+    # The error names no file where there is no room for what is printed.
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

@@ -141,12 +141,15 @@ def test_what_the_environment_says_is_the_agent_s(srcip, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["trace", "flows", "doctor"])
-@pytest.mark.parametrize("spec", ["no-such-netns", "999999999", "/no/such/path"])
-def test_unknown_namespace(srcip, name, spec):
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [("no-such-netns", "; see 'ip netns list'"), ("999999999", ""), ("/no/such/path", "")],
+)
+def test_unknown_namespace(srcip, name, spec, hint):
     """A namespace that does not exist is one line with its name, before anything else is tried."""
     code, out, err = srcip(name, "--netns", spec)
     assert (code, out) == (1, "")
-    assert re.fullmatch(rf"srcip: no network namespace '{spec}': .*; see 'ip netns list'\n", err)
+    assert re.fullmatch(rf"srcip: no network namespace '{spec}': [^;]*{hint}\n", err)
 
 
 def no_recording(path):
@@ -178,6 +181,51 @@ def test_bad_recording(srcip, recording, damage, message):
     code, _, err = srcip("replay", path)
     assert code == 1
     assert re.fullmatch(f"srcip: {message}\n", err)
+
+
+@pytest.mark.parametrize("name", ["replay", "stitch"])
+def test_closed_recording(srcip, tmp_path, monkeypatch, name):
+    """A recording that may not be read is no wrong usage: opening it says what is wrong."""
+    path = tmp_path / "closed"
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    code, _, err = srcip(name, path)
+    assert (code, err) == (1, f"srcip: {path} is no srcip recording\n")
+
+
+@pytest.mark.parametrize("output", ["table", "json", "diagram"])
+def test_full_disk(recording, output):
+    """Where there is no room for the output it is one line on standard error and exit 1."""
+    done = _into_full_disk("replay", recording(REPLACED), "-o", output)
+    assert (done.returncode, done.stderr) == (1, NO_ROOM)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["explain", "--causes"]])
+def test_full_disk_for_help(arguments):
+    """So it is for help, which click prints."""
+    done = _into_full_disk(*arguments)
+    assert (done.returncode, done.stderr) == (1, NO_ROOM)
+
+
+def test_closed_output(recording):
+    """Whoever closes standard output wants none of it; the exit code still tells."""
+    line = " ".join(command("replay", recording(REPLACED), "--expect", "replaced"))
+    done = subprocess.run(
+        ["sh", "-c", f"{line} >&-"], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "1 connection, 0 drops" in done.stderr
+
+
+NO_ROOM = "srcip: cannot write standard output: No space left on device\n"
+
+
+def _into_full_disk(*arguments):
+    with Path("/dev/full").open("w") as full:
+        return subprocess.run(
+            command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
 
 
 def test_records_before_the_damage(srcip, recording):

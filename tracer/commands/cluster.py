@@ -56,14 +56,14 @@ class HexInt(click.ParamType[int]):
 cluster_options = together(
     click.option(
         "--cluster",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
         metavar="FILE",
         help="Read the cluster's objects from FILE: what 'kubectl get"
         " nodes,pods,services,endpointslices -A -o json' (or yaml) printed.",
     ),
     click.option(
         "--kubeconfig",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
         metavar="FILE",
         help="Watch the cluster that FILE leads to. Default: $KUBECONFIG, in a pod its service"
         " account, or ~/.kube/config.",

@@ -19,7 +19,7 @@ from tracer.recording import RecordingSource
 
 
 @click.command(short_help="Judge a recording again, without root.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @cluster_options
 @options.filter_options
 @options.trusted_proxy_option

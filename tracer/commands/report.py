@@ -22,7 +22,7 @@ from tracer.model import IPNetwork
     metavar="RECORDING...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=File),
+    type=click.Path(readable=False, path_type=File),
 )
 @click.option(
     "-o",

@@ -41,7 +41,11 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
 
 @click.command(short_help="Join recordings of several nodes to whole paths.")
 @click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=File)
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(readable=False, path_type=File),
 )
 @cluster_options
 @options.filter_options

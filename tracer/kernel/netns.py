@@ -61,8 +61,9 @@ def find(spec: str, default_node: str) -> Netns:
     try:
         inode = path.stat().st_ino
     except OSError as error:
+        hint = "; see 'ip netns list'" if path.parent == NETNS_DIR else ""
         raise NetnsError(
-            f"no network namespace {where!r}: {error.strerror} ({path}); see 'ip netns list'"
+            f"no network namespace {where!r}: {error.strerror} ({path}){hint}"
         ) from error
     return Netns(path=path, inode=inode, node=node or fallback)
 
