@@ -363,7 +363,13 @@ def test_links(path):
 
 
 def test_index():
-    """docs/index.md leads to every page of docs/."""
+    """docs/index.md leads to every page of docs/, and to the decisions in their order."""
     linked = set(re.findall(r"\]\(([^)#]+)\)", page("index.md")))
     here = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert here <= linked
+    decisions = [
+        each for each in re.findall(r"\]\(([^)#]+)\)", page("index.md")) if "decisions/" in each
+    ]
+    assert decisions == sorted(
+        f"decisions/{path.name}" for path in (ROOT / "docs" / "decisions").glob("*.md")
+    )
