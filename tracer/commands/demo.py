@@ -108,9 +108,9 @@ def demo(
         else:
             writer.write(each, found)
     disagreeing = [finding for finding in findings if not finding.agrees]
+    connections = "1 connection" if len(findings) == 1 else f"{len(findings)} connections"
     click.echo(
-        f"{len(findings)} connections, {len(findings) - len(disagreeing)} answered as the backend"
-        " saw them",
+        f"{connections}, {len(findings) - len(disagreeing)} answered as the backend saw them",
         err=True,
     )
     sys.exit(1 if disagreeing else 0)
