@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from exporters.jsonl import VERSION, service_object
@@ -47,7 +47,8 @@ def forecast_table(forecasts: Iterable[Forecast]) -> list[str]:
     """
     Return forecasts as aligned rows, with advice below.
 
-    Nodes and ports with the same answer share a row.
+    Nodes and ports with the same answer share a row. Rows of a way, client and family stand
+    together.
     """
     rows: dict[tuple[str, ...], _Row] = {}
     advice: dict[str, None] = {}
@@ -58,7 +59,7 @@ def forecast_table(forecasts: Iterable[Forecast]) -> list[str]:
         advice |= dict.fromkeys(forecast.advice)
         if forecast.note:
             advice[forecast.note] = None
-    cells = [_HEADINGS, *(_cells(answer, row) for answer, row in rows.items())]
+    cells = [_HEADINGS, *(_cells(answer, rows[answer]) for answer in _grouped(rows))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -146,6 +147,16 @@ def _answer(forecast: Forecast) -> tuple[str, ...]:
         _seen(forecast),
         str(forecast.verdict),
         str(forecast.cause or "-"),
+    )
+
+
+def _grouped(answers: Collection[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    # By family, way and client, each in the order in which it came first.
+    if not answers:
+        return []
+    via, client, family, *_ = (list(dict.fromkeys(column)) for column in zip(*answers, strict=True))
+    return sorted(
+        answers, key=lambda each: (family.index(each[2]), via.index(each[0]), client.index(each[1]))
     )
 
 

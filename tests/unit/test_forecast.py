@@ -2,9 +2,11 @@
 
 import json
 from ipaddress import ip_address
+from itertools import groupby
 
 import pytest
 
+from exporters.forecast import forecast_table
 from lab import hosts
 from lab.kube_proxy import DATA
 from lab.scenarios import cases
@@ -137,3 +139,18 @@ def test_masquerade_all():
     (forecast,) = everything.forecast(way(seen))
     assert (forecast.verdict, forecast.cause) == ("replaced", "masquerade-all")
     assert str(forecast.seen_source) == "10.240.0.5"
+
+
+def test_rows_of_a_way_stand_together():
+    """The table has a family's ways one after the other, and within each way its clients."""
+    each = forecaster("iptables")
+    forecasts = [
+        f for w in each.ways(CLUSTER.service("default", "nodeport")) for f in each.forecast(w)
+    ]
+    table = forecast_table(forecasts)
+    rows = [line.split()[:3] for line in table[1 : table.index("")]]
+    groups = [(family, way, client) for way, client, family in rows]
+    assert len(groups) > len(set(groups))
+    for depth in (1, 2, 3):
+        changes = [group for group, _ in groupby(group[:depth] for group in groups)]
+        assert len(changes) == len(set(changes))
