@@ -14,7 +14,9 @@ import pytest
 from tests.unit import samples
 from tests.unit.samples import flow
 from tracer import cli
+from tracer.errors import NetnsError
 from tracer.judge.verdict import Verdict
+from tracer.kernel import netns
 from tracer.recording import Recorder
 from tracer.source import FakeSource
 
@@ -150,6 +152,16 @@ def test_unknown_namespace(srcip, name, spec, hint):
     code, out, err = srcip(name, "--netns", spec)
     assert (code, out) == (1, "")
     assert re.fullmatch(rf"srcip: no network namespace '{spec}': [^;]*{hint}\n", err)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/ns/mnt", "/run"])
+def test_no_namespace(path):
+    """A file that is something else is told so, with or without root."""
+    with (
+        pytest.raises(NetnsError, match=f"network namespace {path}: Invalid argument; it is none"),
+        netns.inside(Path(path)),
+    ):
+        pass
 
 
 def no_recording(path):

@@ -1,6 +1,7 @@
 """Network namespaces: find one by name, PID or path, and work inside it."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ def _enter(path: Path) -> None:
 def _setns(fd: int, path: Path) -> None:
     # os.setns came with Python 3.12.
     if _libc.setns(fd, CLONE_NEWNET):
-        raise NetnsError(
-            f"cannot enter network namespace {path}: {os.strerror(ctypes.get_errno())}; "
-            "it takes root (CAP_SYS_ADMIN)"
-        )
+        error = ctypes.get_errno()
+        # EINVAL: the file is something else. See setns(2).
+        hint = "it is none" if error == errno.EINVAL else "it takes root (CAP_SYS_ADMIN)"
+        raise NetnsError(f"cannot enter network namespace {path}: {os.strerror(error)}; {hint}")
