@@ -2,12 +2,13 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
 from tracer.commands.output import Expectation, Writer
+from tracer.errors import RecordingError
 from tracer.judge.path import Path
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop
 from tracer.recording import Recorder
@@ -80,22 +81,35 @@ def run(
         count: Connections and drops, or paths, to show at the most.
         timeout_s: How long to go on.
         stop: Asked between batches.
+
+    Raises:
+        RecordingError: If records cannot be read, or not be kept; those at hand are shown before.
     """
     is_over = _clock(timeout_s)
     left = count
     is_last = False
-    while not is_last:
+    failure: RecordingError | None = None
+    while not is_last and left != 0 and failure is None:
         # What happened before the end was asked for may still wait to be read.
         is_last = (stop is not None and stop.is_set) or is_over()
         records = source.read(0 if is_last else _POLL_S)
         if records is None:
             break
+        failure = _keep(recorder, records)
+        left = _show(pipeline.judge(records), writer, expectation, left)
+    if left != 0:
+        _show(pipeline.rest(), writer, expectation, left)
+    if failure is not None:
+        raise failure
+
+
+def _keep(recorder: Recorder | None, records: Sequence[bytes]) -> RecordingError | None:
+    try:
         if recorder is not None:
             recorder.write(records)
-        left = _show(pipeline.judge(records), writer, expectation, left)
-        if left == 0:
-            return
-    _show(pipeline.rest(), writer, expectation, left)
+    except RecordingError as error:
+        return error
+    return None
 
 
 def _show(

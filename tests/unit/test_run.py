@@ -1,0 +1,39 @@
+"""The loop that the commands share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit import samples
+from tracer.commands.output import Expectation
+from tracer.commands.run import run
+from tracer.errors import RecordingError
+from tracer.pipeline import Pipeline
+from tracer.recording import Recorder
+from tracer.source import FakeSource
+
+REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
+
+
+class Shown:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.judged = []
+
+    def write(self, judged):
+        self.judged.append(judged)
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_full_disk(tmp_path, count):
+    """What a full disk does not take is shown, and then the recording's error ends the run."""
+    source = FakeSource([[REPLACED], [REPLACED]], samples.INFO)
+    recorder = Recorder(tmp_path / "full", source)
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), recorder._stream.fileno())
+    shown = Shown()
+    with pytest.raises(RecordingError, match="No space left on device"):
+        run(source, Pipeline(source), shown, Expectation.of(None), recorder=recorder, count=count)
+    assert len(shown.judged) == 1
