@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import IO
 
+from exporters.stacked import ROW_WIDTH, StackedRows
 from exporters.table import StreamingTable
 from exporters.terminal import printable
 from exporters.word import word_texts
@@ -50,12 +51,19 @@ class TextWriter:
     Prints judged things as rows. Times are UTC, as in the JSON.
 
     ``is_explaining`` adds under each row what the verdict rests on, and what would keep the source.
+    On a terminal whose ``width`` in columns is less than a row takes, a row is a few short lines.
     """
 
-    def __init__(self, stream: IO[str], *, is_explaining: bool = False) -> None:
+    def __init__(
+        self, stream: IO[str], *, is_explaining: bool = False, width: int | None = None
+    ) -> None:
         self._stream = stream
         self._is_explaining = is_explaining
-        self._table = StreamingTable(stream, _COLUMNS, VERDICT_COLOURS)
+        self._table: StreamingTable | StackedRows = (
+            StreamingTable(stream, _COLUMNS, VERDICT_COLOURS)
+            if width is None or width >= ROW_WIDTH
+            else StackedRows(stream, VERDICT_COLOURS)
+        )
 
     def write(self, judged: Judged) -> None:
         """Print one row."""

@@ -292,3 +292,30 @@ def test_summary_is_harmless():
     """What a recording says was lost or not seen cannot move the cursor either."""
     summary = Summary(connections=0, drops=0, lost={"\x1b[2J": 1}, not_seen=("\x1b]0;x\x07",))
     assert all(line.isprintable() for line in summary_text(summary))
+
+
+def test_narrow_terminal():
+    """Where a row would break, a connection is three short lines, a drop two, an accept two."""
+    out = io.StringIO()
+    writer = TextWriter(out, width=80)
+    writer.write(samples.explained())
+    writer.write(samples.explained_drop())
+    writer.write(SeenAccept(accept=samples.accept(), time_ns=samples.CLOCK_OFFSET_NS))
+    assert out.getvalue() == (
+        "00:00:00.123  node2  replaced  tcp  external-traffic-policy-cluster\n"
+        "    198.51.100.10:46356 -> 10.240.0.5:30080  default/nodeport:http (nodeport)\n"
+        "    default/p11:8080 sees 10.240.0.5:65241\n"
+        "00:00:00.123  node2  dropped  tcp  no-local-endpoint at input\n"
+        "    198.51.100.10:46356 -> 10.240.0.5:30080  default/nodeport:http (nodeport)\n"
+        "23:00:00.000  accepted  tcp  the backend's socket says so\n"
+        "    10.244.1.11:8080 sees 10.240.0.5:65241\n"
+    )
+
+
+def test_narrow_terminal_obeys_nothing():
+    """Names are as harmless on a narrow terminal as on a wide one."""
+    out = io.StringIO()
+    pod = PodRef("default", "p\x1b[31m", "node1")
+    TextWriter(out, width=80).write(samples.explained(backend_pod=pod))
+    assert "\x1b" not in out.getvalue()
+    assert "p\\x1b[31m:8080 sees" in out.getvalue()

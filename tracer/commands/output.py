@@ -35,7 +35,8 @@ class _Table:
     """Rows on standard output, the summary on standard error."""
 
     def __init__(self, *, is_explaining: bool) -> None:
-        self._text = TextWriter(sys.stdout, is_explaining=is_explaining)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        self._text = TextWriter(sys.stdout, is_explaining=is_explaining, width=width)
 
     def write(self, judged: Judged | Path) -> None:
         for each in _told(judged) if isinstance(judged, Path) else (judged,):
