@@ -294,6 +294,9 @@ def _health_line(answer: health.Health, *, is_expected: bool, is_json: bool) -> 
         }
         line |= {key: value for key, value in known.items() if value is not None}
         return json.dumps(line | {"expected": expected, "agrees": agrees})
-    told = answer.error if answer.status is None else str(answer.status)
+    told = str(answer.error if answer.status is None else answer.status)
+    if answer.status not in (None, 200, 503):
+        # pkg/proxy/healthcheck/service_health.go gives these two.
+        told += " is no answer of kube-proxy: something else listens there"
     verdict = "as the objects say" if agrees else f"the objects say {expected}"
     return printable(f"  {answer.node}: {told}; {verdict}")
