@@ -16,7 +16,8 @@ from tracer.kernel.health import Health
         (
             Health(node="n", status=404),
             True,
-            "  n: 404 is no answer of kube-proxy: something else listens there; the objects say 200",
+            "  n: 404 is no answer of kube-proxy: something else listens there; "
+            "the objects say 200",
         ),
     ],
 )
