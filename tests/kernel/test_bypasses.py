@@ -38,7 +38,7 @@ def test_xdp(box):
     fd = program(XDP, b"somebodys")
     with inside(box.path("node")):
         # XDP_FLAGS_SKB_MODE: veth without NAPI has no other
-        options = struct.pack("=QI", 16, 2)
+        options = struct.pack("=QII", 16, 2, 0)  # struct bpf_link_create_opts begins so
         link = btf.libbpf().bpf_link_create(fd, ifindex(box, "n0"), ATTACH_XDP, options)
     assert link >= 0
     assert found(box) == ["an XDP program at n0 sees packets before the kernel does"]
