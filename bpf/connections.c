@@ -13,6 +13,9 @@
  */
 #define MARK_SLOTS 8
 
+/* Places for the classes of addresses that were looked for lately. */
+#define RECENT_BITS 10
+
 struct mark_slot {
 	__u64 nf_conn;
 	__u32 mark;
@@ -28,6 +31,7 @@ BPF_PERCPU_HASH(paths_1, struct srcip_path_key, __u64, SRCIP_PATHS);
 /* One connection of each path, for what the key does not say. */
 BPF_HASH(samples, struct srcip_path_key, struct srcip_connection, SRCIP_PATHS * 2);
 BPF_LPM_TRIE(classes, struct srcip_prefix, __u32, SRCIP_PREFIXES);
+BPF_PERCPU_ARRAY(recent_classes, __u64, 1 << RECENT_BITS);
 BPF_PERCPU_ARRAY(marks, struct mark_slot, MARK_SLOTS);
 BPF_PERCPU_ARRAY(unannounced, __u64, 1);
 BPF_ARRAY(config, struct srcip_config, 1);
@@ -147,7 +151,7 @@ SRCIP_INLINE void stream(const struct srcip_config *settings, struct srcip_conne
 }
 
 /* Class and flags of an address; 0, external, where no prefix covers it. */
-SRCIP_INLINE __u32 class_of(__u32 netns, const __u8 *address)
+SRCIP_INLINE __u32 find_class(__u32 netns, const __u8 *address)
 {
 	struct srcip_prefix prefix = {.length = 32 + 128, .netns = netns};
 	__u32 *class;
@@ -157,11 +161,36 @@ SRCIP_INLINE __u32 class_of(__u32 netns, const __u8 *address)
 	return class ? *class : SRCIP_CLASS_EXTERNAL;
 }
 
+/* As find_class(), but an IPv4 address that had a connection lately is told
+ * without a walk through the trie, which costs half as much as the count. A
+ * slot is one word, address << 32 | round << 8 | class, so that a softirq
+ * cannot tear it. The round was read before the trie: what is found there and
+ * remembered is never newer than user space takes it for.
+ */
+SRCIP_INLINE __u32 class_of(__u32 netns, __u32 round, __u8 family, const __u8 *address)
+{
+	__u32 ipv4 = *(const __u32 *)(address + 12), class;
+	int index = ipv4 * 2654435769U >> (32 - RECENT_BITS);
+	__u64 wanted = (__u64)ipv4 << 32 | round << 8, held;
+	volatile __u64 *recent;
+
+	recent = round && family == AF_INET ? recent_classes.lookup(&index) : 0;
+	if (!recent)
+		return find_class(netns, address);
+	held = *recent;
+	if (held >> 8 == wanted >> 8)
+		return held & 0xff;
+	class = find_class(netns, address);
+	*recent = wanted | class;
+	return class;
+}
+
 /* Whatever an outsider can choose freely must not reach the key, or he fills
  * the map: no client address or port, no id of a ping, no address out in the
  * world, and no port of a node where nothing translates it.
  */
-SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip_connection *record)
+SRCIP_INLINE void set_destination(struct srcip_path_key *key, __u32 round,
+				  const struct srcip_connection *record)
 {
 	bool has_ports = !srcip_is_icmp(&record->orig);
 
@@ -172,7 +201,8 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip
 		if (has_ports)
 			key->backend_port = record->reply.sport;
 	} else {
-		key->dst_class = class_of(key->netns, record->orig.dst);
+		key->dst_class =
+		    class_of(key->netns, round, key->family, record->orig.dst) & SRCIP_CLASS_MASK;
 		if (key->dst_class == SRCIP_CLASS_EXTERNAL)
 			return;
 		if (record->hook == SRCIP_HOOK_NF_INPUT) {
@@ -188,14 +218,15 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, const struct srcip
 SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_config *settings,
 			       const struct srcip_connection *record)
 {
-	__u32 client = class_of(record->header.netns, record->orig.src);
+	__u32 round = *(const volatile __u32 *)&settings->classes_round;
+	__u32 client = class_of(record->header.netns, round, record->orig.family, record->orig.src);
 
 	key->netns = record->header.netns;
 	key->zone = record->zone;
 	key->proto = record->orig.proto;
 	key->family = record->orig.family;
-	key->client_class = client;
-	key->client_flags = client >> 8;
+	key->client_class = client & SRCIP_CLASS_MASK;
+	key->client_flags = client >> SRCIP_CLASS_BITS;
 	if (!srcip_address_equal(record->orig.src, record->reply.dst)) {
 		key->flags |= SRCIP_PATH_SNAT;
 		__builtin_memcpy(key->seen, record->reply.dst, 16);
@@ -210,7 +241,7 @@ SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_co
 		key->flags |= SRCIP_PATH_MARKED;
 	if (record->hook == SRCIP_HOOK_NF_INPUT)
 		key->flags |= SRCIP_PATH_INPUT;
-	set_destination(key, record);
+	set_destination(key, round, record);
 }
 
 SRCIP_INLINE __u64 *find_total(__u8 active, struct srcip_path_key *key)

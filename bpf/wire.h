@@ -55,11 +55,16 @@ enum srcip_client_class {
 	SRCIP_CLASS_LOOPBACK = 4,
 };
 
-/* What else a prefix says of an address; the map holds class | flags << 8. */
+/* What else a prefix says of an address. The map holds one byte of both:
+ * class | flags << SRCIP_CLASS_BITS.
+ */
 enum srcip_address_flag {
 	SRCIP_ADDRESS_HERE = 1,	   /* the traced node's own */
 	SRCIP_ADDRESS_CLUSTER = 2, /* in a range that kube-proxy takes for pods */
 };
+
+#define SRCIP_CLASS_BITS 4
+#define SRCIP_CLASS_MASK ((1 << SRCIP_CLASS_BITS) - 1)
 
 enum srcip_connection_flag {
 	SRCIP_CONNECTION_HAS_MARK = 1, /* mark was seen before SNAT */
@@ -266,7 +271,8 @@ struct srcip_config {
 	__u8 pad[1];
 	__u16 packets;	    /* of a direction that hops are reported of */
 	__u16 sample_round; /* never 0; another one has each path's sample looked for again */
-	__u8 pad2[6];
+	__u8 pad2[2];
+	__u32 classes_round; /* another one has classes looked for anew; 0: each time. 24 bits */
 };
 
 /* A path's count on one CPU: its connections in the low bits, and above them the

@@ -46,6 +46,7 @@ def encode_config(
     is_counting: bool,
     active_paths: int = 0,
     sample_round: int = 1,
+    classes_round: int = 0,
     packets: int = 0,
     is_broad: bool = False,
 ) -> bytes:
@@ -61,6 +62,8 @@ def encode_config(
         is_counting: Whether connections are counted by path.
         active_paths: Which of the two maps of paths counts.
         sample_round: Another one than before, and not 0, to have each path's sample looked for.
+        classes_round: Another one than before, below 2^24, when classes of addresses have changed;
+            0 to remember none, since what is remembered does not say of which namespace it is.
         packets: How many packets of a direction hops are reported of.
         is_broad: Whether to report also what a wanted connection becomes on other nodes, where the
             filter does not know it again: connections and drops are then left to user space.
@@ -74,6 +77,7 @@ def encode_config(
         is_filtered=not wanted.is_empty,
         active_paths=active_paths,
         sample_round=sample_round,
+        classes_round=classes_round,
         packets=packets,
         is_broad=is_broad,
     )

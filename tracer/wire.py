@@ -6,6 +6,7 @@ from enum import IntEnum, IntFlag
 WIRE_VERSION = 1
 # Of a path's count on one CPU, the bits that are a number of connections.
 COUNT_BITS = 48
+CLASS_BITS = 4
 
 _ADDRESS = ctypes.c_uint8 * 16
 
@@ -251,7 +252,8 @@ class WireConfig(ctypes.Structure):
         ("pad", ctypes.c_uint8 * 1),
         ("packets", ctypes.c_uint16),
         ("sample_round", ctypes.c_uint16),
-        ("pad2", ctypes.c_uint8 * 6),
+        ("pad2", ctypes.c_uint8 * 2),
+        ("classes_round", ctypes.c_uint32),
     )
 
 

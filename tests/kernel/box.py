@@ -193,6 +193,14 @@ def udp_datagram(sport, dport, payload=b"x", checksum=0):
     return struct.pack("!HHHH", sport, dport, 8 + len(payload), checksum) + payload
 
 
+def ipv4_packet(source, destination, datagram):
+    """An IPv4 packet with UDP for a raw socket that takes headers; the kernel adds the rest."""
+    addresses = socket.inet_aton(source) + socket.inet_aton(destination)
+    return (
+        struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0) + addresses + datagram
+    )
+
+
 def sctp_init(sport, dport):
     """An SCTP packet with an INIT chunk."""
     chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 0x12345678, 65535, 1, 1, 1)

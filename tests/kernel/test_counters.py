@@ -3,9 +3,18 @@
 import socket
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, echo_request, udp_datagram
+from tests.kernel.box import (
+    CLIENT,
+    NODE,
+    NODE_INSIDE,
+    SERVER,
+    echo_request,
+    ipv4_packet,
+    udp_datagram,
+)
 from tracer.decode import decode, decode_path_key
 from tracer.kernel.counters import AddressClass
 from tracer.kernel.programs import Sizes
@@ -166,14 +175,14 @@ def test_rounds_of_samples_begin_again(box, trace):
     box.rules(SERVICE)
     tracer = trace(**COUNTING)
     counters = tracer.source.counters
-    counters._round = 2**16 - 2
+    counters._turn = replace(counters._turn, sample_round=2**16 - 2)
     for turn in range(3):
         send_flows(box, 2, 80, first=5000 + 10 * turn)
         ((key, total),) = counters.read()
         assert total == 2 * turn + 2
         assert decode(counters.sample(key)).orig.sport == 5000 + 10 * turn
         counters.forget_sample(key)
-    assert counters._round == 2
+    assert counters._turn.sample_round == 2
 
 
 def test_prefixes_are_replaced(box, trace):
@@ -196,6 +205,36 @@ def test_prefixes_are_replaced(box, trace):
         (ClientClass.NODE, AddressFlag.HERE),
         (ClientClass.POD, AddressFlag(0)),
         (ClientClass.EXTERNAL, AddressFlag(0)),
+    }
+
+
+def test_classes_of_more_clients_than_are_remembered(box, trace):
+    """Each of many clients has its own class, also when it takes another's place in memory."""
+    box.rules(SERVICE)
+    box.run("node", "ip", "route", "add", "10.77.0.0/16", "via", CLIENT[4])
+    tracer = trace(**COUNTING)
+    counters, netns = tracer.source.counters, box.target().inode
+    pods = ip_network("10.77.0.0/21")
+    clients = [ip_address("10.77.0.0") + n for n in range(pods.num_addresses + 1000)]
+
+    def send_from_all(sport):
+        with box.socket("client", 4, socket.SOCK_RAW, socket.IPPROTO_RAW) as sent:
+            for client in clients:
+                packet = ipv4_packet(str(client), NODE[4], udp_datagram(sport, 80))
+                sent.sendto(packet, (NODE[4], 0))
+
+    counters.replace_classes({netns: {pods: AddressClass(ClientClass.POD, AddressFlag.CLUSTER)}})
+    for sport in (1024, 1025):
+        send_from_all(sport)
+    counters.replace_classes({netns: {}})
+    send_from_all(1026)
+
+    told = Counter()
+    for key, total in paths(tracer).items():
+        told[key.client_class, key.client_flags] += total
+    assert told == {
+        (ClientClass.POD, AddressFlag.CLUSTER): 2 * pods.num_addresses,
+        (ClientClass.EXTERNAL, AddressFlag(0)): 2 * 1000 + len(clients),
     }
 
 

@@ -131,12 +131,14 @@ def test_constants(tmp_path):
     questions = [
         "SRCIP_WIRE_VERSION",
         "SRCIP_COUNT_BITS",
+        "SRCIP_CLASS_BITS",
         "SRCIP_LOST_SLOTS",
         "sizeof(struct srcip_header)",
     ]
     assert ask_compiler(questions, tmp_path) == [
         wire.WIRE_VERSION,
         wire.COUNT_BITS,
+        wire.CLASS_BITS,
         len(wire.Lost),
         wire.HEADER_SIZE,
     ]

@@ -4,16 +4,17 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tracer.encode import encode_prefix
 from tracer.kernel.bpf_syscall import Map
 from tracer.kernel.programs import CONNECTIONS, Loaded, Sizes
 from tracer.model import NO_FLAGS, AddressFlag, ClientClass, IPNetwork
-from tracer.wire import COUNT_BITS, WireConnection, WirePathKey, WirePrefix
+from tracer.wire import CLASS_BITS, COUNT_BITS, WireConnection, WirePathKey, WirePrefix
 
 _COUNT_MASK = (1 << COUNT_BITS) - 1
-_ROUNDS = (1 << 64 - COUNT_BITS) - 1
+_SAMPLE_ROUNDS = (1 << 64 - COUNT_BITS) - 1
+_CLASSES_ROUNDS = (1 << 24) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,21 @@ class AddressClass:
     @property
     def wire(self) -> bytes:
         """The value in the map of classes."""
-        return (self.client_class | self.flags << 8).to_bytes(4, "little")
+        return (self.client_class | self.flags << CLASS_BITS).to_bytes(4, "little")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """
+    What the programs are told of counting.
+
+    ``active_paths`` is the map that counts. Another ``sample_round`` than before has each path's
+    sample looked for again, another ``classes_round`` the class of each address.
+    """
+
+    active_paths: int = 0
+    sample_round: int = 1
+    classes_round: int = 1
 
 
 @dataclass(slots=True)
@@ -50,7 +65,7 @@ class PathCounters:
         loaded: Loaded,
         namespaces: Iterable[int],
         sizes: Sizes,
-        configure: Callable[[int, int], None],
+        configure: Callable[[Turn], None],
     ) -> None:
         key_size = ctypes.sizeof(WirePathKey)
         self._halves = [
@@ -64,7 +79,7 @@ class PathCounters:
         self._known: dict[bytes, bytes] = {}
         self._namespaces = tuple(namespaces)
         self._configure = configure
-        self._active, self._round = 0, 1
+        self._turn = Turn()
         self._is_idle_full = False
         self.sizes = sizes
 
@@ -97,7 +112,7 @@ class PathCounters:
     @property
     def entries(self) -> int:
         """How many paths there were in the map that counts, at the last drain."""
-        return len(self._halves[self._active].totals)
+        return len(self._halves[self._turn.active_paths].totals)
 
     @property
     def class_entries(self) -> int:
@@ -123,6 +138,7 @@ class PathCounters:
         for network, client_class in prefixes:
             for netns in self._namespaces:
                 self._put(encode_prefix(netns, network), AddressClass(client_class).wire)
+        self._look_for_classes()
 
     def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
         """
@@ -136,6 +152,8 @@ class PathCounters:
             for netns, prefixes in classes.items()
             for network, found in sorted(prefixes.items(), key=lambda item: item[0].prefixlen)
         }
+        if wanted == self._known:
+            return 0
         for prefix in self._known.keys() - wanted.keys():
             self._classes.delete(prefix)
             del self._known[prefix]
@@ -147,6 +165,7 @@ class PathCounters:
                 self._put(prefix, value)
             except OSError:
                 refused += 1
+        self._look_for_classes()
         return refused
 
     def _put(self, prefix: bytes, value: bytes) -> None:
@@ -154,17 +173,17 @@ class PathCounters:
         self._known[prefix] = value
 
     def _take_turns(self) -> None:
-        idle = self._halves[1 - self._active]
+        idle_paths = 1 - self._turn.active_paths
+        idle = self._halves[idle_paths]
         if self._is_idle_full:
             self._empty(idle)
         elif self.entries * 2 > self.sizes.paths and not idle.totals:
-            self._active = 1 - self._active
-            self._configure(self._active, self._round)
+            self._tell(replace(self._turn, active_paths=idle_paths))
             self._is_idle_full = True
 
     def _empty(self, idle: _Half) -> None:
         """Empty the idle map: it was read after its programs had ended."""
-        used = self._halves[self._active].totals
+        used = self._halves[self._turn.active_paths].totals
         for key in idle.totals:
             idle.paths.delete(key)
             if key not in used:
@@ -176,8 +195,17 @@ class PathCounters:
 
     def _look_for_samples(self) -> None:
         """Have the programs look for each path's sample again. A new path's round is 0."""
-        self._round = self._round % _ROUNDS + 1
-        self._configure(self._active, self._round)
+        sample_round = self._turn.sample_round % _SAMPLE_ROUNDS + 1
+        self._tell(replace(self._turn, sample_round=sample_round))
+
+    def _look_for_classes(self) -> None:
+        """Have the programs forget which class an address had."""
+        classes_round = self._turn.classes_round % _CLASSES_ROUNDS + 1
+        self._tell(replace(self._turn, classes_round=classes_round))
+
+    def _tell(self, turn: Turn) -> None:
+        self._turn = turn
+        self._configure(turn)
 
 
 def _connections(value: bytes) -> int:

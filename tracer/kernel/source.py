@@ -19,7 +19,7 @@ from tracer.kernel.bpf_syscall import (
     program_runs,
     sum_cpus,
 )
-from tracer.kernel.counters import PathCounters
+from tracer.kernel.counters import PathCounters, Turn
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_tcx_links
@@ -113,7 +113,7 @@ class KernelSource:
 
     def __init__(self, namespaces: Sequence[Netns], settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
-        self._active_paths, self._sample_round = 0, 1
+        self._turn = Turn()
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
         self._programs = (
@@ -132,7 +132,7 @@ class KernelSource:
             self._loaded = programs.load(self._programs, self._settings.sizes)
             self._configure()
             self.counters = PathCounters(
-                self._loaded, self._namespaces, self._settings.sizes, self._set_counting
+                self._loaded, self._namespaces, self._settings.sizes, self._set_turn
             )
             self._attach()
         except BaseException:
@@ -235,8 +235,8 @@ class KernelSource:
         values = {slot: counters.lookup(slot.to_bytes(4, "little")) for slot in Lost}
         return {slot.name.lower(): sum_cpus(value or b"") for slot, value in values.items()}
 
-    def _set_counting(self, active_paths: int, sample_round: int) -> None:
-        self._active_paths, self._sample_round = active_paths, sample_round
+    def _set_turn(self, turn: Turn) -> None:
+        self._turn = turn
         self._configure()
 
     def _configure(self) -> None:
@@ -258,8 +258,10 @@ class KernelSource:
             masquerade_mark=settings.masquerade_mark,
             is_streaming=settings.is_streaming or has_all,
             is_counting=settings.is_counting,
-            active_paths=self._active_paths,
-            sample_round=self._sample_round,
+            active_paths=self._turn.active_paths,
+            sample_round=self._turn.sample_round,
+            # An address that is remembered does not say in which namespace it had its class.
+            classes_round=self._turn.classes_round if len(self._namespaces) == 1 else 0,
             packets=settings.packets,
             is_broad=settings.packets > 0 and len(self._namespaces) > 1,
         )
