@@ -1,5 +1,6 @@
 """The node under load: a NodePort-like Service between a client and a server."""
 
+import socket
 import subprocess
 import threading
 from contextlib import ExitStack, contextmanager
@@ -8,11 +9,12 @@ from pathlib import Path
 from tests.kernel import box as boxes
 from tests.kernel.box import CLIENT, NODE, SERVER
 
-SERVICE_PORT, BACKEND_PORT = 30080, 8080
+SERVICE_PORT, BACKEND_PORT, BACKLOG = 30080, 8080, 4096
 RULES = f"""
 table ip bench {{
   chain pre {{ type nat hook prerouting priority -100
-    udp dport {SERVICE_PORT} meta mark set 0x4000 dnat to {SERVER[4]}:{BACKEND_PORT} }}
+    udp dport {SERVICE_PORT} meta mark set 0x4000 dnat to {SERVER[4]}:{BACKEND_PORT}
+    tcp dport {SERVICE_PORT} meta mark set 0x4000 dnat to {SERVER[4]}:{BACKEND_PORT} }}
   chain post {{ type nat hook postrouting priority 100
     meta mark & 0x4000 == 0x4000 meta mark set 0 masquerade }}
 }}"""
@@ -40,6 +42,11 @@ class Node:
     def new_cpu_ns(self, flows, port=SERVICE_PORT, ports=1):
         """As `new_ns`, in nanoseconds of CPU time: other work on the machine does not count."""
         return self._new(flows, port, ports)[1] / flows
+
+    def connect_cpu_ns(self, connections):
+        """Nanoseconds of the client's CPU time for each TCP connection, which the server takes."""
+        self.flush()
+        return self._send("connect", CLIENT[4], connections)[1] / connections
 
     def _new(self, flows, port, ports):
         self.flush()
@@ -83,9 +90,13 @@ def built(directory):
     with ExitStack() as stack:
         box = stack.enter_context(boxes.built())
         box.rules(RULES)
-        server = stack.enter_context(box.socket("server", 4, 2))
+        server = stack.enter_context(box.socket("server", 4, socket.SOCK_DGRAM))
         server.bind(("", BACKEND_PORT))
-        threading.Thread(target=_answer, args=(server,), daemon=True).start()
+        listener = stack.enter_context(box.socket("server", 4, socket.SOCK_STREAM))
+        listener.bind(("", BACKEND_PORT))
+        listener.listen(BACKLOG)
+        for serve, sock in ((_answer, server), (_accept, listener)):
+            threading.Thread(target=serve, args=(sock,), daemon=True).start()
         yield Node(box, str(program))
 
 
@@ -100,3 +111,14 @@ def _answer(server):
             return
         if data == b"?":
             server.sendto(b"!", peer)
+
+
+def _accept(listener):
+    """Take connections as they come."""
+    while True:
+        try:
+            listener.accept()[0].close()
+        except TimeoutError:
+            continue
+        except OSError:
+            return

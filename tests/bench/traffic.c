@@ -6,6 +6,8 @@
  *                                       one datagram each of so many new flows,
  *                                       from the 200 addresses NET.10 and up, to
  *                                       PORT and those after it in turn
+ *   traffic connect SRC DST PORT CONNECTIONS
+ *                                       TCP connections, each ended by a reset
  *
  * Prints the nanoseconds that sending took, and those of CPU time. Over veth a
  * packet is forwarded and delivered within the sender's system call, so this is
@@ -116,14 +118,34 @@ static void send_new(const char *net, const char *dst, int port, long flows, int
 	end();
 }
 
+static void connect_all(const char *src, const char *dst, int port, long connections)
+{
+	struct sockaddr_in from = address(src, 0), to = address(dst, port);
+	struct linger reset = {.l_onoff = 1};
+
+	start();
+	for (long i = 0; i < connections; i++) {
+		int s = socket(AF_INET, SOCK_STREAM, 0);
+
+		/* With a reset nothing is left that holds the port. */
+		setsockopt(s, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+		if (bind(s, (void *)&from, sizeof(from)) || connect(s, (void *)&to, sizeof(to)))
+			fail("connect");
+		close(s);
+	}
+	end();
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 6) {
-		fprintf(stderr, "usage: traffic flow|new SRC|NET DST PORT COUNT [PORTS]\n");
+		fprintf(stderr, "usage: traffic flow|new|connect SRC|NET DST PORT COUNT [PORTS]\n");
 		return 2;
 	}
 	if (!strcmp(argv[1], "flow"))
 		send_flow(argv[2], argv[3], atoi(argv[4]), atol(argv[5]));
+	else if (!strcmp(argv[1], "connect"))
+		connect_all(argv[2], argv[3], atoi(argv[4]), atol(argv[5]));
 	else
 		send_new(argv[2], argv[3], atoi(argv[4]), atol(argv[5]),
 			 argc > 6 ? atoi(argv[6]) : 1);
