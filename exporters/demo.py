@@ -81,7 +81,9 @@ _VERDICT = 2
 
 def _cells(finding: Finding) -> tuple[str, ...]:
     case, answer = finding.case, finding.answer
-    saw = str(answer.client_address or f"nothing ({answer.outcome})")
+    # Where the way back alone fails, nobody could tell what the backend saw.
+    nothing = "nothing" if finding.drop or not finding.hops else "no answer"
+    saw = str(answer.client_address or f"{nothing} ({answer.outcome})")
     says = str(finding.seen_source or ("nothing" if finding.drop else "?"))
     return (
         case.family,

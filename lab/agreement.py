@@ -72,11 +72,19 @@ class Finding:
         The same address, or that none arrived; and the verdict and cause that the table of
         scenarios has for it.
         """
-        if self.answer.client_address is None:
-            is_right = self.drop is not None
-        else:
-            is_right = self.seen_source == self.answer.client_address
-        return is_right and (str(self.verdict), self.cause) == (self.case.verdict, self.case.cause)
+        return self._is_address_right and (str(self.verdict), self.cause) == (
+            self.case.verdict,
+            self.case.cause,
+        )
+
+    @property
+    def _is_address_right(self) -> bool:
+        answer = self.answer
+        if answer.client_address is not None:
+            return self.seen_source == answer.client_address
+        # Nobody told what the backend saw. Where only the way back fails, it is the client's own.
+        is_stray = (self.verdict, self.cause) == (Verdict.PRESERVED, Cause.NO_LOCAL_ENDPOINT)
+        return self.drop is not None or (is_stray and self.seen_source == answer.local[0])
 
 
 class Traced:

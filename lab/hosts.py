@@ -101,6 +101,9 @@ CLIENT2 = IPv4Address("198.51.100.11")
 ROUTER_TO_CLIENT = _addresses("198.51.100.1", "2001:db8:c::1")
 ROUTER_TO_NODES = _addresses("10.240.0.1", "2001:db8:240::1")
 LOOPBACK = _addresses("127.0.0.1", "::1")
+LOOPBACK_RANGES = _networks("127.0.0.0/8", "::1/128")
+# All pods' ranges: kube-proxy's cluster CIDR.
+CLUSTER = _networks("10.244.0.0/16", "2001:db8:44::/48")
 
 # Addresses that live on no host: the router sends them to one of the nodes.
 SERVICES = _networks("10.0.0.0/16", "2001:db8:96::/112")

@@ -1,15 +1,23 @@
-"""Loads the recorded rules of a real kube-proxy into the lab's nodes."""
+"""Makes the lab's nodes forward as kube-proxy does: by its recorded rules, or as in IPVS mode."""
 
 import re
+import shutil
+import socket
+import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from lab import ipvs
 from lab.hosts import NODES, Family
 from lab.topology import Lab
 from tracer.errors import LabError
+from tracer.kernel import netns
 
-Mode = Literal["iptables", "nftables"]
+Mode = Literal["iptables", "nftables", "ipvs"]
+ALL_MODES: tuple[Mode, ...] = get_args(Mode)
+# What runs on every kernel, by rules recorded from a real kube-proxy.
 MODES: tuple[Mode, ...] = ("iptables", "nftables")
 
 DATA = Path(__file__).with_name("data")
@@ -30,11 +38,27 @@ def load(lab: Lab, mode: Mode) -> None:
     Raises:
         LabError: If the kernel or the tools refuse the rules.
     """
+    require(mode)
     for node in NODES:
-        if mode == "iptables":
-            _load_iptables(lab, node)
-        else:
-            _load_nftables(lab, node)
+        _LOADERS[mode](lab, node)
+
+
+def require(mode: Mode) -> None:
+    """
+    Make sure that this machine can do a mode: IPVS takes a kernel that has it, and two tools.
+
+    Raises:
+        LabError: If it cannot.
+    """
+    if mode != "ipvs":
+        return
+    for tool in ("ipvsadm", "ipset"):
+        if shutil.which(tool) is None:
+            raise LabError(f"kube-proxy's IPVS mode takes {tool}, which is not installed")
+    # It loads the module, if there is one.
+    done = subprocess.run(["ipvsadm", "-Ln"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError("kube-proxy's IPVS mode takes a kernel with IPVS (ip_vs), and this has none")
 
 
 def drops(lab: Lab, node: str, family: Family) -> Counter[str]:
@@ -52,6 +76,31 @@ def drops(lab: Lab, node: str, family: Family) -> Counter[str]:
 def _load_nftables(lab: Lab, node: str) -> None:
     lab.set(node, _ROUTE_LOCALNET, "0")
     _replace_ruleset(lab, node, DATA / "nftables" / f"{node}.nft")
+
+
+def _load_ipvs(lab: Lab, node: str) -> None:
+    setup = ipvs.setup(node)
+    lab.set(node, _ROUTE_LOCALNET, "0")
+    _replace_ruleset(lab, node, DATA / "iptables" / f"{node}.masquerade.nft")
+    for setting, value in ipvs.SYSCTLS.items():
+        lab.set(node, setting, value)
+    # As kube-proxy leaves it: never up. Its addresses are the node's all the same.
+    lines = [f"link add {ipvs.DEVICE} type dummy"]
+    lines += [f"address add {ip} dev {ipvs.DEVICE}" for ip in setup.addresses]
+    lab.run(node, "ip", "-batch", "-", stdin="\n".join(lines))
+    lab.run(node, "ipset", "restore", stdin=setup.sets)
+    lab.run(node, "ipvsadm", "--restore", stdin=setup.servers)
+    lab.run(node, _RESTORE["iptables"], "--noflush", stdin=setup.rules["ipv4"])
+    lab.run(node, _RESTORE["ip6tables"], "--noflush", stdin=setup.rules["ipv6"])
+
+
+def _unload_ipvs(lab: Lab, node: str) -> None:
+    with netns.inside(lab.netns(node)):
+        names = {name for _, name in socket.if_nameindex()}
+    if ipvs.DEVICE in names:
+        lab.run(node, "ipvsadm", "--clear")
+        lab.run(node, "ipset", "destroy")
+        lab.run(node, "ip", "link", "delete", ipvs.DEVICE)
 
 
 def _load_iptables(lab: Lab, node: str) -> None:
@@ -72,6 +121,8 @@ def _load_iptables(lab: Lab, node: str) -> None:
 def _replace_ruleset(lab: Lab, node: str, rules: Path) -> None:
     # One transaction. What iptables' nft back end made is in the rule set too.
     lab.run(node, "nft", "-f", "-", stdin=f"flush ruleset\n{rules.read_text()}")
+    # Sets go only after the rules that use them.
+    _unload_ipvs(lab, node)
 
 
 def _make_accounts(lab: Lab, node: str, names: set[str]) -> None:
@@ -84,3 +135,10 @@ def _make_accounts(lab: Lab, node: str, names: set[str]) -> None:
     ]
     if lines:
         lab.run(node, "nfacct", "restore", stdin="".join(lines))
+
+
+_LOADERS: dict[Mode, Callable[[Lab, str], None]] = {
+    "iptables": _load_iptables,
+    "nftables": _load_nftables,
+    "ipvs": _load_ipvs,
+}

@@ -1,14 +1,16 @@
 """What a scenario is: who connects to what, and what must come of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lab.hosts import FAMILIES, Family
-from lab.kube_proxy import MODES, Mode
+from lab.kube_proxy import ALL_MODES, Mode
 from lab.services import PROTOS, Proto
 
 Outcome = Literal["answered", "timeout", "refused"]
 Via = Literal["clusterip", "nodeport", "loadbalancer", "externalip", "pod", "none"]
+# kube-proxy's own reasons to masquerade; in IPVS mode they are called by that mode.
+_OF_KUBE_PROXY = {"external-traffic-policy-cluster", "off-cluster-source", "node-local-source"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class Expectation:
 class Except:
     """Where a scenario ends otherwise: in all of these modes, families and protocols."""
 
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[Mode, ...] = ALL_MODES
     families: tuple[Family, ...] = FAMILIES
     protos: tuple[Proto, ...] = PROTOS
     expect: Expectation
@@ -105,7 +107,11 @@ class Scenario:
 
     def expected(self, mode: Mode, family: Family, proto: Proto) -> Expectation:
         """Return what must come of this variant."""
+        expect = self.expect
         for other in self.exceptions:
             if mode in other.modes and family in other.families and proto in other.protos:
-                return other.expect
-        return self.expect
+                expect = other.expect
+                break
+        if mode == "ipvs" and expect.cause in _OF_KUBE_PROXY:
+            return replace(expect, cause="ipvs-masquerade")
+        return expect

@@ -11,7 +11,7 @@ from itertools import product
 
 from lab import hosts
 from lab.hosts import FAMILIES, HTTP_PORT, NODES, PODS, UDP_PORT, Address, Family
-from lab.kube_proxy import MODES, Mode
+from lab.kube_proxy import ALL_MODES, MODES, Mode
 from lab.model import Except, Expectation, Outcome, Scenario
 from lab.services import PROTOS, Proto, pick, services
 from lab.table import SCENARIOS
@@ -72,7 +72,7 @@ def cases(
     its headers to be read.
 
     Args:
-        modes: Only these modes of kube-proxy.
+        modes: Only these modes of kube-proxy; IPVS, which takes a kernel with it, must be named.
         families: Only these address families.
         protos: Only these protocols.
         scenarios: Only the scenarios with these ids; all if empty.
@@ -80,7 +80,7 @@ def cases(
     """
     return [
         _case(scenario, mode, family, proto)
-        for mode, scenario in product(MODES, SCENARIOS)
+        for mode, scenario in product(ALL_MODES, SCENARIOS)
         if mode in modes
         and (scenario.id in scenarios if scenarios else has_relay or scenario.relay is None)
         for family, proto in product(scenario.families, scenario.protos)
@@ -165,6 +165,12 @@ with kube-proxy in iptables and in nftables mode: the backend sees what its echo
 the verdict must agree with it. S9 is TCP alone: a proxy on the router connects to the Service, and
 its header names the client.
 
+IPVS mode takes a kernel with IPVS: `srcip demo --mode ipvs` ([kernels.md](kernels.md#ipvs)). What
+is different there is told in the row. kube-proxy's own causes are all called `ipvs-masquerade` in
+that mode: `external-traffic-policy-cluster`, `off-cluster-source` and `node-local-source`. With
+policy Local and no endpoint on the node, IPVS mode sends what comes from outside to another node's
+endpoint: it sees the client, whom its answers do not reach.
+
 | # | scenario | the backend sees (IPv4) | verdict | cause |
 |---|---|---|---|---|"""
 
@@ -198,7 +204,7 @@ def _told(scenario: Scenario, expect: Expectation) -> str:
 
 def _where(other: Except) -> str:
     words = {"ipv4": "IPv4", "ipv6": "IPv6", "tcp": "TCP", "udp": "UDP"}
-    chosen = ((other.modes, MODES), (other.families, FAMILIES), (other.protos, PROTOS))
+    chosen = ((other.modes, ALL_MODES), (other.families, FAMILIES), (other.protos, PROTOS))
     return " ".join(
         "/".join(words.get(one, one) for one in some) for some, every in chosen if some != every
     )

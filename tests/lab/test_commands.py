@@ -386,3 +386,13 @@ def answering(lab, node, address, status, body):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_demo_in_ipvs_mode_without_ipvs():
+    """Where kernel or tools are missing, one line says so."""
+    if Path("/proc/net/ip_vs").exists():
+        pytest.skip("this kernel has IPVS: tests/vm/test_ipvs.py runs it")
+    done = srcip("demo", "--mode", "ipvs", "--scenario", "S1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("srcip: kube-proxy's IPVS mode takes ")
+    assert done.stderr.count("\n") == 1

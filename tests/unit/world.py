@@ -1,5 +1,6 @@
 """The recorded cluster and what its nodes know, for tests of the judge."""
 
+import json
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +22,7 @@ from tracer.ruleset.model import Ruleset
 from tracer.ruleset.nftables import parse_ruleset
 
 FILES = Path(__file__).parents[1] / "data" / "rulesets"
+IPVS = Path(__file__).parents[1] / "data" / "ipvs"
 CLUSTER = snapshot.load(OBJECTS)
 MARK = 0x4000
 
@@ -48,10 +50,14 @@ def cluster_of(*objects):
 
 @cache
 def recorded(mode, node):
-    """Read the rules that a real kube-proxy made, and the network plugin's beside them."""
+    """
+    Read the rules that a real kube-proxy made, and the network plugin's beside them.
+
+    In IPVS mode they are the lab's, made after kube-proxy's source, as a kernel gave them back.
+    """
     if mode == "nftables":
         return Ruleset.of([parse_ruleset((FILES / f"kube-proxy-{node}.json").read_text())])
-    saves = DATA / "iptables"
+    saves = IPVS if mode == "ipvs" else DATA / "iptables"
     return Ruleset.of(
         [
             parse_save((saves / f"{node}.iptables").read_text(), "ipv4"),
@@ -59,6 +65,11 @@ def recorded(mode, node):
             parse_ruleset((FILES / f"masquerade-{node}.json").read_text()),
         ]
     )
+
+
+def ipvs_lines(name):
+    """Read what was recorded of the lab in IPVS mode, a JSON object a line."""
+    return [json.loads(line) for line in (IPVS / name).read_text().splitlines()]
 
 
 @cache

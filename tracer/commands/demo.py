@@ -47,8 +47,9 @@ _OBJECTS = ClusterChoice(
 @click.option(
     "--mode",
     multiple=True,
-    type=click.Choice(kube_proxy.MODES),
-    help="Only this mode of kube-proxy. May be given several times.",
+    type=click.Choice(kube_proxy.ALL_MODES),
+    help="Only this mode of kube-proxy. May be given several times. Default: iptables and "
+    "nftables; ipvs takes a kernel with IPVS, ipvsadm and ipset.",
 )
 @click.option(
     "--family",
@@ -69,9 +70,10 @@ def demo(
     Run the scenarios of the Kubernetes tutorial "Using Source IP" and show each answer.
 
     Builds a cluster of two nodes, four pods and a client outside from network namespaces, loads
-    the rules that a real kube-proxy made, connects to each Service in every way, and compares what
-    srcip says with the address that the backend printed. Removes everything afterwards, and
-    leftovers of a demo that was killed. Exits with 1 if one does not agree.
+    the rules that a real kube-proxy made (in IPVS mode: made after its source), connects to each
+    Service in every way, and compares what srcip says with the address that the backend printed.
+    Removes everything afterwards, and leftovers of a demo that was killed. Exits with 1 if one does
+    not agree.
 
     \b
     Examples:
@@ -94,9 +96,11 @@ def demo(
         click.echo(f"without S9: proxies' headers are read at {NO_TCX}", err=True)
     if not wanted:
         raise click.UsageError("no scenario has such a variant")
+    for each in {case.mode for case in wanted}:
+        kube_proxy.require(each)
     writer = DemoWriter(sys.stdout)
     findings: list[Finding] = []
-    for each in kube_proxy.MODES:
+    for each in kube_proxy.ALL_MODES:
         chosen = [case for case in wanted if case.mode == each]
         if not chosen:
             continue

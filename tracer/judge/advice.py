@@ -27,7 +27,13 @@ _SETTINGS = {
 
 
 def for_source(
-    cause: Cause | None, match: Match, *, backend: str, version: int, rule: Rule | None = None
+    cause: Cause | None,
+    match: Match,
+    *,
+    backend: str,
+    version: int,
+    node: str,
+    rule: Rule | None = None,
 ) -> tuple[str, ...]:
     """
     Return advice for a source that is replaced, a line each.
@@ -37,6 +43,7 @@ def for_source(
         match: What the client addressed.
         backend: The backend by address and port, or in words.
         version: 4 or 6.
+        node: The node that the client addressed.
         rule: The rule that does it, where that is certain.
     """
     service = match.service if isinstance(match, ServiceMatch) else None
@@ -65,6 +72,8 @@ def for_source(
             return ("use an address of the node instead of loopback",)
         case Cause.POD_EGRESS | Cause.OTHER_RULE:
             return _owners_setting(rule, backend)
+        case Cause.NO_LOCAL_ENDPOINT:
+            return _no_local_endpoint(match, node)
         case Cause.LOAD_BALANCER_PROXY:
             return (
                 "read the client's address from the PROXY protocol or X-Forwarded-For header that "

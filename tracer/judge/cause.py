@@ -57,7 +57,8 @@ MEANINGS: dict[Cause, str] = {
     ),
     Cause.NO_LOCAL_ENDPOINT: (
         "The Service's policy for this traffic is Local, and this node has no ready endpoint: "
-        "kube-proxy drops what arrives here."
+        "kube-proxy drops what arrives here. In IPVS mode it sends it on to another node, whose "
+        "answers do not come back this way: the client takes none of them."
     ),
     Cause.NO_ENDPOINTS: "The Service has no ready endpoint anywhere: kube-proxy refuses.",
     Cause.SOURCE_RANGES: "The client is not in the Service's loadBalancerSourceRanges.",

@@ -84,6 +84,7 @@ class _Case:
             backend=f"{reply.src}{port}",
             version=reply.src.version,
             rule=found.rule,
+            node=self.view.node,
         )
 
     def _behind(self) -> ServiceRef | None:
@@ -152,7 +153,42 @@ class _Case:
         if upstream is not None:
             return Verdict.REPLACED_UPSTREAM, upstream
         self._note_preserved()
-        return Verdict.PRESERVED, _Found()
+        return Verdict.PRESERVED, self._stray() or _Found()
+
+    def _stray(self) -> "_Found | None":
+        """
+        Tell whether only the way back fails: policy Local, and the backend is on another node.
+
+        kube-proxy in IPVS mode takes the cluster's endpoints where the node has none, for its own
+        pods and processes (syncEndpoint in pkg/proxy/ipvs/proxier.go). It does so for clients
+        outside, too, whose answers then come from the pod's address. The other modes drop.
+        """
+        connection, view, match = self.connection, self.view, self.match
+        if not isinstance(match, ServiceMatch) or policy_of(match) is not Policy.LOCAL:
+            return None
+        node = view.node_at(connection.reply.src) if connection.is_dnat else None
+        if node is None or node == view.node:
+            return None
+        key, which = match.service.key, "internal"
+        if match.via in EXTERNAL_WAYS:
+            which = "external"
+        self._note(
+            lambda: (
+                f"{key} has {which}TrafficPolicy Local, and its endpoint is on {node}: kube-proxy "
+                f"in IPVS mode goes there if {view.node} has none that is ready"
+            )
+        )
+        is_elsewhere = self.client_class in (ClientClass.EXTERNAL, ClientClass.LOADBALANCER)
+        is_elsewhere |= self.client_class is ClientClass.NODE and not self.is_client_here
+        if not is_elsewhere or match.via not in EXTERNAL_WAYS:
+            return None
+        self._note(
+            lambda: (
+                f"the answers do not come back through {view.node}: they bear the pod's address, "
+                "and the client takes none of them"
+            )
+        )
+        return _Found(Cause.NO_LOCAL_ENDPOINT)
 
     def _why_replaced(self) -> "_Found":
         rule = self._note_rule()

@@ -111,7 +111,11 @@ class Forecast:
             return advice.for_drop(self.cause, self.way.match, self.way.node)
         version = self.way.to.version
         return advice.for_source(
-            self.cause, self.way.match, backend="its endpoint", version=version
+            self.cause,
+            self.way.match,
+            backend="its endpoint",
+            version=version,
+            node=self.way.node,
         )
 
 

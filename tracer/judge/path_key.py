@@ -82,6 +82,7 @@ def surroundings(key: PathKey, sample: Connection, view: View) -> tuple[object, 
         is_typical(key, sample, view),
         view.match(orig) if key.dst is not None else None,
         view.classify(reply.src),
+        view.node_at(reply.src),
         view.behind(reply.src, reply.sport, reply.proto) if is_node else (),
     )
 

@@ -83,6 +83,12 @@ class View:
         """Return the pod at an address."""
         return self.cluster.pod_at(address) if self.cluster else None
 
+    def node_at(self, address: IPAddress) -> str | None:
+        """Return the node that an address is on, its own or that of a pod."""
+        if self.cluster is None:
+            return None
+        return self.cluster.node_of(address) or self.cluster.node_of_pod_address(address)
+
     def is_cluster_source(self, address: IPAddress) -> bool | None:
         """
         Whether kube-proxy takes an address for a pod's, so that it need not masquerade.
