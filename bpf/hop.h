@@ -9,14 +9,15 @@
 #include "kernel.h"
 #include "packet.h"
 
-/* The flags of a TCP header that follows IP's at once. */
+/* The flags of a TCP header that follows IP's at once; 0 where there is none at hand. */
 SRCIP_INLINE __u8 srcip_tcp_flags(__u64 skb, const struct srcip_tuple *packet)
 {
-	__u64 at = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head)) +
-		   srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header));
+	__u64 head = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head));
+	__u64 at = head + srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header));
+	__u64 end = head + srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, tail));
 	__u8 byte = 0;
 
-	if (packet->proto != IPPROTO_TCP)
+	if (packet->proto != IPPROTO_TCP || (!packet->sport && !packet->dport))
 		return 0;
 	if (packet->family == AF_INET) {
 		bpf_probe_read_kernel(&byte, 1, (void *)at);
@@ -27,6 +28,8 @@ SRCIP_INLINE __u8 srcip_tcp_flags(__u64 skb, const struct srcip_tuple *packet)
 			return 0;
 		at += sizeof(struct srcip_ipv6);
 	}
+	if (at + 13 >= end)
+		return 0;
 	bpf_probe_read_kernel(&byte, 1, (void *)(at + 13));
 	return byte;
 }
@@ -60,15 +63,18 @@ SRCIP_INLINE void srcip_set_entry(struct srcip_hop *hop, const struct srcip_entr
 		hop->flags |= SRCIP_HOP_IS_NEW;
 }
 
-SRCIP_INLINE void srcip_invert(struct srcip_tuple *out, const struct srcip_tuple *tuple)
+/* What is sent on of a connection. Of ICMP the id may be another, the type stays. */
+SRCIP_INLINE void srcip_set_sent(struct srcip_tuple *out, const struct srcip_hop *hop)
 {
-	*out = *tuple;
-	__builtin_memcpy(out->src, tuple->dst, 16);
-	__builtin_memcpy(out->dst, tuple->src, 16);
-	if (srcip_is_icmp(tuple))
-		return; /* the id stays; the type is an answer's, and never looked up */
-	out->sport = tuple->dport;
-	out->dport = tuple->sport;
+	*out = hop->reply;
+	__builtin_memcpy(out->src, hop->reply.dst, 16);
+	__builtin_memcpy(out->dst, hop->reply.src, 16);
+	if (srcip_is_icmp(out)) {
+		out->dport = hop->orig.dport;
+		return;
+	}
+	out->sport = hop->reply.dport;
+	out->dport = hop->reply.sport;
 }
 
 SRCIP_INLINE bool srcip_is_same_packet(const struct srcip_tuple *a, const struct srcip_tuple *b)
@@ -77,7 +83,9 @@ SRCIP_INLINE bool srcip_is_same_packet(const struct srcip_tuple *a, const struct
 	       srcip_address_equal(a->src, b->src) && srcip_address_equal(a->dst, b->dst);
 }
 
-/* What most packets are: TCP or UDP right behind an IP header without options. */
+/* What most packets are: TCP or UDP right behind an IPv4 header without options, all
+ * in the linear part, where this helper looks.
+ */
 SRCIP_INLINE bool srcip_read_plain(struct srcip_tuple *packet, struct __sk_buff *ctx)
 {
 	struct {

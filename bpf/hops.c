@@ -20,10 +20,11 @@
  * Their sk_buffs lie 256 bytes apart, so they find different slots.
  */
 #define FLIGHTS 128
-/* Hops that can come before the decision: tc ingress of a bridge's port, of the
- * bridge, and the first netfilter hook.
+/* Hops that can come before the decision: tc ingress of a network card, of the bond
+ * that it is in, of a VLAN on that, of a bridge with that as its port; of a VLAN on
+ * the bridge; and the first netfilter hook. One less than a power of two.
  */
-#define HELD 3
+#define HELD 7
 
 /* Places in the array of programs, in the order of their names in programs.py. */
 #define SRCIP_CALL_MARK 0
@@ -42,9 +43,12 @@ struct flight {
 	__u64 packet_id;
 	__u16 number;
 	__u8 state;
-	__u8 has_left; /* it was sent: what comes next is another network namespace */
+	__u8 has_come; /* tc saw it come in, and netfilter has not yet */
 	__u8 held;
 	__u8 pad[3];
+	/* Where it was sent, if it was: what comes next is another network namespace. */
+	__u32 left_by;
+	__u32 pad2;
 	struct srcip_hop hops[HELD + 1]; /* those that wait, and last the one at hand */
 };
 
@@ -56,6 +60,7 @@ struct watch_key {
 
 struct watch {
 	__u32 packets[3]; /* in the original and the reply direction, and errors about it */
+	__u32 is_made;	  /* conntrack keeps it: another first packet is another connection's */
 };
 
 BPF_RINGBUF_OUTPUT(hops, SRCIP_HOP_RING_PAGES);
@@ -101,9 +106,12 @@ SRCIP_INLINE void begin(struct flight *flight, const void *skb)
 {
 	flight->skb = (__u64)skb;
 	flight->state = UNDECIDED;
-	flight->has_left = 0;
+	flight->has_come = 0;
+	flight->left_by = 0;
 	flight->held = 0;
 	flight->number = 0;
+	flight->hops[HELD].packet.sport = 0;
+	flight->hops[HELD].packet.dport = 0;
 }
 
 SRCIP_INLINE void emit(struct flight *flight, struct srcip_hop *hop, __u32 netns)
@@ -138,41 +146,69 @@ SRCIP_INLINE void hold(struct flight *flight)
 		count_lost(SRCIP_LOST_HOP_OVERTAKEN);
 		return;
 	}
-	flight->hops[place & 3] = flight->hops[HELD];
+	flight->hops[place & HELD] = flight->hops[HELD];
 	flight->held = place + 1;
+}
+
+SRCIP_INLINE void set_watch_key(struct watch_key *key, const struct srcip_hop *hop, __u32 netns,
+				__u16 zone)
+{
+	/* Without an entry each direction is a connection of its own. */
+	key->orig = hop->flags & SRCIP_HOP_HAS_ENTRY ? hop->orig : hop->packet;
+	key->netns = netns;
+	key->zone = zone;
 }
 
 /* Count a packet in its direction; 0 if it is past those that are wanted. */
 SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct srcip_hop *hop,
 			     __u32 netns, __u16 zone)
 {
-	struct watch_key key = {.netns = netns, .zone = zone};
 	int kind = hop->flags & SRCIP_HOP_IS_REPLY ? 1 : 0;
 	struct watch none = {}, *watch;
+	struct watch_key key = {};
 	__u32 number;
 
-	/* Without an entry each direction is a connection of its own. */
-	key.orig = hop->flags & SRCIP_HOP_HAS_ENTRY ? hop->orig : hop->packet;
+	set_watch_key(&key, hop, netns, zone);
 	/* An ICMP error carries the entry of what it speaks of. */
 	if (key.orig.proto != hop->packet.proto)
 		kind = 2;
 	watch = watches.lookup(&key);
-	if (!watch) {
+	if (watch && watch->is_made && hop->flags & SRCIP_HOP_IS_NEW && !kind)
+		watches.update(&key, &none); /* the same ports again */
+	else if (!watch)
 		watches.insert(&key, &none);
-		watch = watches.lookup(&key);
-	}
+	watch = watches.lookup(&key);
 	if (!watch)
 		return 1;
-	/* A packet that had to wait for its neighbour's address goes on without
-	 * its slot. Two CPUs that take the same number both report their packet.
+	/* A packet that had to wait for its neighbour's address, or was cut into
+	 * fragments, goes on without its slot: it carries its entry. Two CPUs that
+	 * take the same number both report their packet.
 	 */
-	if (hop->hook != SRCIP_HOOK_TC_EGRESS || !watch->packets[kind])
+	if (hop->hook != SRCIP_HOOK_TC_EGRESS || !(hop->flags & SRCIP_HOP_HAS_ENTRY) ||
+	    !watch->packets[kind])
 		watch->packets[kind]++;
 	number = watch->packets[kind];
 	if (number <= settings->packets)
 		return number;
 	count_lost(SRCIP_LOST_OVER_LIMIT);
 	return 0;
+}
+
+/* Conntrack keeps an entry behind the last hook of its first packet. One whose packet
+ * is dropped before is made again when it is sent again: that is nothing new.
+ */
+SRCIP_INLINE void remember_made(const struct srcip_hop *hop, __u32 netns, __u16 zone)
+{
+	struct watch_key key = {};
+	struct watch *watch;
+
+	if (!(hop->flags & SRCIP_HOP_IS_NEW) || !(hop->flags & SRCIP_HOP_AFTER_NAT) ||
+	    (hop->hook != SRCIP_HOOK_NF_POSTROUTING && hop->hook != SRCIP_HOOK_NF_INPUT))
+		return;
+	set_watch_key(&key, hop, netns, zone);
+	watch = watches.lookup(&key);
+	if (watch)
+		watch->is_made = 1;
 }
 
 /* The filter knows a connection by what its client sent. On the next node that
@@ -198,14 +234,14 @@ SRCIP_INLINE void follow(const struct srcip_hop *hop)
 	if (hop->hook != SRCIP_HOOK_NF_POSTROUTING || !(hop->flags & SRCIP_HOP_AFTER_NAT) ||
 	    hop->flags & SRCIP_HOP_IS_REPLY || !(hop->flags & SRCIP_HOP_HAS_ENTRY))
 		return;
-	srcip_invert(&sent, &hop->reply);
+	srcip_set_sent(&sent, hop);
 	known.update(&sent, &yes);
 	sent = hop->reply;
 	known.update(&sent, &yes);
 }
 
 /* Decide whose packet the hop at hand is, report what waited, and it. */
-SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
+SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32 netns)
 {
 	struct srcip_hop *hop = &flight->hops[HELD];
 	__u64 nf_conn = nfct & ~NFCT_INFOMASK, info = nfct & NFCT_INFOMASK;
@@ -222,9 +258,15 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 		srcip_set_entry(hop, &entry, info);
 		zone = *(const __u16 *)SRCIP_ENTRY_FIELD(&entry, zone_id);
 	}
+	/* A softirq may have come in between, with a packet that has the same slot. */
+	if (flight->skb != (__u64)skb) {
+		count_lost(SRCIP_LOST_HOP_OVERTAKEN);
+		return;
+	}
 	if (flight->state == WATCHED) {
 		emit(flight, hop, netns);
 		follow(hop);
+		remember_made(hop, netns, zone);
 		return;
 	}
 	hop->header.netns = netns;
@@ -250,33 +292,72 @@ SRCIP_INLINE void look(struct flight *flight, __u64 nfct, __u32 netns)
 	follow(hop);
 }
 
+/* Memory of a packet that is gone may hold a new one. That begins at LOCAL_OUT, or at
+ * tc ingress, unless nothing is attached there; over loopback it goes on.
+ */
+SRCIP_INLINE bool begins_here(struct flight *flight, const void *skb, __u8 hook, __u8 flags,
+			      __u32 iif)
+{
+	bool has_come = flight->has_come;
+
+	if (flight->skb != (__u64)skb)
+		return true;
+	if (flags & SRCIP_HOP_AFTER_NAT)
+		return false;
+	if (hook == SRCIP_HOOK_NF_OUTPUT)
+		return true;
+	if (hook != SRCIP_HOOK_NF_PREROUTING)
+		return false;
+	flight->has_come = 0;
+	return !has_come && iif != LOOPBACK_IFINDEX;
+}
+
+/* What this program cannot reach lies as it came in, and NAT, which makes all that
+ * it changes reachable, has not touched it: the ports are those of the hop before.
+ */
+SRCIP_INLINE bool read_packet(struct flight *flight, struct srcip_hop *hop, __u16 sport,
+			      __u16 dport)
+{
+	int found = srcip_read_packet(&hop->packet, flight->skb);
+
+	if (found == SRCIP_FRAGMENT)
+		hop->flags |= SRCIP_HOP_IS_FRAGMENT;
+	if (found == SRCIP_NO_PORTS) {
+		hop->packet.sport = sport;
+		hop->packet.dport = dport;
+	}
+	return found != SRCIP_UNREADABLE;
+}
+
 /* enum nf_inet_hooks counts from 0, our hooks in the same order from 1. */
 SRCIP_INLINE void netfilter_hop(struct srcip_nf_ctx *ctx, __u8 hook, __u8 flags)
 {
 	const void *skb = ctx->skb, *state = ctx->state, *net;
 	struct flight *flight = flight_of(skb);
 	struct srcip_hop *hop;
+	__u16 sport, dport;
 	__u32 iif, oif;
 
 	if (!flight)
 		return;
-	if (flight->skb != (__u64)skb ||
-	    (hook == SRCIP_HOOK_NF_OUTPUT && !(flags & SRCIP_HOP_AFTER_NAT)))
+	iif = srcip_index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
+	if (begins_here(flight, skb, hook, flags, iif))
 		begin(flight, skb);
 	else if (flight->state == IGNORED)
 		return;
 
 	hop = &flight->hops[HELD];
-	iif = srcip_index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
+	sport = hop->packet.sport;
+	dport = hop->packet.dport;
 	oif = srcip_index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, out)));
 	srcip_set_hop(hop, flight->skb, hook, iif, oif);
-	if (!srcip_read_packet(&hop->packet, flight->skb)) {
+	hop->flags = flags;
+	if (!read_packet(flight, hop, sport, dport)) {
 		flight->state = IGNORED;
 		return;
 	}
-	hop->flags = flags;
 	net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
-	look(flight, srcip_load_u64(ctx->skb, SRCIP_OFFSET(sk_buff, _nfct)),
+	look(flight, skb, srcip_load_u64(ctx->skb, SRCIP_OFFSET(sk_buff, _nfct)),
 	     srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum)));
 }
 
@@ -326,13 +407,13 @@ SRCIP_INLINE bool may_be_watched(const struct srcip_filter *filter, struct srcip
  * bridge itself sends it through PRE_ROUTING, before it is the bridge's.
  */
 SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *ctx,
-			  const struct srcip_tuple *packet)
+			  const struct srcip_tuple *packet, __u32 netns)
 {
 	const struct srcip_hop *last = &flight->hops[HELD];
 
 	if (flight->skb != (__u64)ctx || flight->state == IGNORED)
 		return false;
-	if (flight->has_left) {
+	if (flight->left_by) {
 		if (ctx->ifindex != LOOPBACK_IFINDEX)
 			return false;
 	} else if (last->hook == SRCIP_HOOK_TC_INGRESS) {
@@ -341,7 +422,21 @@ SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *c
 	} else if (last->hook != SRCIP_HOOK_NF_PREROUTING) {
 		return false;
 	}
-	return srcip_is_same_packet(&last->packet, packet);
+	/* A device in another namespace may lie on the one that it came in by. */
+	return last->header.netns == netns && srcip_is_same_packet(&last->packet, packet);
+}
+
+/* Read a packet at tc; flags of its hop, or -1 if it is none that is looked at. */
+SRCIP_INLINE int read_frame(struct srcip_tuple *packet, struct __sk_buff *ctx, __u64 skb)
+{
+	int found;
+
+	if (srcip_read_plain(packet, ctx))
+		return 0;
+	found = srcip_read_frame(packet, ctx, skb);
+	if (found == SRCIP_UNREADABLE)
+		return -1;
+	return found == SRCIP_FRAGMENT ? SRCIP_HOP_IS_FRAGMENT : 0;
 }
 
 int srcip_tc_ingress(struct __sk_buff *ctx)
@@ -350,26 +445,32 @@ int srcip_tc_ingress(struct __sk_buff *ctx)
 	struct srcip_tuple packet = {};
 	struct srcip_config *settings;
 	struct srcip_hop *hop;
-	int zero = 0;
+	int zero = 0, flags;
+	__u32 netns;
 
 	settings = config.lookup(&zero);
 	if (!flight || !settings)
 		return TC_ACT_UNSPEC;
+	flags = read_frame(&packet, ctx, (__u64)ctx);
 	/* The slot may still hold another packet's. */
-	if ((!srcip_read_plain(&packet, ctx) && !srcip_read_packet(&packet, (__u64)ctx)) ||
-	    !may_be_watched(&settings->filter, &packet)) {
+	if (flags < 0 || !may_be_watched(&settings->filter, &packet)) {
 		begin(flight, ctx);
 		flight->state = IGNORED;
+		flight->has_come = 1;
 		return TC_ACT_UNSPEC;
 	}
-	if (!goes_on(flight, ctx, &packet))
+	netns = srcip_netns_of_device((__u64)ctx);
+	if (!goes_on(flight, ctx, &packet, netns))
 		begin(flight, ctx);
-	flight->has_left = 0;
+	flight->has_come = 1;
+	flight->left_by = 0;
 	hop = &flight->hops[HELD];
 	srcip_set_hop(hop, flight->skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0);
+	hop->header.netns = netns;
 	hop->packet = packet;
+	hop->flags = flags;
 	if (flight->state == WATCHED)
-		emit(flight, hop, srcip_netns_of_device(flight->skb));
+		emit(flight, hop, netns);
 	else
 		hold(flight);
 	return TC_ACT_UNSPEC;
@@ -379,19 +480,26 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 {
 	struct flight *flight = flight_of(ctx);
 	struct srcip_hop *hop;
+	int flags;
 
 	if (!flight)
 		return TC_ACT_UNSPEC;
-	if (flight->skb != (__u64)ctx)
+	/* One that has left by this interface already is gone, and its memory holds
+	 * one that netfilter has not seen: a packet socket's, for example.
+	 */
+	if (flight->skb != (__u64)ctx || flight->left_by == ctx->ifindex)
 		begin(flight, ctx);
-	flight->has_left = 1;
+	flight->left_by = ctx->ifindex;
 	if (flight->state == IGNORED)
 		return TC_ACT_UNSPEC;
 	hop = &flight->hops[HELD];
 	srcip_set_hop(hop, flight->skb, SRCIP_HOOK_TC_EGRESS, 0, ctx->ifindex);
-	if (srcip_read_packet(&hop->packet, flight->skb))
-		look(flight, srcip_read_u64(flight->skb, SRCIP_OFFSET(sk_buff, _nfct)),
-		     srcip_netns_of_device(flight->skb));
+	flags = read_frame(&hop->packet, ctx, flight->skb);
+	if (flags < 0)
+		return TC_ACT_UNSPEC;
+	hop->flags = flags;
+	look(flight, ctx, srcip_read_u64(flight->skb, SRCIP_OFFSET(sk_buff, _nfct)),
+	     srcip_netns_of_device(flight->skb));
 	return TC_ACT_UNSPEC;
 }
 

@@ -2,8 +2,7 @@
 #ifndef SRCIP_PACKET_H
 #define SRCIP_PACKET_H
 
-/* Reads of a packet's own headers through its sk_buff, wherever its data lies:
- * the headers of IP and what follows are in its linear part once IP has it.
+/* Reads of a packet's own headers through its sk_buff.
  *
  * BCC rewrites only the main file: no map operation may stand here.
  */
@@ -11,7 +10,14 @@
 
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88A8
+#define ETH_TYPE_AT 12
+#define VLAN_HLEN 4
 #define IP_OFFSET_MASK 0x1fff
+
+/* IEEE 802.1ad: a service tag and a customer's. */
+#define MAX_TAGS 2
 
 /* RFC 8200 names six extension headers and wants each at most once, one twice;
  * a packet with more is reported without ports.
@@ -40,14 +46,43 @@ struct srcip_ipv6 {
 	__u8 daddr[16];
 };
 
-/* What conntrack would call the ports: of an ICMP echo the id, and the type and
- * code; of everything with ports, the ports.
+/* What could be read of a packet. Without ports they are zero. */
+enum srcip_reading {
+	SRCIP_UNREADABLE = 0,
+	SRCIP_READ = 1,
+	SRCIP_FRAGMENT = 2, /* not the first, which alone has ports */
+	SRCIP_NO_PORTS = 3, /* they lie where they cannot be read */
+};
+
+/* Where a packet's network header is. For a program at tc, whose helper finds bytes
+ * wherever they lie, as an offset. For others as an address, and its linear part
+ * ends at one: that holds IP's header, once IP has it, and mostly what follows.
  */
-SRCIP_INLINE void srcip_read_ports(struct srcip_tuple *out, __u64 at)
+struct srcip_window {
+	struct __sk_buff *ctx;
+	__u64 at;
+	__u64 end;
+};
+
+SRCIP_INLINE long srcip_fetch(const struct srcip_window *from, __u32 at, void *to, __u32 size)
+{
+	if (from->ctx)
+		return bpf_skb_load_bytes(from->ctx, from->at + at, to, size);
+	if (from->at + at + size > from->end)
+		return -1;
+	return bpf_probe_read_kernel(to, size, (void *)(from->at + at));
+}
+
+/* What conntrack would call the ports: of an ICMP echo the id, and the type and
+ * code; of everything with ports, the ports. No header of these is shorter.
+ */
+SRCIP_INLINE int srcip_read_ports(struct srcip_tuple *out, const struct srcip_window *from,
+				  __u32 at)
 {
 	__be16 words[4] = {};
 
-	bpf_probe_read_kernel(words, sizeof(words), (void *)at);
+	if (srcip_fetch(from, at, words, sizeof(words)))
+		return SRCIP_NO_PORTS;
 	switch (out->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
@@ -61,24 +96,22 @@ SRCIP_INLINE void srcip_read_ports(struct srcip_tuple *out, __u64 at)
 		out->dport = bpf_ntohs(words[0]);
 		break;
 	}
+	return SRCIP_READ;
 }
 
-SRCIP_INLINE bool srcip_read_ipv4(struct srcip_tuple *out, __u64 at)
+SRCIP_INLINE int srcip_read_ipv4(struct srcip_tuple *out, const struct srcip_window *from)
 {
 	struct srcip_ipv4 ip;
 
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)at))
-		return false;
-	if (ip.version_ihl >> 4 != 4)
-		return false;
+	if (srcip_fetch(from, 0, &ip, sizeof(ip)) || ip.version_ihl >> 4 != 4)
+		return SRCIP_UNREADABLE;
 	out->family = AF_INET;
 	out->proto = ip.protocol;
 	srcip_set_mapped(out->src, &ip.saddr);
 	srcip_set_mapped(out->dst, &ip.daddr);
-	/* Only the first fragment carries ports. */
-	if (!(ip.frag_off & bpf_htons(IP_OFFSET_MASK)))
-		srcip_read_ports(out, at + (ip.version_ihl & 15) * 4);
-	return true;
+	if (ip.frag_off & bpf_htons(IP_OFFSET_MASK))
+		return SRCIP_FRAGMENT;
+	return srcip_read_ports(out, from, (ip.version_ihl & 15) * 4);
 }
 
 SRCIP_INLINE bool srcip_is_extension(__u8 header)
@@ -99,49 +132,81 @@ SRCIP_INLINE __u32 srcip_extension_length(__u8 header, __u8 length)
 	return (length + 1) * 8;
 }
 
-SRCIP_INLINE bool srcip_read_ipv6(struct srcip_tuple *out, __u64 at)
+SRCIP_INLINE int srcip_read_ipv6(struct srcip_tuple *out, const struct srcip_window *from)
 {
 	struct srcip_ipv6 ip;
 	__u8 extension[4];
-	__u8 header;
+	__u32 at = sizeof(ip);
 	int i;
 
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)at))
-		return false;
-	if (*(__u8 *)&ip >> 4 != 6)
-		return false;
+	if (srcip_fetch(from, 0, &ip, sizeof(ip)) || *(__u8 *)&ip >> 4 != 6)
+		return SRCIP_UNREADABLE;
 	out->family = AF_INET6;
+	out->proto = ip.nexthdr;
 	__builtin_memcpy(out->src, ip.saddr, 16);
 	__builtin_memcpy(out->dst, ip.daddr, 16);
-	header = ip.nexthdr;
-	at += sizeof(ip);
 #pragma unroll
-	for (i = 0; i < MAX_EXTENSIONS && srcip_is_extension(header); i++) {
-		if (bpf_probe_read_kernel(extension, sizeof(extension), (void *)at))
-			return false;
+	for (i = 0; i < MAX_EXTENSIONS && srcip_is_extension(out->proto); i++) {
+		__u8 header = out->proto;
+
+		if (srcip_fetch(from, at, extension, sizeof(extension)))
+			return SRCIP_NO_PORTS;
 		at += srcip_extension_length(header, extension[1]);
-		if (header == IPPROTO_FRAGMENT && (extension[2] || extension[3] & 0xf8)) {
-			out->proto = extension[0];
-			return true;
-		}
-		header = extension[0];
+		out->proto = extension[0];
+		if (header == IPPROTO_FRAGMENT && (extension[2] || extension[3] & 0xf8))
+			return SRCIP_FRAGMENT;
 	}
-	out->proto = header;
-	srcip_read_ports(out, at);
-	return true;
+	return srcip_read_ports(out, from, at);
 }
 
-SRCIP_INLINE bool srcip_read_packet(struct srcip_tuple *out, __u64 skb)
+SRCIP_INLINE int srcip_read_from(struct srcip_tuple *out, const struct srcip_window *from,
+				 __be16 protocol)
 {
-	__u16 protocol = srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, protocol));
-	__u64 head = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head));
-	__u64 at = head + srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header));
-
 	if (protocol == bpf_htons(ETH_P_IP))
-		return srcip_read_ipv4(out, at);
+		return srcip_read_ipv4(out, from);
 	if (protocol == bpf_htons(ETH_P_IPV6))
-		return srcip_read_ipv6(out, at);
-	return false;
+		return srcip_read_ipv6(out, from);
+	return SRCIP_UNREADABLE;
+}
+
+/* For programs that are given an sk_buff, and may read its linear part alone. */
+SRCIP_INLINE int srcip_read_packet(struct srcip_tuple *out, __u64 skb)
+{
+	__u64 head = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head));
+	struct srcip_window from = {
+	    .at = head + srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header)),
+	    .end = head + srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, tail)),
+	};
+
+	return srcip_read_from(out, &from, srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, protocol)));
+}
+
+/* For programs at tc. A tag that the kernel has not taken off yet, or has put in
+ * already, stands before IP; where it has any, the link's header is Ethernet's.
+ */
+SRCIP_INLINE int srcip_read_frame(struct srcip_tuple *out, struct __sk_buff *ctx, __u64 skb)
+{
+	struct srcip_window from = {.ctx = ctx};
+	__be16 protocol = ctx->protocol;
+	int i;
+
+	from.at = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head)) +
+		  srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, network_header)) -
+		  srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, data));
+	if (protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD)) {
+		from.at = ETH_TYPE_AT;
+#pragma unroll
+		for (i = 0; i <= MAX_TAGS; i++) {
+			if (bpf_skb_load_bytes(ctx, from.at, &protocol, sizeof(protocol)))
+				return SRCIP_UNREADABLE;
+			if (protocol != bpf_htons(ETH_P_8021Q) &&
+			    protocol != bpf_htons(ETH_P_8021AD))
+				break;
+			from.at += VLAN_HLEN;
+		}
+		from.at += sizeof(protocol);
+	}
+	return srcip_read_from(out, &from, protocol);
 }
 
 /* A packet of a watched flow, in either direction, before or after NAT. */

@@ -121,7 +121,7 @@ SRCIP_INLINE bool find_tcp(struct __sk_buff *ctx, __u64 skb, struct place *place
 /* What the connection's opener sent: the entry's original tuple where the packet
  * has an entry, else its own addresses. False for an answer.
  */
-SRCIP_INLINE bool set_key(struct stream_key *key, __u64 skb)
+SRCIP_INLINE bool set_key(struct stream_key *key, struct __sk_buff *ctx, __u64 skb)
 {
 	__u64 nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
 	__u64 nf_conn = nfct & ~NFCT_INFOMASK, info = nfct & NFCT_INFOMASK;
@@ -130,7 +130,7 @@ SRCIP_INLINE bool set_key(struct stream_key *key, __u64 skb)
 
 	key->netns = srcip_net_inum(srcip_read_u64(device, SRCIP_OFFSET(net_device, nd_net_net)));
 	if (!nf_conn || info == IP_CT_UNTRACKED)
-		return srcip_read_packet(&key->flow, skb);
+		return srcip_read_frame(&key->flow, ctx, skb) == SRCIP_READ;
 	if (info >= IP_CT_IS_REPLY)
 		return false;
 	if (srcip_read_entry(&entry, nf_conn)) {
@@ -258,11 +258,11 @@ SRCIP_INLINE int look(struct __sk_buff *ctx)
 	payload = place.end > place.tcp ? place.end - place.tcp : 0;
 	if (tcp.flags & TCP_SYN) {
 		/* Bytes in a SYN (TCP Fast Open) are not read. */
-		if (!(tcp.flags & TCP_ACK) && set_key(&key, skb))
+		if (!(tcp.flags & TCP_ACK) && set_key(&key, ctx, skb))
 			begin(&key, seq + 1);
 		return TC_ACT_UNSPEC;
 	}
-	if ((!payload && !(tcp.flags & TCP_FIN)) || !set_key(&key, skb))
+	if ((!payload && !(tcp.flags & TCP_FIN)) || !set_key(&key, ctx, skb))
 		return TC_ACT_UNSPEC;
 	stream = streams.lookup(&key);
 	if (stream && report(ctx, stream, &key, seq, place.tcp, payload, tcp.flags & TCP_FIN))

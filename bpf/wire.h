@@ -80,10 +80,11 @@ enum srcip_drop_flag {
 };
 
 enum srcip_hop_flag {
-	SRCIP_HOP_HAS_ENTRY = 1, /* the packet had a conntrack entry: orig, reply */
-	SRCIP_HOP_IS_REPLY = 2,	 /* it goes in the entry's reply direction */
-	SRCIP_HOP_IS_NEW = 4,	 /* the entry is not confirmed yet */
-	SRCIP_HOP_AFTER_NAT = 8, /* the last function of its hook; else just before NAT */
+	SRCIP_HOP_HAS_ENTRY = 1,    /* the packet had a conntrack entry: orig, reply */
+	SRCIP_HOP_IS_REPLY = 2,	    /* it goes in the entry's reply direction */
+	SRCIP_HOP_IS_NEW = 4,	    /* the entry is not confirmed yet */
+	SRCIP_HOP_AFTER_NAT = 8,    /* the last function of its hook; else just before NAT */
+	SRCIP_HOP_IS_FRAGMENT = 16, /* not the first one, which alone has ports */
 };
 
 enum srcip_segment_flag {

@@ -230,6 +230,7 @@ def _hop(wire: WireHop) -> Hop:
         oif=wire.oif,
         length=wire.length,
         tcp_flags=wire.tcp_flags,
+        is_fragment=bool(wire.flags & HopFlag.IS_FRAGMENT),
     )
 
 

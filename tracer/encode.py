@@ -136,6 +136,8 @@ def encode_hop(hop: Hop) -> bytes:
         flags |= HopFlag.IS_NEW
     if hop.is_after_nat:
         flags |= HopFlag.AFTER_NAT
+    if hop.is_fragment:
+        flags |= HopFlag.IS_FRAGMENT
     return bytes(
         WireHop(
             header=WireHeader(

@@ -223,8 +223,9 @@ class Hop:
     at that moment (before DNAT of a first packet, ``reply`` is ``orig`` inverted); None where it
     had none, as at tc ingress. ``packet_id`` is the same for all hops of a packet on its way
     through a node, ``number`` counts the packets of a direction from 1. ``is_after_nat`` tells the
-    two places of a netfilter hook apart, None at tc. ``length`` in bytes is that of what the kernel
-    handles at once: it may be several segments.
+    two places of a netfilter hook apart, None at tc. ``is_fragment`` says that it is not the first
+    fragment, which alone has ports. ``length`` in bytes is that of what the kernel handles at once:
+    it may be several segments.
     """
 
     ktime_ns: int
@@ -243,6 +244,7 @@ class Hop:
     oif: int
     length: int
     tcp_flags: int
+    is_fragment: bool = False
 
     @property
     def ifindex(self) -> int:

@@ -59,6 +59,7 @@ class HopFlag(IntFlag):
     IS_REPLY = 2
     IS_NEW = 4
     AFTER_NAT = 8
+    IS_FRAGMENT = 16
 
 
 class SegmentFlag(IntFlag):

@@ -27,6 +27,7 @@ FIELDS = (
     ("sk_buff", "network_header"),
     ("sk_buff", "protocol"),
     ("sk_buff", "skb_iif"),
+    ("sk_buff", "tail"),
     ("nf_hook_state", "hook"),
     ("nf_hook_state", "in"),
     ("nf_hook_state", "out"),
