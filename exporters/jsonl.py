@@ -137,7 +137,10 @@ def _place(hop: Hop) -> dict[str, Any]:
 
 
 def _packet(hop: Hop) -> dict[str, Any]:
-    return {**tuple_object(hop.packet), "mark": hop.mark, "length": hop.length}
+    packet = tuple_object(hop.packet)
+    if hop.is_fragment:
+        packet = {"src": packet["src"], "dst": packet["dst"], "fragment": True}
+    return {**packet, "mark": hop.mark, "length": hop.length}
 
 
 def _translation(translation: Translation) -> dict[str, Any]:

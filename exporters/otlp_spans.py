@@ -174,6 +174,9 @@ def _events(leg: Leg) -> Iterator[SpanEvent]:
 def _hop(passage: Passage, path_hop: PathHop) -> Attributes:
     hop, device = path_hop.hop, path_hop.device
     found: Attributes = {**_of(passage), **_packet(hop.packet), "srcip.mark": hop.mark}
+    if hop.is_fragment:
+        found = {key: value for key, value in found.items() if not key.endswith(".port")}
+        found["srcip.fragment"] = True
     if hop.is_after_nat is not None and hop.hook is not Hook.NF_FORWARD:
         found["srcip.stage"] = "after-nat" if hop.is_after_nat else "before-nat"
     if device is not None:

@@ -7,7 +7,7 @@ from exporters.text import cause_text, declared_text, endpoint, ends
 from tracer.judge.path import Path
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
-from tracer.model import FiveTuple, IPAddress, protocol_name
+from tracer.model import FiveTuple, Hop, IPAddress, protocol_name
 
 
 def packet_text(flow: FiveTuple, arrow: str = "->") -> str:
@@ -17,6 +17,13 @@ def packet_text(flow: FiveTuple, arrow: str = "->") -> str:
     if flow.is_icmp:
         text += f" type {flow.dport >> 8} code {flow.dport & 0xFF} id {flow.sport}"
     return text
+
+
+def hop_text(hop: Hop) -> str:
+    """Return a packet at a hop as people write it; only the first fragment has ports."""
+    if hop.is_fragment:
+        return f"{hop.packet.src} -> {hop.packet.dst} (fragment)"
+    return packet_text(hop.packet)
 
 
 def drop_text(drop: JudgedDrop) -> str:

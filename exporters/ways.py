@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from exporters.path_words import drop_text, packet_text
+from exporters.path_words import drop_text, hop_text, packet_text
 from exporters.sketch import place_text
 from exporters.text import endpoint
 from tracer.judge.path import (
@@ -121,7 +121,7 @@ def _rows(passage: Passage, start_ns: int) -> Iterator[HopRow]:
         yield HopRow(
             at=_since(hop.time_ns - start_ns),
             place=_place(hop, has_tc=has_tc),
-            packet=packet_text(hop.hop.packet),
+            packet=hop_text(hop.hop),
             mark=f"mark {hop.hop.mark:#x}" if hop.hop.mark else "",
             changes=tuple(map(_change, hop.translations)),
         )
@@ -188,7 +188,9 @@ def _outcome(path: Path, direction: Direction) -> str:
     first = path.legs[0].passage(Direction.REPLY)
     if first is None or not first.hops or first.ending not in _ARRIVES:
         return "whether it reached the client was not seen"
-    packet, typed = first.hops[-1].hop.packet, path.orig.inverted
+    # Only the first fragment has ports.
+    whole = [hop.hop.packet for hop in first.hops if not hop.hop.is_fragment]
+    packet, typed = (whole or [first.hops[-1].hop.packet])[-1], path.orig.inverted
     it = f"it {_ARRIVES[first.ending]} as {packet_text(packet)}"
     if packet.is_icmp and not typed.is_icmp:
         return f"{it}: an error about the client's packet"

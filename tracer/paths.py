@@ -18,6 +18,8 @@ from tracer.views import Views
 # Of namespaces of one machine, whose clock is one: a packet crosses them in less, even if it waits
 # for a neighbour's address.
 LIVE_WINDOW_NS = 500_000_000
+# A clock that is set back would have all wait that came before.
+_STEP_NS = 100_000_000
 
 
 class PathPipeline:
@@ -46,6 +48,8 @@ class PathPipeline:
         """
         self._wanted = wanted or Wanted()
         # What a connection is on the next node no filter knows: paths are filtered when whole.
+        self._source = source
+        self._offset_ns = source.info.clock_offset_ns
         self._pipeline = Pipeline(
             source,
             Wanted(are_stray_accepts=True),
@@ -62,6 +66,9 @@ class PathPipeline:
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Path]:
         """Yield the wanted paths that are whole once these records are taken in."""
+        before_ns, self._offset_ns = self._offset_ns, self._source.info.clock_offset_ns
+        if abs(self._offset_ns - before_ns) >= _STEP_NS:
+            yield from self._take(None)
         self._add(self._pipeline.judge(records))
         now_ns = self._clock_ns() if self._clock_ns else self._latest_ns
         yield from self._take(now_ns - self._pipeline.delay_ns)
@@ -74,17 +81,18 @@ class PathPipeline:
     def summary(self) -> Summary:
         """Add up the run so far: paths that arrived, and paths that ended in a drop."""
         summary = self._pipeline.summary()
-        lost = {name: count for name, count in self._joiner.lost().items() if count}
+        lost = {**self._assembler.lost(), **self._joiner.lost()}
         return replace(
             summary,
             connections=self._connections,
             drops=self._drops,
-            lost={**summary.lost, **lost},
+            lost={**summary.lost, **{name: count for name, count in lost.items() if count}},
         )
 
     def _add(self, found: Iterable[Judged]) -> None:
         for judged in found:
-            self._latest_ns = max(self._latest_ns, judged.time_ns)
+            # Not the latest of all: a record with a wrong time is not to end all legs.
+            self._latest_ns = judged.time_ns
             if isinstance(judged, SeenAccept):
                 self._joiner.add_accept(judged)
             else:

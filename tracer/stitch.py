@@ -78,7 +78,8 @@ class Stitcher:
         lost: Counter[str] = Counter()
         for each in summaries:
             lost.update(each.lost)
-        lost.update({name: count for name, count in self._joiner.lost().items() if count})
+        for told in (self._joiner.lost(), *(stream.lost() for stream in self._streams)):
+            lost.update({name: count for name, count in told.items() if count})
         not_seen = [str(error) for error in self.errors]
         not_seen += [line for each in summaries for line in each.not_seen]
         return Summary(
@@ -117,6 +118,10 @@ class _Stream:
         """Up to when all its legs are with the joiner."""
         quiet_ns = self.latest_ns - QUIET_NS - _DISORDER_NS - self.pipeline.delay_ns
         return min(quiet_ns, self._assembler.open_since_ns or quiet_ns)
+
+    def lost(self) -> dict[str, int]:
+        """Count what was left out or told too early, by reason."""
+        return self._assembler.lost()
 
     def read(self, joiner: Joiner) -> bool:
         """

@@ -357,6 +357,20 @@ def changed():
     )
 
 
+def in_fragments():
+    """S3, where each packet leaves each node in two parts, of which only the first has ports."""
+    path = s3()
+    legs = (replace(each, passages=tuple(map(_cut, each.passages))) for each in path.legs)
+    return replace(path, legs=tuple(legs))
+
+
+def _cut(whole):
+    last = whole.hops[-1]
+    bare = replace(last.hop.packet, sport=0, dport=0)
+    second = replace(last, hop=replace(last.hop, packet=bare, is_fragment=True), translations=())
+    return replace(whole, hops=(*whole.hops, second))
+
+
 def proxied():
     """The peer is a load balancer that opened a connection of its own."""
     sent = flow("203.0.113.60", 39000, samples.BACKEND, 8080)

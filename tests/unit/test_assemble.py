@@ -292,3 +292,109 @@ def test_each_hop_is_in_one_passage(told):
     legs = assembled(*told, CONNECTION)
     found = [each.hop for leg in legs for p in leg.passages for each in p.hops]
     assert sorted(map(id, found)) == sorted(id(each.hop) for each in told)
+
+
+def later(*told, by_us=0, packet_id=0):
+    """The same things again, later, of other packets."""
+    return [
+        replace(
+            each,
+            time_ns=each.time_ns + by_us * 1000,
+            **(
+                {"hop": replace(each.hop, packet_id=each.hop.packet_id + packet_id)}
+                if isinstance(each, SeenHop)
+                else {}
+            ),
+        )
+        for each in told
+    ]
+
+
+def test_ports_used_again_after_the_leg_is_done():
+    """A new entry with the tuple of a leg that is done has all its hops, from the first on."""
+    assembler = Assembler()
+    once = [*FIRST[:6], CONNECTION, FIRST[6], *ANSWER]
+    for each in once:
+        assembler.add(each)
+    (old,) = assembler.take(START_NS + 2 * QUIET_NS)
+    for each in later(*once, by_us=5_000_000, packet_id=10):
+        assembler.add(each)
+    (new,) = assembler.take()
+    assert [len(each.hops) for each in new.passages] == [len(FIRST), len(ANSWER)]
+    assert list(map(changes, new.passages)) == list(map(changes, old.passages))
+    assert new.time_ns == old.time_ns + 5_000_000_000
+
+
+def test_sent_again_and_dropped_again():
+    """A first packet that conntrack never keeps is sent again, and told of once."""
+    drop = samples.judged_drop(time_ns=START_NS + 4000)
+    assembler = Assembler()
+    for each in (*FIRST[:4], drop):
+        assembler.add(each)
+    assert len(assembler.take(START_NS + 2 * QUIET_NS)) == 1
+    for each in later(*FIRST[:4], drop, by_us=3_000_000, packet_id=10):
+        assembler.add(each)
+    assert assembler.take() == []
+    assert not any(assembler.lost().values())
+
+
+def test_a_hop_between_is_lost():
+    """NAT that no hop shows is told as NAT all the same, because conntrack's entry says so."""
+    told = [*FIRST[:1], *FIRST[2:5], FIRST[6]]
+    (leg,) = assembled(*told, CONNECTION)
+    (passage,) = leg.passages
+    assert [(hook, by) for hook, by, *_ in changes(passage)] == [
+        (Hook.NF_PREROUTING, Translated.DNAT),
+        (Hook.TC_EGRESS, Translated.SNAT),
+    ]
+
+
+def test_fragments():
+    """A packet that leaves in fragments is one packet, and no port of it has changed."""
+
+    def fragment(at_us, hook, packet, **changes):
+        bare = replace(packet, sport=0, dport=0)
+        return hop(at_us, hook, bare, is_fragment=True, is_new=False, **changes)
+
+    told = [
+        fragment(-1, Hook.TC_INGRESS, SENT, entry=None, packet_id=2),
+        fragment(0, Hook.TC_INGRESS, SENT, entry=None),
+        *FIRST[1:],
+        # The memory of one that came in holds one that leaves.
+        fragment(7, Hook.TC_EGRESS, LEFT, packet_id=2),
+        fragment(8, Hook.TC_EGRESS, LEFT, packet_id=3),
+    ]
+    (leg,) = assembled(*told, CONNECTION)
+    (passage,) = leg.passages
+    assert [each.hop for each in passage.hops] == [each.hop for each in told]
+    assert [by for _, by, *_ in changes(passage)] == [Translated.DNAT, Translated.SNAT]
+    assert passage.ending is Ending.SENT
+    # Nothing is known of what they were cut from.
+    (alone,) = assembled(*told[-2:])
+    assert [len(each.hops) for each in alone.passages] == [1, 1]
+
+
+def test_bounds():
+    """However much a recording holds of one connection or packet, not all of it is kept."""
+    assembler = Assembler()
+    for _ in range(1000):
+        assembler.add(FIRST[1])
+    drop = samples.judged_drop(time_ns=START_NS + 4000)
+    for _ in range(1000):
+        assembler.add(drop)
+    assert assembler.lost() == {"legs_cut_short": 0, "hops_left_out": 1000 - 256}
+    for packet_id in range(10_000):
+        assembler.add(replace(FIRST[1], hop=replace(FIRST[1].hop, packet_id=packet_id)))
+    (leg,) = assembler.take()
+    assert len(leg.passages) == 4096
+    assert sum(len(each.hops) for each in leg.passages) + assembler.lost()["hops_left_out"] == 11000
+
+
+def test_more_legs_than_there_is_room_for():
+    """Legs that make room for others are told early, and counted."""
+    assembler = Assembler()
+    for port in range(20_000):
+        orig = replace(ORIG, sport=port)
+        assembler.add(samples.judged(orig, REPLY, time_ns=START_NS))
+    assert assembler.lost()["legs_cut_short"] == 20_000 - 16_384
+    assert len(assembler.take()) == 20_000

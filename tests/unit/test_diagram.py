@@ -183,6 +183,19 @@ def answered(ending, packet):
     return drawn(replace(path, legs=(replace(leg, passages=(*leg.passages, back)),)))[-1]
 
 
+def test_fragments():
+    """A later fragment has no ports, and the answer is compared by the first."""
+    lines = drawn(paths.in_fragments())
+    told = [line.split("  ")[-1].strip() for line in lines if "(fragment)" in line]
+    assert told == [
+        f"{samples.NODE} -> {samples.BACKEND} (fragment)",
+        f"{samples.NODE} -> {samples.BACKEND} (fragment)",
+        f"{samples.BACKEND} -> {samples.NODE} (fragment)",
+        f"{samples.NODE} -> {samples.CLIENT} (fragment)",
+    ]
+    assert lines[-1] == drawn(paths.s3())[-1]
+
+
 def test_answer_to_a_process():
     """An answer to a process of the node is delivered, and leaves by no wire."""
     packet = paths.s5().orig.inverted

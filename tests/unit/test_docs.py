@@ -218,6 +218,7 @@ def path_lines():
         paths.s6(),
         paths.ping(),
         paths.changed(),
+        paths.in_fragments(),
         paths.s3_first_half(),
     )
     found = [line for path in told for line in path_to_lines(path)]
@@ -229,7 +230,8 @@ def path_lines():
         device_kind="veth",
     )
     ping = replace(hop, hop=replace(hop.hop, packet=samples.PING))
-    return [*found, to_line(hop), to_line(ping)]
+    fragment = replace(hop, hop=replace(hop.hop, is_fragment=True))
+    return [*found, *map(to_line, (hop, ping, fragment))]
 
 
 def contradiction():

@@ -131,3 +131,34 @@ def test_summary():
     summary = run.summary()
     assert (summary.connections, summary.drops) == (1, 1)
     assert summary.lost["undecodable"] == 1
+
+
+def test_the_clock_is_set_back():
+    """What waits when the clock is set back is told at once, not when that time comes again."""
+    source = FakeSource([], NODES)
+    clock = Clock()
+    run = PathPipeline(source, window_ns=WINDOW_NS, clock_ns=clock)
+    assert list(run.judge(FIRST)) == []
+    clock.now_ns -= 3600 * 10**9
+    source.info = replace(NODES, clock_offset_ns=NODES.clock_offset_ns - 3600 * 10**9)
+    (path,) = run.judge([])
+    assert path.legs[0].orig == ORIG
+
+
+def test_a_record_with_a_wrong_time():
+    """In a recording, one record from the future does not end what others go on with."""
+    future = samples.connection_bytes(
+        replace(samples.connection(LEFT, REPLY), ktime_ns=KTIME_NS + 10**15)
+    )
+    run = pipeline()
+    batches = ([FIRST[0], future, *FIRST[1:]], SECOND)
+    paths = [*(path for batch in batches for path in run.judge(batch)), *run.rest()]
+    assert [len(path.legs) for path in paths if path.orig == ORIG] == [2]
+
+
+def test_what_is_left_out_is_told():
+    """Hops over all bounds stand in the summary."""
+    run = pipeline()
+    list(run.judge(FIRST[:1] * 300))
+    assert run.summary().lost["hops_left_out"] == 44
+    assert "legs_cut_short" not in run.summary().lost

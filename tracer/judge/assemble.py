@@ -16,7 +16,7 @@ from tracer.judge.path import (
     Translation,
 )
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenHop
-from tracer.model import ICMPV6, FiveTuple, Hook, IPAddress
+from tracer.model import ICMPV6, FiveTuple, Hook, Hop, IPAddress
 
 # A flow that is sent again and again is told of nevertheless.
 LONGEST_NS = 5_000_000_000
@@ -26,6 +26,9 @@ QUIET_NS = 1_000_000_000
 # From conntrack's last hook to a socket of the same host.
 _TO_SOCKET_NS = 10_000_000
 _OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
+# A packet crosses a node in about ten hops, and of a direction no more packets are watched than
+# --packets takes. A recording may hold anything; of a flood of drops the first say enough.
+_HOPS, _PACKETS, _DROPS = 256, 4096, 64
 
 _Key = tuple[int, FiveTuple]
 _K = TypeVar("_K")
@@ -53,7 +56,7 @@ class Assembler:
 
     Give it what the pipeline yields, in order of time. A leg is whole once nothing more was told
     of it for `QUIET_NS`, or after `LONGEST_NS`. What is told of it later is left out: packets are
-    sent again.
+    sent again. Only a new conntrack entry with the same tuple begins another leg.
     """
 
     def __init__(self) -> None:
@@ -62,7 +65,10 @@ class Assembler:
         # Hops whose packet has not shown its connection yet, and the connection of those that have.
         self._strays: OrderedDict[int, list[SeenHop]] = OrderedDict()
         self._owners: OrderedDict[int, _Key] = OrderedDict()
+        # Legs of tuples that are done and have a first packet again: if conntrack keeps it now.
+        self._again: OrderedDict[_Key, _Open] = OrderedDict()
         self._pushed_out: list[Leg] = []
+        self._cut_short = self._left_out = 0
 
     def add(self, judged: object) -> None:
         """Take one judged thing; accepts are not a node's, and are passed over."""
@@ -73,12 +79,15 @@ class Assembler:
                 key = (judged.connection.netns, judged.connection.orig)
                 self._done.pop(key, None)
                 self._end_former(key)
+                again = self._again.pop(key, None)
+                if again is not None:
+                    self._open.setdefault(key, again)
                 leg = self._leg(key, judged.node, judged.time_ns)
                 if leg is not None:
                     leg.judged = judged
             case JudgedDrop() if judged.flow is not None:
                 leg = self._leg((judged.drop.netns, judged.flow), judged.node, judged.time_ns)
-                if leg is not None:
+                if leg is not None and len(leg.drops) < _DROPS:
                     leg.drops.append(judged)
 
     def take(self, now_ns: int | None = None) -> list[Leg]:
@@ -96,7 +105,14 @@ class Assembler:
             if now_ns is None or _is_whole(leg, now_ns):
                 del self._open[key]
                 taken.append(self._close(key, leg))
+        for key, leg in list(self._again.items()):
+            if now_ns is None or _is_whole(leg, now_ns):
+                del self._again[key]
         return taken
+
+    def lost(self) -> dict[str, int]:
+        """Count legs that were taken for whole for lack of room, and hops over all bounds."""
+        return {"legs_cut_short": self._cut_short, "hops_left_out": self._left_out}
 
     @property
     def open_since_ns(self) -> int | None:
@@ -133,13 +149,25 @@ class Assembler:
             # It came before the packet had an entry, or it never gets one.
             if hop.packet_id not in self._strays and len(self._strays) >= _STRAYS:
                 self._adopt_strays([next(iter(self._strays))])
-            self._strays.setdefault(hop.packet_id, []).append(seen)
+                self._cut_short += 1
+            self._append(self._strays.setdefault(hop.packet_id, []), seen)
             return
-        leg = self._leg(owner, seen.node, seen.time_ns)
-        if leg is not None:
-            before = self._strays.pop(hop.packet_id, [])
-            leg.packets.setdefault(hop.packet_id, before).append(seen)
-            leg.first_ns = min(leg.first_ns, leg.packets[hop.packet_id][0].time_ns)
+        before = self._strays.pop(hop.packet_id, [])
+        leg = self._leg(owner, seen.node, seen.time_ns, is_first=hop.is_new and not hop.is_reply)
+        if leg is None:
+            return
+        if hop.packet_id not in leg.packets and len(leg.packets) >= _PACKETS:
+            self._left_out += 1
+            return
+        hops = leg.packets.setdefault(hop.packet_id, before)
+        self._append(hops, seen)
+        leg.first_ns = min(leg.first_ns, hops[0].time_ns)
+
+    def _append(self, hops: list[SeenHop], seen: SeenHop) -> None:
+        if len(hops) < _HOPS:
+            hops.append(seen)
+        else:
+            self._left_out += 1
 
     def _adopt_strays(self, packet_ids: Iterable[int]) -> None:
         """Make legs of packets that conntrack never had: their own tuple is all there is."""
@@ -153,19 +181,32 @@ class Assembler:
                 leg.packets[packet_id] = hops
                 leg.last_ns = max(leg.last_ns, hops[-1].time_ns)
 
-    def _leg(self, key: _Key, node: str, time_ns: int) -> _Open | None:
+    def _leg(self, key: _Key, node: str, time_ns: int, *, is_first: bool = False) -> _Open | None:
+        """
+        Return the leg of a tuple, None if that is done.
+
+        A first packet may be that of another connection with the same ports: it is kept by.
+        """
+        table = self._open
         if key in self._done:
-            return None
-        leg = self._open.get(key)
+            if not is_first and key not in self._again:
+                return None
+            table = self._again
+        leg = table.get(key)
         if leg is None:
-            if len(self._open) >= _OPEN:
-                oldest, full = self._open.popitem(last=False)
-                self._pushed_out.append(self._close(oldest, full))
+            if len(table) >= _OPEN:
+                self._make_room(table)
             netns, orig = key
-            leg = self._open[key] = _Open(node, netns, orig, time_ns, time_ns)
+            leg = table[key] = _Open(node, netns, orig, time_ns, time_ns)
         leg.last_ns = max(leg.last_ns, time_ns)
-        self._open.move_to_end(key)
+        table.move_to_end(key)
         return leg
+
+    def _make_room(self, table: OrderedDict[_Key, _Open]) -> None:
+        oldest, full = table.popitem(last=False)
+        if table is self._open:
+            self._pushed_out.append(self._close(oldest, full))
+        self._cut_short += 1
 
     def _close(self, key: _Key, leg: _Open) -> Leg:
         _put(self._done, key, None, _DONE)
@@ -220,18 +261,43 @@ def _whole(packets: Iterable[list[SeenHop]]) -> list[list[SeenHop]]:
     Put the parts of a packet together again.
 
     One that waited for its neighbour's address leaves later, maybe by another CPU, where nobody
-    knows it again: the same packet at tc egress follows one that ended before it.
+    knows it again: the same packet at tc egress follows one that ended before it. One that was cut
+    into fragments leaves as these.
     """
     whole: list[list[SeenHop]] = []
+    fragments: list[list[SeenHop]] = []
     for hops in sorted(packets, key=lambda hops: hops[0].time_ns):
         first = hops[0].hop
+        if all(seen.hop.is_fragment for seen in hops):
+            fragments.append(hops)
+            continue
         if first.hook is Hook.TC_EGRESS and first.orig is not None:
             before = next((each for each in reversed(whole) if _waits(each, hops[0])), None)
             if before is not None:
                 before += hops
                 continue
         whole.append(list(hops))
-    return whole
+    for hops in fragments:
+        packet = next((each for each in reversed(whole) if _is_cut_from(hops, each)), None)
+        if packet is None:
+            whole.append(hops)
+        else:
+            packet += hops
+            packet.sort(key=lambda seen: seen.time_ns)
+    return sorted(whole, key=lambda hops: hops[0].time_ns)
+
+
+def _is_cut_from(fragment: list[SeenHop], hops: list[SeenHop]) -> bool:
+    """Whether a fragment left as a part of a packet: its memory may be that of one that came in."""
+    sent = fragment[-1].hop
+    return sent.hook is Hook.TC_EGRESS and any(
+        seen.hop.hook is Hook.TC_EGRESS
+        and not seen.hop.is_fragment
+        and seen.time_ns <= fragment[-1].time_ns
+        and (seen.hop.packet.src, seen.hop.packet.dst) == (sent.packet.src, sent.packet.dst)
+        and seen.hop.is_reply == sent.is_reply
+        for seen in hops
+    )
 
 
 def _without_errors(packets: list[list[SeenHop]], orig: FiveTuple) -> list[list[SeenHop]]:
@@ -318,14 +384,27 @@ def _translations(
     # NAT works between the two places of a hook; nothing else of netfilter changes a tuple.
     is_netfilter = bool(seen.hop.is_after_nat) and seen.hop.orig is not None
     is_netfilter = is_netfilter and seen.hop.hook is not Hook.NF_FORWARD
-    is_reply = direction is Direction.REPLY
+    has_ports = not (before.hop.is_fragment or seen.hop.is_fragment)
     found = []
     for is_source in (False, True):
-        one, other = _end(was, is_source=is_source), _end(now, is_source=is_source)
+        one = _end(was, is_source=is_source, has_ports=has_ports)
+        other = _end(now, is_source=is_source, has_ports=has_ports)
         if one != other:
-            by = _BY[is_reply, is_source] if is_netfilter else Translated.OTHER
+            is_nat = is_netfilter or _is_by_entry(seen.hop, was, is_source=is_source)
+            by = _BY[direction is Direction.REPLY, is_source] if is_nat else Translated.OTHER
             found.append(Translation(by=by, is_source=is_source, before=one, after=other))
     return tuple(found)
+
+
+def _is_by_entry(hop: Hop, was: FiveTuple, *, is_source: bool) -> bool:
+    """Whether conntrack's entry says what a packet became: a hop in between may be lost."""
+    if hop.orig is None or hop.reply is None:
+        return False
+    told = (hop.orig, hop.reply.inverted)
+    if hop.is_reply:
+        told = (hop.reply, hop.orig.inverted)
+    ends = [_end(flow, is_source=is_source, has_ports=True) for flow in (was, hop.packet)]
+    return ends == [_end(flow, is_source=is_source, has_ports=True) for flow in told]
 
 
 _BY = {
@@ -336,9 +415,9 @@ _BY = {
 }
 
 
-def _end(flow: FiveTuple, *, is_source: bool) -> tuple[IPAddress, int | None]:
+def _end(flow: FiveTuple, *, is_source: bool, has_ports: bool) -> tuple[IPAddress, int | None]:
     address, port = (flow.src, flow.sport) if is_source else (flow.dst, flow.dport)
-    return address, None if flow.is_icmp else port
+    return address, port if has_ports and not flow.is_icmp else None
 
 
 def _reply(leg: _Open, packets: list[list[SeenHop]]) -> FiveTuple | None:
