@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Report each new connection once, at the last netfilter hook before conntrack
- * confirms it: there both NAT decisions are final, and one entry holds the
- * tuple that the client sent and the one that the backend will answer.
+ * confirms it, or (SRCIP_PROBES) where it does: there both NAT decisions are
+ * final, and one entry holds the tuple that the client sent and the one that
+ * the backend will answer.
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
+#include "probe.h"
 
 /* Where a packet's mark waits from the hook before SNAT to the last one. A
  * packet from a local process can be interrupted between the two by a softirq
@@ -18,6 +20,7 @@
 
 struct mark_slot {
 	__u64 nf_conn;
+	__u64 chain;
 	__u32 mark;
 	__u32 pad;
 };
@@ -34,6 +37,10 @@ BPF_LPM_TRIE(classes, struct srcip_prefix, __u32, SRCIP_PREFIXES);
 BPF_PERCPU_ARRAY(recent_classes, __u64, 1 << RECENT_BITS);
 BPF_PERCPU_ARRAY(marks, struct mark_slot, MARK_SLOTS);
 BPF_PERCPU_ARRAY(unannounced, __u64, 1);
+#if SRCIP_PROBES
+/* A link belongs to a namespace; a probe is hit in all of them. */
+BPF_HASH(traced, __u32, __u8, SRCIP_NAMESPACES);
+#endif
 BPF_ARRAY(config, struct srcip_config, 1);
 BPF_PERCPU_ARRAY(lost, __u64, SRCIP_LOST_SLOTS);
 
@@ -89,9 +96,9 @@ SRCIP_INLINE int mark_index(__u64 nf_conn)
 	return nf_conn >> 8 & (MARK_SLOTS - 1);
 }
 
-int srcip_mark(struct srcip_nf_ctx *ctx)
+/* Keep a packet's mark before its source is replaced; chain says who asks. */
+SRCIP_INLINE void keep_mark(const void *skb, __u64 chain)
 {
-	const void *skb = ctx->skb;
 	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
 	__u64 nf_conn = nfct & ~NFCT_INFOMASK;
 	__u64 info = nfct & NFCT_INFOMASK;
@@ -99,36 +106,54 @@ int srcip_mark(struct srcip_nf_ctx *ctx)
 	int index;
 
 	if (info != IP_CT_NEW && info != IP_CT_RELATED)
-		return NF_ACCEPT;
+		return;
 	index = mark_index(nf_conn);
 	slot = marks.lookup(&index);
 	if (!slot)
-		return NF_ACCEPT;
+		return;
+	/* The first of several chains has seen the mark as it was. When it asks
+	 * again, the entry is another one at the same address.
+	 */
+	if (slot->nf_conn == nf_conn && slot->chain != chain)
+		return;
 	slot->mark = srcip_load_u32(skb, SRCIP_OFFSET(sk_buff, mark));
+	slot->chain = chain;
 	slot->nf_conn = nf_conn;
-	return NF_ACCEPT;
+}
+
+/* Probes sit in nat chains, and no chain is asked about a connection that was
+ * expected, or where there is none: then the mark is still as it was. Where a
+ * chain was asked, it has replaced the source, or cleared no mark of kube-proxy's.
+ */
+SRCIP_INLINE bool is_mark_untouched(const struct srcip_connection *record)
+{
+	return record->flags & SRCIP_CONNECTION_RELATED || !(record->status & IPS_SRC_NAT);
 }
 
 /* kube-proxy clears its mark before it masquerades, so at POST_ROUTING the mark
- * is the one kept by srcip_mark(). Nothing clears it at LOCAL_IN.
+ * is the one that was kept. Nothing clears it at LOCAL_IN.
  */
-SRCIP_INLINE bool find_mark(const void *skb, __u64 nf_conn, __u8 hook, __u32 *mark)
+SRCIP_INLINE bool find_mark(const void *skb, __u64 nf_conn, struct srcip_connection *record)
 {
 	int index = mark_index(nf_conn);
 	struct mark_slot *slot;
 
-	if (hook == SRCIP_HOOK_NF_INPUT) {
-		*mark = srcip_load_u32(skb, SRCIP_OFFSET(sk_buff, mark));
+	if (record->hook == SRCIP_HOOK_NF_INPUT) {
+		record->mark = srcip_load_u32(skb, SRCIP_OFFSET(sk_buff, mark));
 		return true;
 	}
 	slot = marks.lookup(&index);
-	if (!slot || slot->nf_conn != nf_conn) {
-		count_lost(SRCIP_LOST_MARK_OVERTAKEN);
-		return false;
+	if (slot && slot->nf_conn == nf_conn) {
+		record->mark = slot->mark;
+		slot->nf_conn = 0;
+		return true;
 	}
-	*mark = slot->mark;
-	slot->nf_conn = 0;
-	return true;
+	if (SRCIP_PROBES && is_mark_untouched(record)) {
+		record->mark = srcip_load_u32(skb, SRCIP_OFFSET(sk_buff, mark));
+		return true;
+	}
+	count_lost(SRCIP_LOST_MARK_OVERTAKEN);
+	return false;
 }
 
 SRCIP_INLINE void stream(const struct srcip_config *settings, struct srcip_connection *record)
@@ -289,20 +314,9 @@ SRCIP_INLINE void count(const struct srcip_config *settings, struct srcip_connec
 		__sync_fetch_and_add(total, (round - before) << SRCIP_COUNT_BITS);
 }
 
-SRCIP_INLINE __u32 device_index(const void *state, int offset)
-{
-	const void *device = srcip_load_pointer(state, offset);
-
-	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
-}
-
 /* All but the time, which counting does without: the clock costs 20 ns. */
-SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip_entry *entry,
-			     const void *state)
+SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip_entry *entry)
 {
-	const void *net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
-
-	record->header.netns = srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum));
 	record->header.size = sizeof(*record);
 	record->header.version = SRCIP_WIRE_VERSION;
 	record->header.kind = SRCIP_KIND_CONNECTION;
@@ -312,41 +326,97 @@ SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip
 	record->ct_mark = *(const __u32 *)SRCIP_ENTRY_FIELD(entry, mark);
 	record->zone = *(const __u16 *)SRCIP_ENTRY_FIELD(entry, zone_id);
 	record->zone_dir = *SRCIP_ENTRY_FIELD(entry, zone_dir);
-	record->iif = device_index(state, SRCIP_OFFSET(nf_hook_state, in));
-	record->oif = device_index(state, SRCIP_OFFSET(nf_hook_state, out));
 }
 
-SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
+/* Report the connection of a packet whose place the record says already. */
+SRCIP_INLINE void report(const void *skb, __u64 nfct, struct srcip_connection *record)
 {
-	const void *skb = ctx->skb, *state = ctx->state;
-	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
-	__u64 nf_conn = new_entry(skb, nfct);
-	struct srcip_connection record = {};
+	__u64 nf_conn = nfct & ~NFCT_INFOMASK;
 	struct srcip_config *settings;
 	struct srcip_entry entry;
 	int zero = 0;
 
-	if (!nf_conn)
-		return NF_ACCEPT;
 	if (srcip_read_entry(&entry, nf_conn)) {
 		count_lost(SRCIP_LOST_UNREADABLE);
-		return NF_ACCEPT;
+		return;
 	}
 	settings = config.lookup(&zero);
 	if (!settings || srcip_entry_status(&entry) & IPS_CONFIRMED)
-		return NF_ACCEPT;
+		return;
 
-	set_record(&record, &entry, state);
-	record.hook = hook;
-	if (find_mark(skb, nf_conn, hook, &record.mark))
-		record.flags |= SRCIP_CONNECTION_HAS_MARK;
+	set_record(record, &entry);
 	if ((nfct & NFCT_INFOMASK) == IP_CT_RELATED)
-		record.flags |= SRCIP_CONNECTION_RELATED;
+		record->flags |= SRCIP_CONNECTION_RELATED;
+	if (find_mark(skb, nf_conn, record))
+		record->flags |= SRCIP_CONNECTION_HAS_MARK;
 	if (settings->is_counting)
-		count(settings, &record);
+		count(settings, record);
 	if (settings->is_streaming &&
-	    (settings->is_broad || srcip_matches(&settings->filter, &record.orig, &record.reply)))
-		stream(settings, &record);
+	    (settings->is_broad || srcip_matches(&settings->filter, &record->orig, &record->reply)))
+		stream(settings, record);
+}
+
+#if SRCIP_PROBES
+
+/* nft_nat_do_chain(priv, skb, state) and its like: once per connection and
+ * chain, before the chain's rules; nf_nat_ipv4_out() and its like: per packet.
+ */
+int srcip_nat(struct srcip_registers *ctx)
+{
+	__u64 chain = srcip_argument(ctx, 0), state = srcip_argument(ctx, 2);
+
+	if (srcip_read_u8(state, SRCIP_OFFSET(nf_hook_state, hook)) == NF_INET_POST_ROUTING)
+		keep_mark((void *)srcip_argument(ctx, 1), chain);
+	return 0;
+}
+
+/* __nf_conntrack_confirm(skb): only for entries that are not confirmed yet. */
+int srcip_confirm(struct srcip_registers *ctx)
+{
+	__u64 skb = srcip_argument(ctx, 0);
+	__u64 nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
+	__u64 nf_conn = new_entry((void *)skb, nfct);
+	struct srcip_connection record = {};
+
+	if (!nf_conn)
+		return 0;
+	record.header.netns =
+	    srcip_net_inum(srcip_read_u64(nf_conn, SRCIP_OFFSET(nf_conn, ct_net_net)));
+	if (!traced.lookup(&record.header.netns))
+		return 0;
+	srcip_set_place(&record, skb);
+	report((void *)skb, nfct, &record);
+	return 0;
+}
+
+#else
+
+int srcip_mark(struct srcip_nf_ctx *ctx)
+{
+	keep_mark(ctx->skb, 0);
+	return NF_ACCEPT;
+}
+
+SRCIP_INLINE __u32 device_index(const void *state, int offset)
+{
+	const void *device = srcip_load_pointer(state, offset);
+
+	return device ? srcip_load_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
+}
+
+SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
+{
+	const void *skb = ctx->skb, *state = ctx->state, *net;
+	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
+	struct srcip_connection record = {.hook = hook};
+
+	if (!new_entry(skb, nfct))
+		return NF_ACCEPT;
+	net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
+	record.header.netns = srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum));
+	record.iif = device_index(state, SRCIP_OFFSET(nf_hook_state, in));
+	record.oif = device_index(state, SRCIP_OFFSET(nf_hook_state, out));
+	report(skb, nfct, &record);
 	return NF_ACCEPT;
 }
 
@@ -359,3 +429,5 @@ int srcip_input(struct srcip_nf_ctx *ctx)
 {
 	return last_hook(ctx, SRCIP_HOOK_NF_INPUT);
 }
+
+#endif

@@ -12,6 +12,11 @@
 #include "offsets.h"
 #include "wire.h"
 
+/* Whether this is built for probes on kernel functions. */
+#ifndef SRCIP_PROBES
+#define SRCIP_PROBES 0
+#endif
+
 #define SRCIP_INLINE static inline __attribute__((always_inline))
 #define SRCIP_OFFSET(type, member) SRCIP_OFFSET_##type##__##member
 
@@ -50,30 +55,6 @@ struct srcip_nf_ctx {
 	const void *skb;
 };
 
-/* Loads through a pointer whose kernel type the verifier knows: one instruction
- * where bpf_probe_read_kernel() is a call. Volatile keeps the compiler from
- * widening or merging them past what the verifier accepts.
- */
-SRCIP_INLINE __u64 srcip_load_u64(const void *base, int offset)
-{
-	return *(const volatile __u64 *)(base + offset);
-}
-
-SRCIP_INLINE __u32 srcip_load_u32(const void *base, int offset)
-{
-	return *(const volatile __u32 *)(base + offset);
-}
-
-SRCIP_INLINE __u8 srcip_load_u8(const void *base, int offset)
-{
-	return *(const volatile __u8 *)(base + offset);
-}
-
-SRCIP_INLINE const void *srcip_load_pointer(const void *base, int offset)
-{
-	return *(const void *const volatile *)(base + offset);
-}
-
 /* Reads through an address that is only a number to the verifier; 0 if the
  * memory is not there.
  */
@@ -99,6 +80,43 @@ SRCIP_INLINE __u16 srcip_read_u16(__u64 base, int offset)
 
 	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
 	return value;
+}
+
+SRCIP_INLINE __u8 srcip_read_u8(__u64 base, int offset)
+{
+	__u8 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+	return value;
+}
+
+/* Loads through a pointer whose kernel type the verifier knows: one instruction
+ * where bpf_probe_read_kernel() is a call. Volatile keeps the compiler from
+ * widening or merging them past what the verifier accepts. In a probe no
+ * pointer has a type.
+ */
+SRCIP_INLINE __u64 srcip_load_u64(const void *base, int offset)
+{
+	if (SRCIP_PROBES)
+		return srcip_read_u64((__u64)base, offset);
+	return *(const volatile __u64 *)(base + offset);
+}
+
+SRCIP_INLINE __u32 srcip_load_u32(const void *base, int offset)
+{
+	if (SRCIP_PROBES)
+		return srcip_read_u32((__u64)base, offset);
+	return *(const volatile __u32 *)(base + offset);
+}
+
+SRCIP_INLINE __u8 srcip_load_u8(const void *base, int offset)
+{
+	return *(const volatile __u8 *)(base + offset);
+}
+
+SRCIP_INLINE const void *srcip_load_pointer(const void *base, int offset)
+{
+	return *(const void *const volatile *)(base + offset);
 }
 
 SRCIP_INLINE __u32 srcip_net_inum(__u64 net)

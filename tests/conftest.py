@@ -6,7 +6,8 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tracer.kernel.probes import has_netfilter_links
+from tracer.errors import LoadError
+from tracer.kernel import ladder
 
 SWITCH = "SRCIP_KERNEL_TESTS"
 
@@ -43,6 +44,8 @@ def _why_not():
     """Return what is missing to test in the kernel, None if nothing is."""
     if os.geteuid():
         return "not root"
-    if not has_netfilter_links():
-        return "this kernel loads no BPF netfilter programs"
+    try:
+        ladder.require_programs(None)
+    except LoadError as error:
+        return str(error)
     return None

@@ -14,9 +14,10 @@ import pytest
 from lab import hosts, kube_proxy, probe, scenarios, topology
 from lab.scenarios import cases
 from tests.kernel.box import wait_until
+from tests.kernel.trace import open_source
 from tracer.decode import decode
 from tracer.kernel import netns
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel.source import Settings
 from tracer.model import TCP, UDP, Connection, Drop
 from tracer.ruleset import nft_text
 from tracer.ruleset.model import Flow, Owner
@@ -104,7 +105,7 @@ def addresses(run):
 
 @contextmanager
 def tracing(path, node):
-    source = KernelSource([netns.find(f"{path}={node}", node)], Settings())
+    source = open_source([netns.find(f"{path}={node}", node)], Settings())
     try:
         yield source
     finally:

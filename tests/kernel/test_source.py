@@ -13,12 +13,12 @@ import pytest
 from tests.kernel import box as boxes
 from tests.kernel import bpf_objects
 from tests.kernel.box import CLIENT, NODE, SERVER, package_root, wait_until
+from tests.kernel.trace import open_source
 from tracer.decode import decode
 from tracer.errors import LoadError, NetnsError
 from tracer.kernel import programs
 from tracer.kernel.attach import CONNECTION_PLACES
 from tracer.kernel.netns import Netns
-from tracer.kernel.source import KernelSource
 
 PORT = 8080
 TRACK = "table inet t { chain f { type filter hook forward priority 0; ct state new } }"
@@ -57,7 +57,7 @@ def test_several_namespaces(box, trace):
     box.run(
         "server", "nft", "-f", "-", stdin=TRACK.replace("forward", "input").replace("}", "\n}\n")
     )
-    with closing(KernelSource([box.target("node"), box.target("server")])) as source:
+    with closing(open_source([box.target("node"), box.target("server")])) as source:
         send(box)
         records = []
 
@@ -86,7 +86,7 @@ def test_everything_goes_with_a_failed_start(box):
     """Nothing is left if attaching fails halfway."""
     gone = Netns(path=box.path("node").with_name("srcip-no-such"), inode=1, node="gone")
     with pytest.raises(NetnsError, match="srcip-no-such"):
-        KernelSource([box.target(), gone])
+        open_source([box.target(), gone])
     assert not bpf_objects.held_by(os.getpid())
 
 
@@ -126,7 +126,7 @@ def test_other_namespaces_go_on(box):
     """When one of several namespaces is removed, the others are still traced."""
     with boxes.built() as other:
         other.rules(TRACK)
-        with closing(KernelSource([box.target(), other.target()])) as source:
+        with closing(open_source([box.target(), other.target()])) as source:
             subprocess.run(["ip", "netns", "del", box.names["node"]], check=True)
             wait_until(
                 lambda: source.read(0.05) is not None and len(source._links.by_namespace) == 1

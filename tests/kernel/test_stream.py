@@ -7,9 +7,10 @@ from contextlib import ExitStack, closing
 import pytest
 
 from tests.kernel.box import SERVER, udp_datagram, wait_until
+from tests.kernel.trace import open_source
 from tracer.agent import Agent
 from tracer.kernel.programs import Sizes
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel.source import Settings
 from tracer.model import UDP, Filter
 from tracer.pipeline import Wanted
 from tracer.stream.client import AgentStream
@@ -35,7 +36,7 @@ class Running:
             stack.callback(views.close)
             sizes = Sizes(connection_ring_pages=64, accept_ring_pages=1, drop_ring_pages=1)
             settings = Settings(is_streaming=False, has_drops=True, sizes=sizes)
-            kernel = stack.enter_context(closing(KernelSource([box.target()], settings)))
+            kernel = stack.enter_context(closing(open_source([box.target()], settings)))
             server = StreamServer(path)
             self.agent = Agent(
                 kernel, views, self.snapshots.append, version="1", stream=server,

@@ -1,16 +1,28 @@
 """A tracer in the test's own process, with what it has seen so far."""
 
+import os
+
 from tests.kernel.box import wait_until
 from tracer.decode import decode
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel import ladder
+from tracer.kernel.ladder import Rung
+from tracer.kernel.source import Settings
 from tracer.model import Accept, Connection, Declared, Drop, Hop
+
+# The way to look in these tests, if not the first that the kernel offers.
+RUNG = os.environ.get("SRCIP_TEST_RUNG")
+
+
+def open_source(namespaces, settings=None):
+    """Look at the kernel in the way that the tests are run for."""
+    return ladder.open_programs(namespaces, settings or Settings(), Rung(RUNG) if RUNG else None)
 
 
 class Trace:
     """Reads the kernel and keeps everything."""
 
     def __init__(self, box, **settings):
-        self.source = KernelSource([box.target()], Settings(**settings))
+        self.source = open_source([box.target()], Settings(**settings))
         self.records = []
 
     def read(self, timeout_s=0):

@@ -14,11 +14,12 @@ from lab import kube_proxy, probe
 from lab.scenarios import cases
 from lab.services import OBJECTS
 from tests.kernel import bpf_objects
+from tests.kernel.trace import open_source
 from tests.lab.commands import wait_until
 from tests.lab.test_serve import serving
 from tests.unit.apiserver import running
 from tracer.kernel import netns, source
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel.source import Settings
 from tracer.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -189,7 +190,7 @@ def test_the_clock_is_set(lab, monkeypatch):
     kube_proxy.load(lab, "iptables")
     namespaces = [netns.find(f"{lab.netns('node1')}=node1", "node1")]
     chosen = cases(modes=["iptables"], **S4)
-    with closing(KernelSource(namespaces, Settings())) as kernel:
+    with closing(open_source(namespaces, Settings())) as kernel:
         pipeline = Pipeline(kernel)
 
         def next_time():

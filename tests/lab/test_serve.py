@@ -20,6 +20,7 @@ from exporters.prometheus import ConnectionLabels, DropLabels
 from lab import kube_proxy, probe
 from lab.scenarios import cases
 from lab.services import OBJECTS
+from tests.kernel.trace import open_source
 from tests.lab.commands import OPTIONS, PATIENCE_S, SRCIP, lines, tracing, wait_until
 from tests.unit.apiserver import running
 from tests.unit.test_page_server import Issued
@@ -28,7 +29,7 @@ from tracer.agent import Agent
 from tracer.decode import decode
 from tracer.kernel import netns
 from tracer.kernel.programs import Sizes
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel.source import Settings
 from tracer.model import Connection
 from tracer.surroundings import LiveViews
 
@@ -333,10 +334,10 @@ def test_a_full_map_loses_nothing(lab):
     with ExitStack() as stack:
         views = stack.enter_context(closing(LiveViews(namespaces, proxy_modes=[None, None])))
         settings = Settings(is_streaming=False, has_drops=True, sizes=Sizes(paths=4))
-        kernel = stack.enter_context(closing(KernelSource(namespaces, settings)))
+        kernel = stack.enter_context(closing(open_source(namespaces, settings)))
         agent = Agent(kernel, views, snapshots.append, version="test")
         agent.step(0)
-        streamed = stack.enter_context(closing(KernelSource(namespaces)))
+        streamed = stack.enter_context(closing(open_source(namespaces)))
         probe.run(lab, cases(modes=["iptables"], families=["ipv4"]))
         agent.drain()
         agent.drain()

@@ -67,12 +67,16 @@ def used_macros():
 
 
 def test_offsets_header(defines):
-    """offsets.h has a macro for every field, every size, and the part of nf_conn that is read."""
+    """
+    offsets.h has a macro for every field, every size, the part of nf_conn that is read, and the
+    registers with a function's arguments.
+    """
     assert set(defines) == {
         *(macro(*field) for field in FIELDS),
         *(f"SRCIP_SIZE_{name}" for name in SIZES),
         "SRCIP_NF_CONN_FIRST",
         "SRCIP_NF_CONN_SPAN",
+        *(f"SRCIP_ARGUMENT_{number}" for number in range(3)),
     }
 
 

@@ -20,10 +20,10 @@ from lab.services import OBJECTS, PROTOS
 from lab.topology import Lab
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, live_views
-from tracer.errors import LoadError
 from tracer.judge.verdict import Judged
-from tracer.kernel import netns, privileges
-from tracer.kernel.probes import has_netfilter_links, has_tcx_links
+from tracer.kernel import ladder, netns, privileges
+from tracer.kernel.ladder import Rung
+from tracer.kernel.probes import has_tcx_links
 from tracer.kernel.source import NO_TCX, KernelSource, Settings
 from tracer.pipeline import Pipeline, Wanted
 from tracer.proxies import Proxies
@@ -58,12 +58,14 @@ _OBJECTS = ClusterChoice(
     help="Only this address family.",
 )
 @click.option("--proto", multiple=True, type=click.Choice(PROTOS), help="Only this protocol.")
+@options.programs_rung_option
 @options.output_option
 def demo(
     scenario: tuple[str, ...],
     mode: tuple[str, ...],
     family: tuple[str, ...],
     proto: tuple[str, ...],
+    rung: str | None,
     output: str,
 ) -> None:
     """
@@ -82,8 +84,8 @@ def demo(
       srcip demo -o json | jq -c 'select(.kind == "scenario")'
     """
     privileges.require_for_tracing()
-    if not has_netfilter_links():
-        raise LoadError("the demo takes BPF netfilter links (Linux 6.4); see 'srcip doctor'")
+    asked = options.rung_of(rung)
+    ladder.require_programs(asked)
     wanted = cases(
         modes=mode or kube_proxy.MODES,
         families=family or FAMILIES,
@@ -104,7 +106,7 @@ def demo(
         chosen = [case for case in wanted if case.mode == each]
         if not chosen:
             continue
-        found, judged = _run_mode(each, chosen)
+        found, judged = _run_mode(each, chosen, asked)
         findings += found
         if output == "json":
             for line in (*map(jsonl.to_line, judged), *map(scenario_to_line, found)):
@@ -120,7 +122,9 @@ def demo(
     sys.exit(1 if disagreeing else 0)
 
 
-def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[Judged]]:
+def _run_mode(
+    mode: Mode, chosen: Sequence[Case], asked: Rung | None
+) -> tuple[list[Finding], list[Judged]]:
     """Build a lab, make the connections, and return what was found, in the table's order."""
     with topology.build() as lab:
         kube_proxy.load(lab, mode)
@@ -132,7 +136,7 @@ def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[J
             if relayed:
                 stack.enter_context(relay.serving(lab, list(dict.fromkeys(relayed))))
             views = stack.enter_context(live_views(_OBJECTS, namespaces))
-            source = stack.enter_context(closing(KernelSource(namespaces, settings)))
+            source = stack.enter_context(closing(ladder.open_programs(namespaces, settings, asked)))
             pipeline = Pipeline(
                 source, Wanted(), views, proxies=Proxies(trusted), clock=time.monotonic_ns
             )

@@ -16,8 +16,9 @@ from tracer.kernel.features import Check, Report, examine
 @click.command(short_help="Show what this node can see, and why.")
 @options.where_options
 @cluster_options
+@options.rung_option
 @options.output_option
-def doctor(output: str, **parameters: Any) -> None:
+def doctor(output: str, rung: str | None, **parameters: Any) -> None:
     """
     Show what this node can see, which way of looking is in use, and what stays hidden.
 
@@ -25,7 +26,7 @@ def doctor(output: str, **parameters: Any) -> None:
     Exits with 1 if nothing can be traced.
     """
     choice = ClusterChoice.of(parameters)
-    report = examine(options.namespaces(parameters))
+    report = examine(options.namespaces(parameters), options.rung_of(rung))
     objects = cluster_check(choice)
     not_seen = [*report.not_seen]
     if not objects.is_ok:

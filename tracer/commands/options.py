@@ -12,6 +12,7 @@ from tracer.errors import TracerError
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
 from tracer.kernel import netns
+from tracer.kernel.ladder import Rung
 from tracer.kernel.netns import Netns
 from tracer.model import PROTOCOLS, Filter, IPNetwork
 from tracer.pipeline import Wanted
@@ -158,6 +159,24 @@ packets_option = click.option(
     " path instead of each connection. Default: none; 1 with -o diagram.",
 )
 
+
+def _rung(*rungs: Rung) -> Decorator:
+    return click.option(
+        "--rung",
+        type=click.Choice([rung.value for rung in rungs]),
+        help=f"Look at the kernel in this way alone: {'; '.join(map(_RUNGS.__getitem__, rungs))}."
+        " Default: the first that the kernel offers.",
+    )
+
+
+_RUNGS = {
+    Rung.LINKS: "links, BPF netfilter links",
+    Rung.PROBES: "probes, on functions of conntrack and NAT",
+    Rung.EVENTS: "events, those of conntrack",
+}
+rung_option = _rung(*Rung)
+programs_rung_option = _rung(Rung.LINKS, Rung.PROBES)
+
 explain_option = click.option(
     "--explain",
     is_flag=True,
@@ -206,6 +225,11 @@ def namespaces(parameters: dict[str, Any]) -> list[Netns]:
     found = [netns.find(spec, node) for spec in specs]
     # Named twice, a namespace is still traced once.
     return list({each.inode: each for each in found}.values())
+
+
+def rung_of(value: str | None) -> Rung | None:
+    """Return what ``--rung`` asks for."""
+    return Rung(value) if value else None
 
 
 def make_ready_file(path: Path) -> None:

@@ -17,11 +17,9 @@ from tracer.agent import Agent
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.run import stop_on_signals
-from tracer.errors import LoadError
-from tracer.kernel import privileges
-from tracer.kernel.probes import has_netfilter_links
+from tracer.kernel import ladder, privileges
 from tracer.kernel.programs import Sizes
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel.source import Settings
 from tracer.stream.errors import StreamError
 from tracer.stream.protocol import DEFAULT_SOCKET
 from tracer.stream.server import StreamServer
@@ -102,6 +100,7 @@ class Group(click.ParamType[int]):
     help="The group that may listen to the stream. Default: the agent's own.",
 )
 @click.option("--no-stream", is_flag=True, help="Make no socket: there is nothing to listen to.")
+@options.programs_rung_option
 @options.ready_option
 @click.option(
     "--max-series",
@@ -128,6 +127,7 @@ def serve(
     stream_socket: Path | None,
     stream_group: int | None,
     no_stream: bool,
+    rung: str | None,
     ready_file: Path | None,
     max_series: int,
     drain_interval: float,
@@ -157,8 +157,8 @@ def serve(
         )
     namespaces = options.namespaces(parameters)
     privileges.require_for_tracing()
-    if not has_netfilter_links():
-        raise LoadError("counting takes BPF netfilter links (Linux 6.4); see 'srcip doctor'")
+    asked = options.rung_of(rung)
+    ladder.require_programs(asked)
     with ExitStack() as stack:
         page = Page(version("srcip"))
         certificate = Certificate(tls_cert, tls_key) if tls_cert and tls_key else None
@@ -170,7 +170,7 @@ def serve(
         views = stack.enter_context(live_views(choice, namespaces, is_agent=True))
         stream = None if no_stream else _stream(stream_socket, stream_group)
         settings = Settings(is_streaming=False, has_drops=True, sizes=_SIZES)
-        kernel = stack.enter_context(closing(KernelSource(namespaces, settings)))
+        kernel = stack.enter_context(closing(ladder.open_programs(namespaces, settings, asked)))
         stop = stack.enter_context(stop_on_signals())
         if ready_file:
             options.make_ready_file(ready_file)

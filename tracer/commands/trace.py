@@ -47,6 +47,7 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @options.path_output_option
 @options.packets_option
 @sink_options
+@options.rung_option
 @options.explain_option
 @options.record_option
 @options.ready_option
@@ -64,6 +65,7 @@ def trace(
     trusted_proxy: tuple[IPNetwork, ...],
     output: str,
     packets: int | None,
+    rung: str | None,
     explain: bool,
     record: Path | None,
     ready_file: Path | None,
@@ -121,6 +123,7 @@ def trace(
                     wanted.flows,
                     packets=watched,
                     has_proxy_headers=read_proxy_headers,
+                    asked=options.rung_of(rung),
                 )
             )
         )

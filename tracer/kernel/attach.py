@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tracer.errors import LoadError
-from tracer.kernel import bpf_syscall
+from tracer.kernel import bpf_syscall, kprobe
 from tracer.kernel.netns import Netns, inside
 
 # NFPROTO_IPV4, NFPROTO_IPV6: include/uapi/linux/netfilter.h
@@ -95,6 +95,18 @@ class Links:
             self.tracepoints.append(bpf_syscall.open_raw_tracepoint(name, program))
         except OSError as error:
             raise LoadError(f"cannot attach to the tracepoint {name}: {error.strerror}") from error
+
+    def attach_probe(self, function: str, program: int) -> None:
+        """
+        Attach a program to a kernel function, for the whole machine.
+
+        Raises:
+            LoadError: If there is no such function, or it may not be probed.
+        """
+        try:
+            self.tracepoints.append(kprobe.attach(function, program))
+        except OSError as error:
+            raise LoadError(f"cannot probe {function}: {error.strerror}") from error
 
     def detach_namespace(self, inode: int) -> None:
         """Detach from one namespace; others stay."""

@@ -31,8 +31,9 @@ def main(channel_fd: int) -> None:
     Answer one request on a socket: compile, load, send descriptors, end.
 
     The request is JSON: ``defines`` (name -> number), ``bpf_dir``, and ``programs``: a list of
-    ``file``, ``functions`` (each name, program type, attach type) and ``maps``. The answer is JSON
-    with ``fds`` (what each descriptor is) and ``drop_reasons``, or ``error``.
+    ``file``, ``functions`` (each name, program type, attach type), ``maps`` and ``defines`` of its
+    own. The answer is JSON with ``fds`` (what each descriptor is) and ``drop_reasons``, or
+    ``error``.
     """
     with socket.socket(fileno=channel_fd) as channel:
         request = json.loads(channel.recv(1 << 16))
@@ -51,9 +52,10 @@ def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         write_tree(Path(tree), types)
         os.environ["BCC_KERNEL_SOURCE"] = tree
         flags = [f"-I{tree}", f"-I{request['bpf_dir']}"]
-        flags += [f"-D{name}={value}" for name, value in request["defines"].items()]
+        flags += _macros(request["defines"])
         for program in request["programs"]:
-            loaded = _load(program, request["bpf_dir"], flags)
+            own = [*flags, *_macros(program["defines"])]
+            loaded = _load(program, request["bpf_dir"], own)
             for kind, name, fd in loaded:
                 named.append((program["file"], kind, name))
                 fds.append(fd)
@@ -63,6 +65,10 @@ def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         if not name.endswith(("_MAX", "_MASK"))
     }
     return {"fds": named, "drop_reasons": reasons}, fds
+
+
+def _macros(defines: dict[str, int]) -> list[str]:
+    return [f"-D{name}={value:#x}" for name, value in defines.items()]
 
 
 def _writable() -> str:

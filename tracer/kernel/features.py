@@ -5,7 +5,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from tracer.errors import ConntrackError, LoadError, NetnsError
@@ -14,14 +14,18 @@ from tracer.kernel import (
     btf,
     bypasses,
     conntrack,
+    kprobe,
+    ladder,
     privileges,
+    probing,
     programs,
     proxy_mode,
 )
 from tracer.kernel.conntrack import ConntrackSource
+from tracer.kernel.ladder import Rung
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_netfilter_links, has_tcx_links
-from tracer.kernel.source import RUNG, KernelSource
+from tracer.kernel.source import RUNG, Settings
 from tracer.ruleset import reader
 from tracer.ruleset.model import Ruleset
 
@@ -45,29 +49,36 @@ class Report:
     not_seen: Sequence[str]
 
 
-def examine(namespaces: Sequence[Netns]) -> Report:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """A way of looking that was tried, and what it leaves out."""
+
+    check: Check
+    rung: str
+    not_seen: Sequence[str] = ()
+
+
+def examine(namespaces: Sequence[Netns], asked: Rung | None = None) -> Report:
     """
     Try everything that tracing some namespaces takes. Attaches for a moment; changes nothing.
 
     Args:
         namespaces: What would be traced.
+        asked: The one way to look, if the user named one.
     """
     checks = [*_kernel_checks()]
     if privileges.missing_for_tracing():
         # Everything else would only say that it is not allowed to try.
         return Report(checks=checks, rung=None, not_seen=["anything, without privileges"])
     checks += [*_program_checks(), *_conntrack_checks(namespaces)]
-    has_links = has_netfilter_links()
-    attached = _attach_check(namespaces) if has_links else _events_check(namespaces)
-    checks += [attached, *_rule_checks(namespaces)]
+    attempts = list(_attempts(namespaces, asked))
+    checks += [*(attempt.check for attempt in attempts), *_rule_checks(namespaces)]
     checks += [*_bypass_checks(namespaces), *_other_tracers()]
-    if not attached.is_ok:
+    used = attempts[-1]
+    if not used.check.is_ok:
         return Report(checks=checks, rung=None, not_seen=["anything"])
-    not_seen = list(_blind_spots(namespaces))
-    if has_links:
-        return Report(checks=checks, rung=RUNG, not_seen=not_seen)
-    not_seen = [*ConntrackSource.NOT_SEEN, *not_seen]
-    return Report(checks=checks, rung=ConntrackSource.RUNG, not_seen=not_seen)
+    not_seen = [*used.not_seen, *_blind_spots(namespaces)]
+    return Report(checks=checks, rung=used.rung, not_seen=not_seen)
 
 
 def _kernel_checks() -> Iterator[Check]:
@@ -116,11 +127,25 @@ def _program_checks() -> Iterator[Check]:
         detail="connections with their marks" if has_links else "none in this kernel (Linux 6.4)",
         is_needed=False,
     )
+    yield _probes_check()
     has_tcx = has_tcx_links()
     yield Check(
         name="TCX programs",
         is_ok=has_tcx,
         detail="hops at every interface" if has_tcx else "none in this kernel (Linux 6.6)",
+        is_needed=False,
+    )
+
+
+def _probes_check() -> Check:
+    try:
+        kprobe.require()
+    except LoadError as error:
+        return Check(name="probes", is_ok=False, detail=str(error), is_needed=False)
+    return Check(
+        name="probes",
+        is_ok=True,
+        detail="connections with their marks, where there are no netfilter programs",
         is_needed=False,
     )
 
@@ -143,17 +168,37 @@ def _conntrack_fill(netns: Netns) -> tuple[int, int]:
     return conntrack.setting(netns, "count"), conntrack.setting(netns, "max")
 
 
-def _attach_check(namespaces: Sequence[Netns]) -> Check:
+def _attempts(namespaces: Sequence[Netns], asked: Rung | None) -> Iterator[_Attempt]:
+    """Try the ladder from the top, as 'srcip trace' does. The last one is what is used."""
+    if asked is Rung.LINKS or (asked is None and has_netfilter_links()):
+        yield _Attempt(check=_attach_check(namespaces, Rung.LINKS), rung=RUNG)
+        return
+    if asked is not Rung.EVENTS:
+        check = _attach_check(namespaces, Rung.PROBES)
+        if asked is None and not check.is_ok:
+            check = replace(check, is_needed=False)
+        yield _Attempt(check=check, rung=probing.RUNG, not_seen=probing.NOT_SEEN)
+        if check.is_ok or asked is not None:
+            return
+    yield _Attempt(
+        check=_events_check(namespaces),
+        rung=ConntrackSource.RUNG,
+        not_seen=ConntrackSource.NOT_SEEN,
+    )
+
+
+def _attach_check(namespaces: Sequence[Netns], rung: Rung) -> Check:
+    name = "attach" if rung is Rung.LINKS else "attach probes"
     start_ns = time.monotonic_ns()
     try:
-        source = KernelSource(namespaces)
+        source = ladder.open_programs(namespaces, Settings(), rung)
     except (LoadError, NetnsError) as error:
-        return Check(name="attach", is_ok=False, detail=str(error))
+        return Check(name=name, is_ok=False, detail=str(error))
     took_ms = (time.monotonic_ns() - start_ns) // 1_000_000
     source.close()
     names = ", ".join(netns.node for netns in namespaces)
     return Check(
-        name="attach",
+        name=name,
         is_ok=True,
         detail=f"every program compiled, loaded and attached in {names} in {took_ms} ms, and gone",
     )

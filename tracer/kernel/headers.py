@@ -19,6 +19,11 @@ _FILES = {
     ),
     "include/asm/page.h": f"#define PAGE_SIZE {os.sysconf('SC_PAGE_SIZE')}\n",
 }
+# Where struct pt_regs keeps the first arguments of a function: arch/*/include/asm/ptrace.h.
+_ARGUMENTS = {
+    "x86_64": (("di", 0), ("si", 0), ("dx", 0)),
+    "aarch64": (("regs", 0), ("regs", 8), ("regs", 16)),
+}
 # Debian keeps asm/ under the machine's triplet.
 _UAPI_DIRS = {
     "linux": ("/usr/include/linux",),
@@ -66,6 +71,9 @@ def offsets_header(types: KernelTypes) -> str:
     lines.append(f"#define SRCIP_NF_CONN_FIRST {first}")
     lines.append(f"#define SRCIP_NF_CONN_SPAN {last - first}")
     lines += [f"#define SRCIP_SIZE_{struct} {types.size(struct)}" for struct in SIZES]
+    # Only probes on functions want them, and those are not tried on other machines.
+    for number, (path, more) in enumerate(_ARGUMENTS.get(os.uname().machine, ())):
+        lines.append(f"#define SRCIP_ARGUMENT_{number} {types.offset('pt_regs', path) + more}")
     return "\n".join(lines) + "\n"
 
 

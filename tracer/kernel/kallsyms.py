@@ -1,11 +1,14 @@
 """Names of kernel functions, looked up on demand."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
 from tracer.errors import LoadError
 
 KALLSYMS = Path("/proc/kallsyms")
+# The types of symbols that are code.
+_FUNCTIONS = b"tTwW"
 
 
 class Kallsyms:
@@ -29,6 +32,19 @@ class Kallsyms:
             self._known[address] = self._scan(address)
         return self._known[address]
 
+    def addresses(self, names: Collection[str]) -> dict[str, int]:
+        """Return the addresses of functions, without those that the kernel does not have."""
+        found: dict[str, int] = {}
+        if self._stream is None:
+            return found
+        wanted = {name.encode(): name for name in names}
+        self._stream.seek(0)
+        for line in self._stream:
+            name = wanted.get(line[19:].split(None, 1)[0])
+            if name is not None and line[17:18] in _FUNCTIONS:
+                found.setdefault(name, int(line[:16], 16))
+        return found
+
     def close(self) -> None:
         """Close the file. Known names stay known."""
         if self._stream is not None:
@@ -44,6 +60,6 @@ class Kallsyms:
         # modules are not.
         for line in self._stream:
             here = int(line[:16], 16)
-            if best < here <= address and line[17:18] in b"tTwW":
+            if best < here <= address and line[17:18] in _FUNCTIONS:
                 best, name = here, line[19:].split()[0]
         return name.decode("ascii", "replace") if name else None

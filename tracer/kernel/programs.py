@@ -15,7 +15,7 @@ from typing import Any, Self
 from tracer.errors import LoadError
 
 # enum bpf_prog_type, enum bpf_attach_type: include/uapi/linux/bpf.h
-_SCHED_CLS, _RAW_TRACEPOINT, _NETFILTER = 3, 17, 32
+_KPROBE, _SCHED_CLS, _RAW_TRACEPOINT, _NETFILTER = 2, 3, 17, 32
 _ATTACH_NETFILTER = 45
 
 # bcc first: the directory after it may be a virtual environment with another package of that name.
@@ -29,11 +29,16 @@ _MAX_FDS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One file of ``bpf/``: its functions with program type and attach type, and its maps."""
+    """
+    One file of ``bpf/``: its functions with program type and attach type, and its maps.
+
+    ``defines`` are C macros for it alone.
+    """
 
     file: str
     functions: tuple[tuple[str, int, int], ...]
     maps: tuple[str, ...]
+    defines: Mapping[str, int] = field(default_factory=dict)
 
 
 CONNECTIONS = Program(
@@ -43,6 +48,13 @@ CONNECTIONS = Program(
         for name in ("srcip_mark", "srcip_postrouting", "srcip_input")
     ),
     maps=("connections", "paths_0", "paths_1", "samples", "classes", "config", "lost"),
+)
+# The same, called by probes on kernel functions.
+PROBED_CONNECTIONS = Program(
+    file=CONNECTIONS.file,
+    functions=(("srcip_nat", _KPROBE, -1), ("srcip_confirm", _KPROBE, -1)),
+    maps=(*CONNECTIONS.maps, "traced"),
+    defines={"SRCIP_PROBES": 1},
 )
 ACCEPTS = Program(
     file="accepts.c",
@@ -152,7 +164,12 @@ def load(programs: tuple[Program, ...], sizes: Sizes | None = None) -> Loaded:
         "defines": (sizes or Sizes()).defines,
         "bpf_dir": str(importlib.resources.files("tracer.bpf")),
         "programs": [
-            {"file": program.file, "functions": program.functions, "maps": program.maps}
+            {
+                "file": program.file,
+                "functions": program.functions,
+                "maps": program.maps,
+                "defines": dict(program.defines),
+            }
             for program in programs
         ],
     }

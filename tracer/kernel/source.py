@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tracer.declared.reader import DeclaredReader
 from tracer.encode import encode_config
 from tracer.errors import LoadError
-from tracer.kernel import programs
+from tracer.kernel import probing, programs
 from tracer.kernel.attach import CONNECTION_PLACES, HOP_PLACES, Links
 from tracer.kernel.bpf_syscall import (
     TCX_EGRESS,
@@ -23,6 +23,7 @@ from tracer.kernel.counters import PathCounters, Turn
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_tcx_links
+from tracer.kernel.probing import Probes
 from tracer.kernel.programs import (
     ACCEPTS,
     CONNECTIONS,
@@ -69,7 +70,6 @@ _RINGS = (
     (DROPS, "drops"),
     (CONNECTIONS, "connections"),
 )
-_PROGRAMS = (CONNECTIONS, ACCEPTS, DROPS)
 NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
 _NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 _RECORD_BYTES = 128 + 8
@@ -106,25 +106,42 @@ class KernelSource:
 
     Everything is detached by ``close``, and by the end of the process however it ends.
 
+    Args:
+        namespaces: Where to look.
+        settings: What the kernel side shall do.
+        probes: Where to look by probes on kernel functions, instead of netfilter links.
+
     Raises:
         LoadError: If the programs cannot be compiled, loaded or attached.
         NetnsError: If a namespace cannot be entered.
     """
 
-    def __init__(self, namespaces: Sequence[Netns], settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        namespaces: Sequence[Netns],
+        settings: Settings | None = None,
+        probes: Probes | None = None,
+    ) -> None:
         self._settings = settings or Settings()
         self._turn = Turn()
+        self._probes = probes
+        self._not_seen: list[str] = []
+        if probes is not None:
+            self._not_seen += probing.NOT_SEEN
+            if self._settings.packets:
+                self._not_seen.append(probing.NO_HOPS)
+                self._settings = replace(self._settings, packets=0)
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
+        self._connections = CONNECTIONS if probes is None else probes.program
         self._programs = (
-            *_PROGRAMS,
+            *(self._connections, ACCEPTS, DROPS),
             *((HOPS,) if self._settings.packets else ()),
             *((SEGMENTS,) if self._settings.has_proxy_headers else ()),
         )
         self._links = Links()
         self._tc_links: dict[int, list[TcLinks]] = {netns: [] for netns in self._namespaces}
         self._declared = DeclaredReader(self._forget_stream)
-        self._not_seen: list[str] = []
         self._loaded = Loaded()
         self._reader: RingReader | None = None
         self._next_check_ns = 0
@@ -142,7 +159,7 @@ class KernelSource:
             clock_offset_ns=clock_offset_ns(),
             nodes={netns.inode: netns.node for netns in namespaces},
             drop_reasons=self._loaded.drop_reasons,
-            rung=RUNG,
+            rung=RUNG if probes is None else probing.RUNG,
             not_seen=tuple(self._not_seen),
             has_proxy_headers=self._settings.has_proxy_headers,
         )
@@ -267,23 +284,34 @@ class KernelSource:
         )
 
     def _attach(self) -> None:
-        rings = [ring for ring in _RINGS if ring[0] in self._programs]
+        rings = [(program, name) for program, name in _RINGS if self._has(program)]
         self._reader = RingReader([self._loaded.map(program, name) for program, name in rings])
-        traced = Map(self._loaded.map(DROPS, "traced"), 4, 1)
-        functions = self._functions(CONNECTIONS)
         # Drops and accepts first: they only speak of connections that are seen.
         self._links.attach_tracepoint("kfree_skb", self._loaded.function(DROPS, "srcip_drop"))
         self._links.attach_tracepoint(
             "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
         )
+        functions = self._functions(self._connections)
         for netns in self._namespaces.values():
-            if HOPS not in self._programs:
+            if self._probes is None and HOPS not in self._programs:
                 self._links.attach_netfilter(netns, functions, CONNECTION_PLACES)
-            traced.update(netns.inode.to_bytes(4, "little"), b"\1")
+            self._links.by_namespace.setdefault(netns.inode, [])
+            for traced in self._traced():
+                traced.update(netns.inode.to_bytes(4, "little"), b"\1")
+        if self._probes is not None:
+            self._probes.attach(self._links, functions)
         if HOPS in self._programs:
             self._attach_hops()
         if SEGMENTS in self._programs:
             self._attach_segments()
+
+    def _traced(self) -> list[Map]:
+        """Return the maps of traced namespaces, of programs that are run in all of them."""
+        programs = (program for program in self._programs if "traced" in program.maps)
+        return [Map(self._loaded.map(program, "traced"), 4, 1) for program in programs]
+
+    def _has(self, program: Program) -> bool:
+        return program.file in {each.file for each in self._programs}
 
     def _attach_hops(self) -> None:
         functions = self._functions(HOPS)
@@ -333,6 +361,9 @@ class KernelSource:
             if not netns.is_present():
                 self._links.detach_namespace(inode)
                 self._detach_tc(inode)
+                # The kernel may give its number to another.
+                for traced in self._traced():
+                    traced.delete(inode.to_bytes(4, "little"))
                 _log.warning("the namespace of %s is gone (%s)", netns.node, netns.path)
 
 

@@ -5,12 +5,14 @@ import os
 from collections.abc import Sequence
 
 from tracer.errors import LoadError
-from tracer.kernel import privileges
+from tracer.kernel import ladder, privileges
 from tracer.kernel.conntrack import ConntrackSource
+from tracer.kernel.ladder import NO_LINKS, Rung
 from tracer.kernel.netns import Netns
-from tracer.kernel.probes import has_netfilter_links
+from tracer.kernel.probes import has_netfilter_links, has_tcx_links
+from tracer.kernel.probing import NO_HOPS
 from tracer.kernel.programs import Sizes
-from tracer.kernel.source import KernelSource, Settings, clock_offset_ns
+from tracer.kernel.source import NO_TCX, Settings, clock_offset_ns
 from tracer.model import Filter
 from tracer.source import Source
 
@@ -23,6 +25,7 @@ def live(
     *,
     packets: int = 0,
     has_proxy_headers: bool = False,
+    asked: Rung | None = None,
 ) -> Source:
     """
     Open the best live source there is for some namespaces.
@@ -32,6 +35,7 @@ def live(
         wanted: What to report.
         packets: Of how many packets of each direction to report the hops.
         has_proxy_headers: Whether to read what the first bytes of TCP connections declare.
+        asked: The one way to take, if the user named one.
 
     Raises:
         LoadError: If privileges are missing, the kernel refuses the programs, or it cannot do what
@@ -39,24 +43,46 @@ def live(
         ConntrackError: If the kernel has not even conntrack netlink.
     """
     privileges.require_for_tracing()
-    if has_netfilter_links():
-        # Nobody counts here: the maps of paths need no room.
-        settings = Settings(
-            wanted=wanted,
-            packets=packets,
-            has_proxy_headers=has_proxy_headers,
-            sizes=Sizes(paths=1, prefixes=1),
-        )
-        return KernelSource(namespaces, settings)
-    if has_proxy_headers:
-        raise LoadError(
-            f"cannot read proxies' headers: kernel {os.uname().release} has no BPF netfilter links "
-            "(Linux 6.4); trace without --read-proxy-headers"
-        )
-    source = ConntrackSource(namespaces, clock_offset_ns())
-    _log.warning(
-        "kernel %s has no BPF netfilter links: following conntrack's events instead, without %s",
-        os.uname().release,
-        "; ".join(source.NOT_SEEN),
+    if has_proxy_headers and (asked is Rung.EVENTS or not has_tcx_links()):
+        where = "by conntrack's events" if asked is Rung.EVENTS else f"at {NO_TCX}"
+        raise LoadError(f"cannot read proxies' headers {where}; trace without --read-proxy-headers")
+    # Nobody counts here: the maps of paths need no room.
+    settings = Settings(
+        wanted=wanted,
+        packets=packets,
+        has_proxy_headers=has_proxy_headers,
+        sizes=Sizes(paths=1, prefixes=1),
     )
+    source = None if asked is Rung.EVENTS else _by_programs(namespaces, settings, asked)
+    if source is None:
+        source = ConntrackSource(namespaces, clock_offset_ns())
+        if asked is None:
+            _log.warning("following conntrack's events instead, without %s", _missing(source))
+        if packets:
+            _log.warning("without %s", NO_HOPS)
     return source
+
+
+def _by_programs(
+    namespaces: Sequence[Netns], settings: Settings, asked: Rung | None
+) -> Source | None:
+    """Run programs; None where the kernel has neither links nor probes, which is no error."""
+    try:
+        source = ladder.open_programs(namespaces, settings, asked)
+    except LoadError as error:
+        if asked is not None or has_netfilter_links():
+            raise
+        _log.warning("%s", error)
+        return None
+    if asked is None and not has_netfilter_links():
+        _log.warning(
+            "kernel %s has %s: probing conntrack's functions instead, without %s",
+            os.uname().release,
+            NO_LINKS,
+            _missing(source),
+        )
+    return source
+
+
+def _missing(source: Source) -> str:
+    return "; ".join(source.info.not_seen)

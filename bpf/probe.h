@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef SRCIP_PROBE_H
+#define SRCIP_PROBE_H
+
+/* What a probe on a kernel function has to find out for itself, where a
+ * netfilter program is told: the function's arguments, and the packet's place.
+ *
+ * BCC rewrites only the main file: no map operation may stand here.
+ */
+#include "kernel.h"
+
+#if SRCIP_PROBES
+
+#define NF_INET_POST_ROUTING 4
+
+/* The registers as they are at the function's first instruction. Which of them
+ * carry arguments, and where they are kept, stands in offsets.h.
+ */
+struct srcip_registers;
+
+SRCIP_INLINE __u64 srcip_argument(const struct srcip_registers *ctx, int number)
+{
+	const int offsets[] = {SRCIP_ARGUMENT_0, SRCIP_ARGUMENT_1, SRCIP_ARGUMENT_2};
+
+	return *(const volatile __u64 *)((const void *)ctx + offsets[number]);
+}
+
+/* The functions that a route leads to if the packet is for this node; 0 for
+ * one that the kernel does not have.
+ */
+SRCIP_INLINE bool srcip_is_delivery(__u64 input)
+{
+	return input && (input == SRCIP_IP_LOCAL_DELIVER || input == SRCIP_IP6_INPUT ||
+			 input == SRCIP_IP6_MC_INPUT);
+}
+
+/* Conntrack confirms at LOCAL_IN and at POST_ROUTING. A packet that came in
+ * and goes to the node itself is at the first. One that a process of the node
+ * sends to the node has such a route, too, but came in nowhere.
+ */
+SRCIP_INLINE void srcip_set_place(struct srcip_connection *record, __u64 skb)
+{
+	/* The lowest bit says whether a reference is held. */
+	__u64 dst = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _skb_refdst)) & ~1ULL;
+	__u64 device = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, dev));
+	__u32 ifindex = device ? srcip_read_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;
+
+	record->iif = srcip_read_u32(skb, SRCIP_OFFSET(sk_buff, skb_iif));
+	if (record->iif && dst &&
+	    srcip_is_delivery(srcip_read_u64(dst, SRCIP_OFFSET(dst_entry, input)))) {
+		record->hook = SRCIP_HOOK_NF_INPUT;
+		record->iif = ifindex;
+	} else {
+		record->hook = SRCIP_HOOK_NF_POSTROUTING;
+		record->oif = ifindex;
+	}
+}
+
+#endif /* SRCIP_PROBES */
+
+#endif /* SRCIP_PROBE_H */

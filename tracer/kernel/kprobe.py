@@ -1,0 +1,78 @@
+"""Probes on kernel functions, through perf_event_open(): they go away with the process."""
+
+import ctypes
+import fcntl
+import os
+import platform
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from tracer.errors import LoadError
+
+_PMU_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
+# What turns off all probes of a machine, where it can be read: Documentation/trace/kprobes.rst,
+# and Documentation/admin-guide/sysctl/kernel.rst for ftrace, by which most of them work.
+_SWITCHES = (Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled"))
+
+# struct perf_event_attr as it was first extended: include/uapi/linux/perf_event.h
+_ATTR = struct.Struct("=II 5Q II QQ")
+_FLAG_FD_CLOEXEC = 8
+_IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
+# arch/x86/entry/syscalls, and include/uapi/asm-generic/unistd.h for the rest.
+_SYSCALL = {"x86_64": 298, "s390x": 331, "ppc64le": 319}.get(platform.machine(), 241)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def require() -> None:
+    """
+    Make sure that probes can be made and are not switched off.
+
+    Raises:
+        LoadError: If not, and why.
+    """
+    if not _PMU_TYPE.exists():
+        raise LoadError(f"this kernel ({os.uname().release}) has no kprobes")
+    for switch in _SWITCHES:
+        with suppress(OSError):
+            if switch.read_text().strip() == "0":
+                raise LoadError(f"probes are switched off: {switch} is 0")
+
+
+def attach(function: str, program: int) -> int:
+    """
+    Have a program run at the first instruction of a kernel function, in every namespace.
+
+    Args:
+        function: The function; also one of a module that is loaded.
+        program: The descriptor of a program for kprobes.
+
+    Returns:
+        A descriptor. Closing it detaches the program.
+
+    Raises:
+        OSError: If there is no such function, or it may not be probed.
+    """
+    fd = _open(function)
+    try:
+        fcntl.ioctl(fd, _IOC_SET_BPF, program)
+        fcntl.ioctl(fd, _IOC_ENABLE, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open(function: str) -> int:
+    name = ctypes.create_string_buffer(function.encode())
+    kind = int(_PMU_TYPE.read_text())
+    # config1 points to the name, config2 is the place in the function.
+    attr = _ATTR.pack(kind, _ATTR.size, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(name), 0)
+    # Programs run on every CPU, whichever the event is for.
+    fd = _libc.syscall(_SYSCALL, attr, -1, 0, -1, _FLAG_FD_CLOEXEC)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot probe {function}: {os.strerror(number)}")
+    return int(fd)
