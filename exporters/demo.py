@@ -1,44 +1,81 @@
 """The demo's findings: for each connection its tuples before and after NAT, and who saw what."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from typing import IO, Any
 
 from exporters.jsonl import rule_object, tuple_object
-from exporters.terminal import has_colour, paint
+from exporters.terminal import Screen, has_colour, paint
 from exporters.text import VERDICT_COLOURS, client_text, ends
 from exporters.word import word_object
 from lab.agreement import Finding
+from lab.hosts import NODES
+from lab.services import OBJECTS
+from lab.topology import Lab
 
 
 class DemoWriter:
-    """Prints findings under a heading for each mode and scenario."""
+    """
+    Prints findings under a heading for each mode and scenario.
 
-    def __init__(self, stream: IO[str]) -> None:
+    On a ``screen`` that is too narrow for all columns, tuples and then the cause are left out.
+    """
+
+    def __init__(self, stream: IO[str], screen: Screen | None = None) -> None:
         self._stream = stream
         self._has_colour = has_colour(stream)
+        self._screen = screen
 
     def write(self, mode: str, findings: Sequence[Finding]) -> None:
         """Print the findings of one mode of kube-proxy, aligned with one another."""
         rows = [_cells(finding) for finding in findings]
         widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+        shown = self._columns(widths)
         self._line(f"kube-proxy in {mode} mode", "bold")
-        self._line("  " + _aligned(_HEADINGS, widths), "dim")
+        self._line("  " + _aligned(_HEADINGS, widths, shown), "dim")
         pairs = zip(findings, rows, strict=True)
         for scenario, group in groupby(pairs, lambda pair: pair[0].case.scenario):
             self._line(f"{scenario.id}  {scenario.title}", "bold")
             for finding, row in group:
                 colour = VERDICT_COLOURS[finding.verdict] if finding.agrees else "red"
                 verdict = row[_VERDICT].ljust(widths[_VERDICT])
-                text = "  " + _aligned(row, widths)
+                text = "  " + _aligned(row, widths, shown)
                 if self._has_colour:
                     text = text.replace(verdict, paint(verdict, colour), 1)
                 print(text, file=self._stream)
-        print(file=self._stream)
+        # What goes to standard error after it shall stand after it, also in one file.
+        print(file=self._stream, flush=True)
+
+    def _columns(self, widths: Sequence[int]) -> Sequence[int]:
+        """Return the columns that find room, by their index."""
+        for columns in _CHOICES:
+            width = 2 + sum(widths[i] + 2 for i in columns) - 2
+            if self._screen is None or width <= self._screen.width:
+                return columns
+        return _CHOICES[-1]
 
     def _line(self, text: str, colour: str) -> None:
         print(paint(text, colour) if self._has_colour else text, file=self._stream)
+
+
+def kept_lines(lab: Lab, mode: str) -> list[str]:
+    """Return what to type in other terminals to look into a lab that is kept."""
+    nodes = " ".join(f"n{node[-1]}={lab.netns(node).name}={node}" for node in NODES)
+    connect = "exec 3<>/dev/tcp/$0/$1; echo GET >&3; tail -1 <&3"
+    return [
+        f"A cluster in a box, with kube-proxy's rules in {mode} mode. Ctrl-C removes it.",
+        "In other terminals, as root:",
+        "",
+        f"{nodes} objects={shlex.quote(str(OBJECTS))}",
+        f"client() {{ nsenter --net={lab.netns('client')} timeout 3 bash -c '{connect}' \"$@\"; }}",
+        "srcip trace --netns $n1 --netns $n2 --cluster $objects --explain",
+        "",
+        "client 10.240.0.5 30080   # NodePort, policy Cluster, node without endpoint",
+        "client 10.240.0.3 30081   # NodePort, policy Local, node with the endpoint",
+        "client 10.240.0.5 30081   # NodePort, policy Local, node without endpoint",
+    ]
 
 
 def scenario_to_line(finding: Finding) -> str:
@@ -77,6 +114,12 @@ _HEADINGS = (
     "CAUSE", ""
 )  # fmt: skip
 _VERDICT = 2
+_TUPLES, _CAUSE = (3, 4, 5, 6), 10
+# From all columns to those that nobody can do without.
+_CHOICES = tuple(
+    tuple(i for i in range(len(_HEADINGS)) if i not in left_out)
+    for left_out in ((), _TUPLES, (*_TUPLES, _CAUSE))
+)
 
 
 def _cells(finding: Finding) -> tuple[str, ...]:
@@ -121,5 +164,5 @@ def _through(finding: Finding) -> str:
     return " ".join(nodes) or "?"
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+def _aligned(cells: Sequence[str], widths: Sequence[int], shown: Sequence[int]) -> str:
+    return "  ".join(cells[i].ljust(widths[i]) for i in shown).rstrip()

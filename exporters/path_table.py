@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from exporters.sketch import Mark, Role, Station, sketch
+from exporters.stacked import ROW_WIDTH, StackedRows
 from exporters.table import StreamingTable
-from exporters.terminal import printable
+from exporters.terminal import Screen, printable
 from exporters.text import (
     ENDPOINT,
     VERDICT_COLOURS,
@@ -37,24 +38,33 @@ class PathTable:
     Prints paths as rows. Times are UTC, as in the JSON.
 
     ``is_explaining`` adds under each row what the verdict rests on, what would keep the source, and
-    what nobody saw.
+    what nobody saw. On a ``screen`` that is narrower than a row, a row is a few short lines.
     """
 
-    def __init__(self, stream: IO[str], *, is_explaining: bool = False) -> None:
-        self._stream = stream
+    def __init__(
+        self, stream: IO[str], *, is_explaining: bool = False, screen: Screen | None = None
+    ) -> None:
         self._is_explaining = is_explaining
-        self._table = StreamingTable(stream, _COLUMNS, VERDICT_COLOURS)
+        self._table: StreamingTable | StackedRows = (
+            StreamingTable(stream, _COLUMNS, VERDICT_COLOURS, screen=screen)
+            if screen is None or screen.width >= ROW_WIDTH
+            else StackedRows(stream, VERDICT_COLOURS)
+        )
 
     def write(self, path: Path) -> None:
         """Print one row."""
-        self._table.row(_cells(path))
+        cells = _cells(path)
+        if isinstance(self._table, StackedRows):
+            # The nodes on the way in place of the node.
+            cells.insert(1, cells.pop(list(_COLUMNS).index("THROUGH")))
+        self._table.row(cells)
         if not self._is_explaining:
             return
         opinion = path.deciding.opinion
         lines = explanation(opinion) if opinion else []
         lines += [printable(f"not seen {line}") for line in path.missing]
         for line in lines:
-            print(f"    {line}", file=self._stream, flush=True)
+            self._table.note(f"    {line}")
 
 
 def through(path: Path) -> str:

@@ -12,7 +12,7 @@ _NOTHING = ("", "-")
 
 class StackedRows:
     """
-    Prints rows of `exporters.text`, each as up to three lines.
+    Prints rows of `exporters.text` and `exporters.path_table`, each as up to three lines.
 
     What happened comes first; then who spoke to what; then what the backend sees.
     """
@@ -38,6 +38,10 @@ class StackedRows:
         if sees not in _NOTHING:
             lines.append(f"    {backend} sees {sees}")
         print("\n".join(lines), file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that belongs to the row above it."""
+        print(text, file=self._stream, flush=True)
 
 
 def _joined(gap: str, *words: str) -> str:

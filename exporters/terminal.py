@@ -1,6 +1,8 @@
 """Text for terminals: colours where they are wanted, and nothing that a terminal would obey."""
 
 import os
+import shutil
+from dataclasses import dataclass
 from typing import IO
 
 _COLOURS = {
@@ -11,6 +13,22 @@ _COLOURS = {
     "dim": "2",
     "bold": "1",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screen:
+    """How much a terminal shows at once, in characters and lines."""
+
+    width: int
+    height: int
+
+
+def screen_of(stream: IO[str]) -> Screen | None:
+    """Return the terminal that a stream is shown on; None for a pipe or a file."""
+    if not stream.isatty():
+        return None
+    size = shutil.get_terminal_size()
+    return Screen(width=size.columns, height=size.lines)
 
 
 def has_colour(stream: IO[str]) -> bool:

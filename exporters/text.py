@@ -5,7 +5,7 @@ from typing import IO
 
 from exporters.stacked import ROW_WIDTH, StackedRows
 from exporters.table import StreamingTable
-from exporters.terminal import printable
+from exporters.terminal import Screen, printable
 from exporters.word import word_texts
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import (
@@ -51,17 +51,16 @@ class TextWriter:
     Prints judged things as rows. Times are UTC, as in the JSON.
 
     ``is_explaining`` adds under each row what the verdict rests on, and what would keep the source.
-    On a terminal whose ``width`` in columns is less than a row takes, a row is a few short lines.
+    On a ``screen`` that is narrower than a row, a row is a few short lines.
     """
 
     def __init__(
-        self, stream: IO[str], *, is_explaining: bool = False, width: int | None = None
+        self, stream: IO[str], *, is_explaining: bool = False, screen: Screen | None = None
     ) -> None:
-        self._stream = stream
         self._is_explaining = is_explaining
         self._table: StreamingTable | StackedRows = (
-            StreamingTable(stream, _COLUMNS, VERDICT_COLOURS)
-            if width is None or width >= ROW_WIDTH
+            StreamingTable(stream, _COLUMNS, VERDICT_COLOURS, screen=screen)
+            if screen is None or screen.width >= ROW_WIDTH
             else StackedRows(stream, VERDICT_COLOURS)
         )
 
@@ -78,7 +77,7 @@ class TextWriter:
                 pass  # rows tell of connections; paths are drawn
         if self._is_explaining and not isinstance(judged, SeenAccept | SeenHop):
             for line in explanation(judged.opinion):
-                print(f"    {line}", file=self._stream, flush=True)
+                self._table.note(f"    {line}")
 
 
 def explanation(opinion: Opinion) -> list[str]:

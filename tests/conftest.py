@@ -17,8 +17,14 @@ settings.load_profile("srcip")
 
 
 def pytest_configure():
-    """End on SIGTERM as on Ctrl-C, so that fixtures remove their namespaces."""
+    """
+    End on SIGTERM as on Ctrl-C, so that fixtures remove their namespaces.
+
+    A shell without job control makes what it starts in the background deaf to Ctrl-C, with all its
+    children, to which tests send it.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

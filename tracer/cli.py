@@ -5,10 +5,12 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 
@@ -21,12 +23,60 @@ _COMMANDS = ("trace", "flows", "explain", "doctor", "serve", "replay", "stitch",
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
+class _WrongUsage(click.UsageError):
+    """Wrong usage, told in one line like every other error."""
+
+    def show(self, file: IO[str] | None = None) -> None:  # noqa: ARG002 - click's
+        # What is wrong while a command's options are split is told of the group alone.
+        words = (
+            ("srcip",) if self.ctx is None else (self.ctx.command_path, self.ctx.invoked_subcommand)
+        )
+        command = " ".join(filter(None, words))
+        click.echo(f"srcip: {printable(self.message)}; see '{command} --help'", err=True)
+
+
+@contextmanager
+def _told_in_one_line(ctx: click.Context | None = None) -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise _WrongUsage(_usage_text(error), error.ctx or ctx) from error
+
+
+def _usage_text(error: click.UsageError) -> str:
+    match error:
+        case click.NoSuchOption():
+            near = " or ".join(sorted(error.possibilities or ()))
+            return f"there is no {error.option_name}" + (f", but {near}" if near else "")
+        case click.MissingParameter():
+            return f"{_hint(error)} is missing"
+        case click.BadParameter():
+            return f"{_hint(error)}: {error.message}".removesuffix(".")
+        case _:
+            return f"{error.message[:1].lower()}{error.message[1:]}".removesuffix(".")
+
+
+def _hint(error: click.BadParameter) -> str:
+    hint = error.param.get_error_hint(error.ctx) if error.param and error.ctx else None
+    return (hint or "a value").replace("'", "")
+
+
 class _LazyGroup(click.Group):
     """
     A group that imports a command when it is asked for.
 
     A tracer on a busy node need not hold the demo's cluster in memory.
     """
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _told_in_one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _told_in_one_line(ctx):
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         return list(_COMMANDS)
@@ -69,6 +119,8 @@ def cli(context: click.Context, verbose: bool) -> None:
 def main() -> None:
     """Run srcip. A TracerError or a full disk is one line and exit 1; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _terminate)
     if sys.stdout is None:
         # It was closed by who started us. Else the next file that is opened would take its place.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open to the end

@@ -1,6 +1,7 @@
 """The commands on a whole cluster: what they print is what the backends saw."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,7 @@ def test_demo_leaves_nothing():
     """After a demo, also one that is interrupted, its namespaces are gone."""
     before = namespaces()
     assert srcip("demo", "--scenario", "S1", "--mode", "iptables").returncode == 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process = subprocess.Popen(
             [*SRCIP, "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -84,6 +85,29 @@ def test_demo_leaves_nothing():
         process.send_signal(number)
         assert process.wait(PATIENCE_S) != 0
         assert namespaces() <= before
+
+
+def test_demo_keeps_its_cluster():
+    """What --keep prints works as it stands in another shell; Ctrl-C removes the cluster."""
+    before = namespaces()
+    keeping = [*SRCIP, "demo", "--keep"]
+    with subprocess.Popen(keeping, stdout=subprocess.PIPE, text=True) as process:
+        text = [process.stdout.readline() for _ in range(10)]
+        connect = [line for line in text if line.startswith("client 10.")]
+        script = "".join(text[3:5]) + f'srcip() {{ {shlex.join(SRCIP)} "$@"; }}\n'
+        script += "".join(connect)
+        script += "srcip flows --netns $n1 --netns $n2 --cluster $objects\n"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    # The third finds no endpoint.
+    assert [json.loads(line)["client_address"] for line in answers] == [
+        "10.240.0.5",
+        "198.51.100.10",
+    ]
+    assert "external-traffic-policy-cluster" in done.stdout
+    assert namespaces() <= before
 
 
 def test_trace_follows_each_connection(lab, tmp_path):

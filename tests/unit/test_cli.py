@@ -93,17 +93,31 @@ def test_version(srcip):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trace", "--filter-client", "10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
-        (["replay", "x", "--filter-client", "nonsense"], "'nonsense' does not appear to be"),
+        (
+            ["trace", "--filter-client", "10.0.0.1/8"],
+            "has host bits set: say 10.0.0.0/8, or 10.0.0.1",
+        ),
+        (["replay", "x", "--filter-client", "nonsense"], "'nonsense' is no address, and no prefix"),
+        (["trace", "--filter-client", "fe80::1%eth0"], "'fe80::1%eth0' is no address"),
         (["flows", "--filter-backend", "10.0.0.0/33"], "10.0.0.0/33"),
-        (["trace", "--filter-port", "0"], "0 is not in the range 1<=x<=65535"),
+        (["trace", "--filter-port", "0"], "'0' is no whole number from 1 to 65535"),
+        (["trace", "--filter-port", "http"], "'http' is no whole number from 1 to 65535"),
+        (["flows", "--filter-service", "web"], "'web' is no NAMESPACE/NAME, such as default/web"),
         (["trace", "--filter-proto", "gre"], "'gre' is not one of 'tcp'"),
         (["trace", "--filter-verdict", "lost"], "'lost' is not one of"),
         (["replay", "x", "--expect", "lost"], "'lost' is not one of"),
-        (["replay", "x", "--count", "0"], "0 is not in the range x>=1"),
-        (["trace", "--timeout", "0"], "0.0 is not in the range x>0"),
+        (["replay", "x", "--count", "0"], "'0' is no whole number from 1 on"),
+        (["trace", "--timeout", "0"], "'0' is no time of more than 0 seconds"),
+        (["trace", "--timeout", "nan"], "'nan' is no time of more than 0 seconds"),
+        (["trace", "--timeout", "inf"], "'inf' is no time of more than 0 seconds"),
+        (["stitch", "x", "--window", "nan"], "is no time of more than 0 and at most 3600 seconds"),
+        (["explain", "a/b", "--probe-timeout", "1e300"], "'1e300' is no time of more than 0"),
+        (["serve", "--drain-interval", "0.5"], "'0.5' is no time of at least 1 and at most 3600"),
         (["replay", "x", "-o", "xml"], "'xml' is not one of 'table', 'json'"),
-        (["replay"], "Missing argument 'FILE'"),
+        (["replay"], "FILE is missing"),
+        (["report", "x"], "-o / --output is missing"),
+        (["trace", "--netns"], "option '--netns' requires an argument; see 'srcip trace --help'"),
+        (["trace", "--trusted-proxy", "::1"], "--trusted-proxy goes with --read-proxy-headers"),
         (["trace", "--agent", "--record", "x"], "--record is the agent's own: it does not go with"),
         (["trace", "--agent", "/x", "--netns", "y"], "--netns is the agent's own"),
         (["trace", "--agent", "-o", "diagram"], "-o diagram does not go with --agent"),
@@ -114,15 +128,20 @@ def test_version(srcip):
         (["serve", "--stream-group", "no-such-group"], "there is no group 'no-such-group'"),
         (["serve", "--stream-group", "4294967295"], "there is no group '4294967295'"),
         (["demo", "--scenario", "S99"], "'S99' is not one of"),
-        (["replace"], "No such command 'replace'"),
-        (["trace", "--no-such-option"], "No such option"),
+        (["demo", "--keep", "--scenario", "s3"], "nothing but one --mode goes with it"),
+        (["demo", "--keep", "--mode", "iptables", "--mode", "nftables"], "but one --mode"),
+        (["replace"], "no such command 'replace'; see 'srcip --help'"),
+        (["trace", "--node-nam"], "there is no --node-nam, but --node-name"),
+        (["trace", "--no-such-option"], "there is no --no-such-option"),
+        (["trace", "evil\x1b[2J\n"], "got unexpected extra argument"),
     ],
 )
 def test_wrong_usage(srcip, arguments, message):
-    """Wrong usage is 2, names the value, and prints nothing on standard output."""
+    """Wrong usage is 2 and one line that names the value and where to read on."""
     code, out, err = srcip(*arguments)
     assert (code, out) == (2, "")
     assert message in err
+    assert re.fullmatch(r"srcip: [^\n\x1b]+; see 'srcip( \w+)? --help'\n", err)
 
 
 @pytest.mark.parametrize("path", ["/no/such/agent.sock", "unix:/no/such/agent.sock"])

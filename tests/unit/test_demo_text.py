@@ -2,12 +2,16 @@
 
 import io
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
 
-from exporters.demo import DemoWriter, scenario_to_line
+from exporters.demo import DemoWriter, kept_lines, scenario_to_line
+from exporters.terminal import Screen
 from lab.agreement import Finding
+from lab.services import OBJECTS
+from lab.topology import Lab
 from tests.unit import samples
 from tests.unit.test_agreement import (
     REFUSED_AT,
@@ -47,9 +51,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def written(*findings, stream=None):
+def written(*findings, stream=None, screen=None):
     out = stream or io.StringIO()
-    DemoWriter(out).write("iptables", findings)
+    DemoWriter(out, screen).write("iptables", findings)
     return out.getvalue().splitlines()
 
 
@@ -95,6 +99,39 @@ def test_drop_after_a_hop():
     assert "node2 X node1 input" in written(
         replace(ARRIVED, hops=(REPLACED,), drop=drop(UPSTREAM.connection.orig, node="node1"))
     )[3]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (300, ()),
+        (120, ("BEFORE NAT", "AFTER NAT")),
+        (80, ("BEFORE NAT", "AFTER NAT", "CAUSE")),
+        (20, ("BEFORE NAT", "AFTER NAT", "CAUSE")),
+    ],
+)
+def test_narrow_terminal(width, left_out):
+    """Columns that find no room are left out; the verdict and both words always stay."""
+    screen = Screen(width=width, height=24)
+    _, heading, _, row, *_ = written(ARRIVED, PROXIED, screen=screen)
+    assert max(len(heading), len(row)) <= max(width, 80)
+    for word in ("VERDICT", "BEFORE NAT", "AFTER NAT", "BACKEND SAW", "SRCIP SAYS", "CAUSE"):
+        assert (word in heading) == (word not in left_out)
+    assert row.endswith("agrees")
+
+
+def test_kept():
+    """What is printed for a lab that is kept names its namespaces and can be pasted."""
+    lines = kept_lines(Lab(id="srcip-lab-0a1b2c"), "nftables")
+    assert "nftables mode" in lines[0]
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(lines[3:5]) + '\necho "$n1 $n2"; ls "$objects"; type client'],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    nodes, objects, *_ = done.stdout.splitlines()
+    assert nodes == "srcip-lab-0a1b2c-node1=node1 srcip-lab-0a1b2c-node2=node2"
+    assert objects == str(OBJECTS)
+    assert "--net=/run/netns/srcip-lab-0a1b2c-client" in done.stdout
 
 
 def test_nothing_traced():

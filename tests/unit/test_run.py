@@ -1,13 +1,14 @@
 """The loop that the commands share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.unit import samples
 from tracer.commands.output import Expectation
-from tracer.commands.run import run
+from tracer.commands.run import run, stop_on_signals
 from tracer.errors import RecordingError
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
@@ -37,3 +38,16 @@ def test_full_disk(tmp_path, count):
     with pytest.raises(RecordingError, match="No space left on device"):
         run(source, Pipeline(source), shown, Expectation.of(None), recorder=recorder, count=count)
     assert len(shown.judged) == 1
+
+
+@pytest.mark.parametrize(("before", "is_over"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_hangup(before, is_over):
+    """A terminal that closes ends the run in order, unless nohup(1) keeps that away from it."""
+    former = signal.signal(signal.SIGHUP, before)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.is_set is is_over
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, former)

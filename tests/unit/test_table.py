@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporters.table import StreamingTable
-from exporters.terminal import has_colour, paint, printable
+from exporters.terminal import Screen, has_colour, paint, printable, screen_of
 
 
 class Terminal(io.StringIO):
@@ -23,9 +23,9 @@ def environment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
 
 
-def table(stream=None, **columns):
+def table(stream=None, screen=None, **columns):
     stream = stream or io.StringIO()
-    return StreamingTable(stream, columns, {"good": "green"}), stream
+    return StreamingTable(stream, columns, {"good": "green"}, screen=screen), stream
 
 
 def lines(stream):
@@ -44,13 +44,69 @@ def test_rows():
     ]
 
 
-def test_heading_again():
-    """A cell that does not fit widens its column, under a new heading."""
+def test_a_wider_cell():
+    """A cell that does not fit widens its column from there on, under the heading that is there."""
     rows, out = table(A=2, B=2)
     rows.row(["1", "x"])
     rows.row(["12345", "x"])
     rows.row(["1", "x"])
-    assert lines(out) == ["A   B", "1   x", "A      B", "12345  x", "1      x"]
+    assert lines(out) == ["A   B", "1   x", "12345  x", "1      x"]
+
+
+def test_a_first_wide_cell():
+    """The heading stands above what the first row needs."""
+    rows, out = table(A=2, B=2)
+    rows.row(["12345", "x"])
+    assert lines(out) == ["A      B", "12345  x"]
+
+
+def test_no_room_to_grow():
+    """A cell for which the screen has no room pushes its own row alone, no further than it must."""
+    rows, out = table(screen=Screen(width=20, height=9), A=4, B=6, C=4)
+    rows.row(["a" * 6, "b", "c"])  # 18 columns: there is room
+    rows.row(["1" * 9, "22", "3"])
+    rows.row(["1" * 12, "22", "3"])
+    rows.row(["1", "2", "3"])
+    assert lines(out) == [
+        "A       B       C",
+        "aaaaaa  b       c",
+        "111111111  22   3",
+        "111111111111  22  3",
+        "1       2       3",
+    ]
+
+
+def test_a_very_long_cell_in_a_file():
+    """One long name does not move all rows that follow out of sight."""
+    rows, out = table(A=2, B=2)
+    rows.row(["1" * 200, "x"])
+    rows.row(["1", "x"])
+    assert lines(out)[1:] == [f"{'1' * 200}  x", f"{'1':<64}  x"]
+
+
+def test_heading_on_a_screen():
+    """Where the heading has left the screen it is printed again, notes and broken lines counted."""
+    rows, out = table(screen=Screen(width=10, height=5), A=2, B=2)
+    for _ in range(4):
+        rows.row(["1", "x"])
+    rows.note("    a line that is broken twice")
+    rows.row(["1", "x"])
+    heading, row, note = "A   B", "1   x", "    a line that is broken twice"
+    assert lines(out) == [heading, *[row] * 3, heading, row, note, heading, row]
+
+
+def test_heading_in_a_file():
+    """In a file the heading stands once, however many rows follow."""
+    rows, out = table(A=2, B=2)
+    for _ in range(1000):
+        rows.row(["1", "x"])
+    assert lines(out).count("A   B") == 1
+
+
+def test_screen():
+    """A terminal has a size; a file or pipe is none."""
+    assert screen_of(io.StringIO()) is None
+    assert screen_of(Terminal()).width > 0
 
 
 def test_last_column_never_widens():
@@ -69,13 +125,13 @@ def test_wrong_number_of_cells():
 
 
 def test_colours():
-    """On a terminal the heading is bold, and a cell with a colour has it with its padding."""
+    """On a terminal the heading is bold, and a cell with a colour has it."""
     rows, out = table(Terminal(), A=6, B=1)
     rows.row(["good", "x"])
     rows.row(["bad", "good"])
     assert lines(out) == [
-        "\x1b[1mA     \x1b[0m  \x1b[1mB\x1b[0m",
-        "\x1b[32mgood  \x1b[0m  x",
+        "\x1b[1mA\x1b[0m       \x1b[1mB\x1b[0m",
+        "\x1b[32mgood\x1b[0m    x",
         "bad     \x1b[32mgood\x1b[0m",
     ]
 
@@ -153,7 +209,7 @@ def test_printable_of_anything(text):
 
 @given(st.lists(st.lists(st.text(st.one_of(st.characters(), ODD)), min_size=3, max_size=3)))
 def test_any_rows(rows):
-    """Each row is one line without control characters, aligned to the heading above it."""
+    """Each row is one line without control characters, below one heading."""
     out = io.StringIO()
     printed = StreamingTable(out, {"A": 1, "B": 1, "C": 1})
     for cells in rows:
@@ -161,4 +217,5 @@ def test_any_rows(rows):
     text = out.getvalue().split("\n")[:-1]
     assert all(line.isprintable() for line in text)
     headings = [line for line in text if re.fullmatch("A +B +C", line)]
-    assert len(text) - len(headings) <= len(rows) <= len(text)
+    assert len(headings) >= bool(rows)
+    assert len(text) == len(rows) + bool(rows)

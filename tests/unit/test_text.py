@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from exporters.terminal import Screen
 from exporters.text import TextWriter, endpoint, ends, explanation, summary_text
 from tests.unit import samples
 from tests.unit.samples import BACKEND6, CLIENT6, flow
@@ -16,6 +17,8 @@ from tracer.judge.verdict import SeenAccept, Summary
 from tracer.judge.view import View
 from tracer.model import ClientForm, ProxyHeader, Status
 from tracer.ruleset.rule import Owner
+
+NARROW = Screen(width=80, height=24)
 
 
 def written(*judged):
@@ -162,15 +165,16 @@ def test_explanation_is_harmless():
 
 
 def test_ipv6():
-    """Wide addresses widen their columns under a new heading, and stay aligned."""
-    first, _, heading, row = written(
-        samples.judged(*samples.REPLACED), samples.judged(*samples.REPLACED6)
+    """Wide addresses widen their columns, also for the rows after them."""
+    heading, narrow, wide, after = written(
+        *(samples.judged(*each) for each in (samples.REPLACED, samples.REPLACED6, samples.REPLACED))
     )
-    assert first != heading
-    assert cells(row, heading)[4:8] == [
+    assert narrow.index("tcp") == heading.index("PROTO")
+    assert [cell for cell in wide.split("  ") if cell][4:8] == [
         "[2001:db8:1::10]:46356", "[fd00:240::5]:30080",
         "[fd00:240::5]:65241", "[fd00:244:1::11]:8080",
     ]  # fmt: skip
+    assert after.index("10.240.0.5:30080") == wide.index("[fd00:240::5]:30080")
 
 
 def test_widest_ipv6():
@@ -297,7 +301,7 @@ def test_summary_is_harmless():
 def test_narrow_terminal():
     """Where a row would break, a connection is three short lines, a drop two, an accept two."""
     out = io.StringIO()
-    writer = TextWriter(out, width=80)
+    writer = TextWriter(out, screen=NARROW)
     writer.write(samples.explained())
     writer.write(samples.explained_drop())
     writer.write(SeenAccept(accept=samples.accept(), time_ns=samples.CLOCK_OFFSET_NS))
@@ -316,6 +320,6 @@ def test_narrow_terminal_obeys_nothing():
     """Names are as harmless on a narrow terminal as on a wide one."""
     out = io.StringIO()
     pod = PodRef("default", "p\x1b[31m", "node1")
-    TextWriter(out, width=80).write(samples.explained(backend_pod=pod))
+    TextWriter(out, screen=NARROW).write(samples.explained(backend_pod=pod))
     assert "\x1b" not in out.getvalue()
     assert "p\\x1b[31m:8080 sees" in out.getvalue()

@@ -9,7 +9,8 @@ from ipaddress import ip_network
 import click
 
 from exporters import jsonl
-from exporters.demo import DemoWriter, scenario_to_line
+from exporters.demo import DemoWriter, kept_lines, scenario_to_line
+from exporters.terminal import screen_of
 from lab import hosts, kube_proxy, probe, relay, topology
 from lab.agreement import Finding, Traced
 from lab.hosts import FAMILIES, NODES
@@ -20,6 +21,7 @@ from lab.services import OBJECTS, PROTOS
 from lab.topology import Lab
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, live_views
+from tracer.commands.run import stop_on_signals
 from tracer.judge.verdict import Judged
 from tracer.kernel import ladder, netns, privileges
 from tracer.kernel.ladder import Rung
@@ -40,7 +42,7 @@ _OBJECTS = ClusterChoice(
 @click.option(
     "--scenario",
     multiple=True,
-    type=click.Choice([scenario.id for scenario in SCENARIOS]),
+    type=click.Choice([scenario.id for scenario in SCENARIOS], case_sensitive=False),
     metavar="ID",
     help="Only this scenario, such as S3 (docs/scenarios.md). May be given several times.",
 )
@@ -59,6 +61,11 @@ _OBJECTS = ClusterChoice(
 )
 @click.option("--proto", multiple=True, type=click.Choice(PROTOS), help="Only this protocol.")
 @options.programs_rung_option
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Run no scenario: say how to look into the cluster, and keep it until Ctrl-C.",
+)
 @options.output_option
 def demo(
     scenario: tuple[str, ...],
@@ -66,6 +73,7 @@ def demo(
     family: tuple[str, ...],
     proto: tuple[str, ...],
     rung: str | None,
+    keep: bool,
     output: str,
 ) -> None:
     """
@@ -81,8 +89,14 @@ def demo(
     Examples:
       srcip demo
       srcip demo --scenario S3 --scenario S5 --family ipv4
+      srcip demo --keep                             the cluster alone, to try commands on it
       srcip demo -o json | jq -c 'select(.kind == "scenario")'
     """
+    if keep:
+        if scenario or family or proto or rung or len(mode) > 1 or output == "json":
+            raise click.UsageError("--keep runs no scenario: nothing but one --mode goes with it")
+        _keep(next(each for each in kube_proxy.ALL_MODES if not mode or each in mode))
+        return
     privileges.require_for_tracing()
     asked = options.rung_of(rung)
     ladder.require_programs(asked)
@@ -100,7 +114,7 @@ def demo(
         raise click.UsageError("no scenario has such a variant")
     for each in {case.mode for case in wanted}:
         kube_proxy.require(each)
-    writer = DemoWriter(sys.stdout)
+    writer = DemoWriter(sys.stdout, screen_of(sys.stdout))
     findings: list[Finding] = []
     for each in kube_proxy.ALL_MODES:
         chosen = [case for case in wanted if case.mode == each]
@@ -125,6 +139,18 @@ def demo(
 def _run_mode(
     mode: Mode, chosen: Sequence[Case], asked: Rung | None
 ) -> tuple[list[Finding], list[Judged]]:
+def _keep(mode: Mode) -> None:
+    """Build a lab, say how to look into it, and remove it when the user has seen enough."""
+    kube_proxy.require(mode)
+    with topology.build() as lab:
+        kube_proxy.load(lab, mode)
+        with stop_on_signals() as stop:
+            click.echo("\n".join(kept_lines(lab, mode)))
+            while not stop.is_set:
+                time.sleep(_POLL_S)
+
+
+def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[Judged]]:
     """Build a lab, make the connections, and return what was found, in the table's order."""
     with topology.build() as lab:
         kube_proxy.load(lab, mode)

@@ -19,6 +19,7 @@ from tracer.cluster.index import Cluster
 from tracer.cluster.objects import Policy, Service
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, load_cluster
+from tracer.commands.values import Seconds, ServiceName
 from tracer.errors import TracerError
 from tracer.judge.forecast import Forecaster, Proxy, facts_of
 from tracer.judge.preview import SETTINGS, change, hidden_clients, preview
@@ -56,7 +57,7 @@ class Setting(click.ParamType[tuple[str, Policy]]):
 
 
 @click.command(short_help="Forecast what a Service's backends will see.")
-@click.argument("service", type=options.ServiceName(), required=False, metavar="NAMESPACE/SERVICE")
+@click.argument("service", type=ServiceName(), required=False, metavar="NAMESPACE/SERVICE")
 @options.where_options
 @cluster_options
 @click.option(
@@ -84,7 +85,7 @@ class Setting(click.ParamType[tuple[str, Policy]]):
 )
 @click.option(
     "--probe-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(most=3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

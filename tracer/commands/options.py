@@ -1,53 +1,23 @@
-"""Options that several commands share, and their values' types."""
+"""Options that several commands share."""
 
 import socket
 from collections.abc import Callable
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tracer.commands.values import Cidr, Number, ServiceName
 from tracer.errors import TracerError
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
 from tracer.kernel import netns
 from tracer.kernel.ladder import Rung
 from tracer.kernel.netns import Netns
-from tracer.model import PROTOCOLS, Filter, IPNetwork
+from tracer.model import PROTOCOLS, Filter
 from tracer.pipeline import Wanted
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class Cidr(click.ParamType[IPNetwork]):
-    """An address or a prefix, IPv4 or IPv6."""
-
-    name = "cidr"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPNetwork:
-        """Parse ``192.0.2.0/24``; an address alone is a prefix of its own."""
-        try:
-            return ip_network(value)
-        except ValueError as error:
-            self.fail(f"{error}", param, ctx)
-
-
-class ServiceName(click.ParamType[tuple[str, str]]):
-    """A Service as NAMESPACE/NAME."""
-
-    name = "service"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        """Split at the slash."""
-        namespace, slash, name = str(value).partition("/")
-        if not (namespace and slash and name) or "/" in name:
-            self.fail(f"{value!r} is no NAMESPACE/NAME", param, ctx)
-        return namespace, name
 
 
 def together(*options: Decorator) -> Decorator:
@@ -91,7 +61,7 @@ filter_options = together(
     ),
     click.option(
         "--filter-port",
-        type=click.IntRange(1, 65535),
+        type=Number(1, 65535),
         metavar="PORT",
         help="Only connections to this port, as the client addressed it or as the backend"
         " answers it.",
@@ -153,7 +123,7 @@ path_output_option = click.option(
 
 packets_option = click.option(
     "--packets",
-    type=click.IntRange(1, 1000),
+    type=Number(1, 1000),
     metavar="N",
     help="Watch the first N packets of each direction hop by hop: with -o json a line for each"
     " path instead of each connection. Default: none; 1 with -o diagram.",
@@ -191,7 +161,7 @@ expect_option = click.option(
 
 count_option = click.option(
     "--count",
-    type=click.IntRange(min=1),
+    type=Number(1),
     metavar="N",
     help="Stop after N connections and drops.",
 )

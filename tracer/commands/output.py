@@ -11,7 +11,7 @@ import click
 from exporters import jsonl
 from exporters.diagram import diagram_lines
 from exporters.path_table import PathTable
-from exporters.terminal import has_colour
+from exporters.terminal import has_colour, screen_of
 from exporters.text import TextWriter, summary_text
 from tracer.judge.path import Path
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop, Summary, Verdict
@@ -35,8 +35,9 @@ class _Table:
     """Rows on standard output, the summary on standard error."""
 
     def __init__(self, *, is_explaining: bool) -> None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        self._text = TextWriter(sys.stdout, is_explaining=is_explaining, width=width)
+        self._text = TextWriter(
+            sys.stdout, is_explaining=is_explaining, screen=screen_of(sys.stdout)
+        )
 
     def write(self, judged: Judged | Path) -> None:
         for each in _told(judged) if isinstance(judged, Path) else (judged,):
@@ -61,7 +62,9 @@ class _PathRows:
     """A row for each whole path on standard output, the summary on standard error."""
 
     def __init__(self, *, is_explaining: bool) -> None:
-        self._table = PathTable(sys.stdout, is_explaining=is_explaining)
+        self._table = PathTable(
+            sys.stdout, is_explaining=is_explaining, screen=screen_of(sys.stdout)
+        )
 
     def write(self, judged: Judged | Path) -> None:
         if isinstance(judged, Path):

@@ -30,9 +30,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into an orderly end: recording closed, summary printed."""
+    """
+    Turn Ctrl-C, SIGTERM and SIGHUP into an orderly end: recording closed, summary printed.
+
+    What nohup(1) made deaf to SIGHUP stays so.
+    """
     stop = Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
     before = {number: signal.signal(number, stop.set) for number in numbers}
     try:
         yield stop

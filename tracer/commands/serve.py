@@ -17,6 +17,7 @@ from tracer.agent import Agent
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.run import stop_on_signals
+from tracer.commands.values import Number, Seconds
 from tracer.kernel import ladder, privileges
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import Settings
@@ -60,7 +61,7 @@ class Group(click.ParamType[int]):
 )
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=Number(0, 65535),
     default=9464,
     show_default=True,
     metavar="PORT",
@@ -104,7 +105,7 @@ class Group(click.ParamType[int]):
 @options.ready_option
 @click.option(
     "--max-series",
-    type=click.IntRange(min=1),
+    type=Number(1),
     default=10_000,
     show_default=True,
     metavar="N",
@@ -112,7 +113,7 @@ class Group(click.ParamType[int]):
 )
 @click.option(
     "--drain-interval",
-    type=click.FloatRange(min=1),
+    type=Seconds(1, 3600),
     default=5.0,
     show_default=True,
     metavar="SECONDS",

@@ -13,6 +13,7 @@ from tracer.commands.joined import joined
 from tracer.commands.output import Expectation, path_writer
 from tracer.commands.run import stop_on_signals
 from tracer.commands.sinks import path_sinks, sink_options
+from tracer.commands.values import Seconds
 from tracer.judge.join import WINDOW_NS
 from tracer.model import IPNetwork
 
@@ -52,7 +53,7 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
 @options.trusted_proxy_option
 @click.option(
     "--window",
-    type=click.FloatRange(min=0, max=3600),
+    type=Seconds(most=3600),
     metavar="SECONDS",
     default=WINDOW_NS / _NS,
     show_default=True,

@@ -16,6 +16,7 @@ from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
 from tracer.commands.sinks import path_sinks, sink_options
 from tracer.commands.through_agent import through_agent
+from tracer.commands.values import Seconds
 from tracer.kernel import privileges, sources
 from tracer.model import IPNetwork
 from tracer.paths import live_paths
@@ -54,7 +55,7 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @options.count_option
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     metavar="SECONDS",
     help="Stop after so many seconds.",
 )
@@ -108,6 +109,8 @@ def trace(
             count=count,
             timeout_s=timeout,
         )
+    if trusted_proxy and not read_proxy_headers:
+        raise click.UsageError("--trusted-proxy goes with --read-proxy-headers")
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     namespaces = options.namespaces(parameters)

@@ -1,0 +1,105 @@
+"""Types of options' values: addresses, numbers within bounds, names of Services."""
+
+import math
+from ipaddress import ip_interface, ip_network
+from typing import Any
+
+import click
+
+from tracer.model import IPNetwork
+
+
+class Cidr(click.ParamType[IPNetwork]):
+    """An address or a prefix, IPv4 or IPv6."""
+
+    name = "cidr"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPNetwork:
+        """Parse ``192.0.2.0/24``; an address alone is a prefix of its own."""
+        text = str(value)
+        try:
+            # A scope such as %eth0 is in no packet.
+            return ip_network("" if "%" in text else text)
+        except ValueError:
+            self.fail(_cidr_complaint(text), param, ctx)
+
+
+class ServiceName(click.ParamType[tuple[str, str]]):
+    """A Service as NAMESPACE/NAME."""
+
+    name = "service"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Split at the slash."""
+        namespace, slash, name = str(value).partition("/")
+        if not (namespace and slash and name) or "/" in name:
+            self.fail(f"{value!r} is no NAMESPACE/NAME, such as default/web", param, ctx)
+        return namespace, name
+
+
+class Number(click.ParamType[int]):
+    """A whole number within bounds that are part of it."""
+
+    name = "number"
+
+    def __init__(self, least: int, most: int | None = None) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse decimal digits."""
+        try:
+            number = int(value)
+        except ValueError:
+            number = None
+        if number is None or not _is_within(number, self._least, self._most):
+            bounds = f"from {self._least} on"
+            if self._most is not None:
+                bounds = f"from {self._least} to {self._most}"
+            self.fail(f"{str(value)!r} is no whole number {bounds}", param, ctx)
+        return number
+
+
+class Seconds(click.ParamType[float]):
+    """
+    A time in seconds within bounds that are part of it; neither infinite nor NaN.
+
+    Args:
+        least: The shortest; 0 stands for anything longer than no time.
+        most: The longest, if there is one.
+    """
+
+    name = "seconds"
+
+    def __init__(self, least: float = 0, most: float | None = None) -> None:
+        self._least, self._most = least, most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse decimal digits, with a fraction if there is one."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        is_within = _is_within(seconds, self._least, self._most) and seconds > 0
+        if not (math.isfinite(seconds) and is_within):
+            least = f"at least {self._least:g}" if self._least else "more than 0"
+            most = f" and at most {self._most:g}" if self._most is not None else ""
+            self.fail(f"{str(value)!r} is no time of {least}{most} seconds", param, ctx)
+        return seconds
+
+
+def _cidr_complaint(text: str) -> str:
+    try:
+        interface = ip_interface("" if "%" in text else text)
+    except ValueError:
+        return f"{text!r} is no address, and no prefix such as 192.0.2.0/24"
+    return f"{text} has host bits set: say {interface.network}, or {interface.ip} alone"
+
+
+def _is_within(number: float, least: float, most: float | None) -> bool:
+    return number >= least and (most is None or number <= most)
