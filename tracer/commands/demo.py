@@ -136,9 +136,6 @@ def demo(
     sys.exit(1 if disagreeing else 0)
 
 
-def _run_mode(
-    mode: Mode, chosen: Sequence[Case], asked: Rung | None
-) -> tuple[list[Finding], list[Judged]]:
 def _keep(mode: Mode) -> None:
     """Build a lab, say how to look into it, and remove it when the user has seen enough."""
     kube_proxy.require(mode)
@@ -150,7 +147,9 @@ def _keep(mode: Mode) -> None:
                 time.sleep(_POLL_S)
 
 
-def _run_mode(mode: Mode, chosen: Sequence[Case]) -> tuple[list[Finding], list[Judged]]:
+def _run_mode(
+    mode: Mode, chosen: Sequence[Case], asked: Rung | None
+) -> tuple[list[Finding], list[Judged]]:
     """Build a lab, make the connections, and return what was found, in the table's order."""
     with topology.build() as lab:
         kube_proxy.load(lab, mode)
