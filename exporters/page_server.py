@@ -1,82 +1,50 @@
 """The server that hands out a page over HTTP or HTTPS, to whom the gate lets in."""
 
 import logging
-import ssl
 import threading
+import time
 from collections.abc import Callable
+from http.client import HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socket import AF_INET6, socket
-from typing import Any
+from typing import Any, Protocol, cast
 
+from exporters.certificate import Certificate
 from exporters.prometheus import GUARDED, Page
+from exporters.slots import Slots
+from tracer.channel import Channel, ClearChannel, TlsChannel, send_all
 from tracer.errors import TracerError
 
 _log = logging.getLogger(__name__)
 
-# A client that neither asks nor reads holds a thread for so long; so many may.
-_PATIENCE_S = 10
-_CLIENTS = 32
+# How long a request may take, from the connection to the last byte of its answer.
+_PATIENCE_S = 10.0
+# Bytes of a request at the most, with a token of 16 KiB; and of what is received at once.
+_MAX_HEAD, _CHUNK = 32 << 10, 4 << 10
+# How long to accept nobody when there are no descriptors left: asking again at once is a loop.
+_REST_S = 1.0
+_PLAIN = "text/plain; charset=utf-8"
 
-# Takes the Authorization header; returns None to let in, else status and reason.
-Gate = Callable[[str], tuple[int, str] | None]
+# Takes the Authorization header and the path; returns None to let in, else status and reason.
+Gate = Callable[[str, str], tuple[int, str] | None]
 
 
-class Certificate:
+class Streams(Protocol):
     """
-    A certificate and its key, read anew when the files have changed.
+    Who takes over the connections of the live stream, from any thread.
 
-    New ones that cannot be read are a warning, and the former stay in use: who renews writes one
-    file after the other.
-
-    Raises:
-        TracerError: If they cannot be used at the start.
+    ``url_path`` is where to ask for it, ``upgrade`` what a connection is asked to become (RFC 9110,
+    7.8).
     """
 
-    def __init__(self, cert: Path, key: Path) -> None:
-        self._files = (cert, key)
-        self._lock = threading.Lock()
-        self._stamp = self._stamps()
-        try:
-            self._context = self._load()
-        except (OSError, ValueError) as error:
-            raise TracerError(self._trouble(error)) from None
+    url_path: str
+    upgrade: str
 
-    def context(self) -> ssl.SSLContext:
-        """Return what the next connection shall use."""
-        with self._lock:
-            stamp = self._stamps()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
-                    self._context = self._load()
-                except (OSError, ValueError) as error:
-                    _log.warning("%s; the former one stays in use", self._trouble(error))
-            return self._context
+    def has_room(self) -> bool:
+        """Whether one more would be served."""
 
-    def _load(self) -> ssl.SSLContext:
-        # A new one each time: one that failed half way holds a certificate without its key.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # No password is asked for on a terminal.
-        context.load_cert_chain(*self._files, password=lambda: b"")
-        return context
-
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(map(_stamp, self._files))
-
-    def _trouble(self, error: OSError | ValueError) -> str:
-        cert, key = self._files
-        why = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
-        return f"cannot use the certificate {cert} with the key {key}: {why or error}"
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    # A mounted Secret changes by its symbolic link: another inode.
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    def take_over(self, channel: Channel, said: bytes) -> None:
+        """Go on with a connection; ``said`` has come already."""
 
 
 class PageServer:
@@ -104,10 +72,10 @@ class PageServer:
             address: Where to listen.
             port: Where to listen; 0 for any.
             certificate: For HTTPS.
-            gate: Who may have the metrics; None for all. Health is told to everyone.
+            gate: Who may have the metrics and the stream; None for all. Health is told to everyone.
         """
         try:
-            self._server = _Server((address, port), _handler(page, gate), certificate)
+            self._server = _Server((address, port), page, certificate, gate)
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise TracerError(
@@ -117,8 +85,16 @@ class PageServer:
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    def start(self) -> None:
-        """Begin to answer."""
+    def start(self, streams: Streams | None = None) -> None:
+        """
+        Begin to answer.
+
+        Args:
+            streams: Takes over who may have the live stream, over TLS and past a gate alone: it
+                shows the addresses of clients.
+        """
+        if self._server.is_guarded:
+            self._server.streams = streams
         self._thread.start()
 
     def close(self) -> None:
@@ -132,75 +108,197 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # Closing waits for nobody.
     block_on_close = False
+    # Connections that wait for a slot: as many as streams may be opened at once.
+    request_queue_size = 256
 
     def __init__(
         self,
         where: tuple[str, int],
-        handler: type[BaseHTTPRequestHandler],
+        page: Page,
         certificate: Certificate | None,
+        gate: Gate | None,
     ) -> None:
         if ":" in where[0]:
             self.address_family = AF_INET6
+        self.page = page
+        self.gate = gate
+        self.streams: Streams | None = None
         self._certificate = certificate
-        self._free = threading.BoundedSemaphore(_CLIENTS)
-        super().__init__(where, handler)
+        self._slots = Slots()
+        super().__init__(where, _Handler)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether nobody listens on the way, nor without leave."""
+        return self._certificate is not None and self.gate is not None
+
+    def get_request(self) -> tuple[socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_REST_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        try:
+            if self._slots.take(request):
+                super().process_request(request, client_address)
+                return
+        except RuntimeError as error:
+            # No more threads, for now.
+            _log.warning("a request to the page finds no thread: %s", error)
+            self._slots.leave(request)
+        self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            if self._certificate is not None:
-                request = self._secured(request)
-            if request is not None:
-                super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def _secured(self, request: socket) -> ssl.SSLSocket | None:
         """Shake hands in the client's own thread: who dawdles holds up nobody else."""
-        assert self._certificate is not None  # noqa: S101 - the caller has looked
+        channel = None
         try:
-            request.settimeout(_PATIENCE_S)
-            return self._certificate.context().wrap_socket(request, server_side=True)
-        except (OSError, ValueError):
-            self.shutdown_request(request)
-            return None
+            channel = self._channel(request)
+            handler = _Handler(cast("socket", channel), client_address, self)
+            if handler.has_left and self.streams is not None:
+                self._slots.leave(request)
+                self.streams.take_over(channel, handler.unread)
+                channel = None
+        except (OSError, HTTPException):
+            """A client that went away, or speaks no HTTP, is not worth a word."""
+        except Exception:
+            _log.exception("a request to the page was not answered")
+        finally:
+            self._slots.leave(request)
+            if channel is not None:
+                channel.close()
 
-    def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """A client that went away is not worth a word."""
+    def _channel(self, request: socket) -> Channel:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        if self._certificate is None:
+            clear = ClearChannel(request, chunk=_CHUNK)
+            clear.deadline_s = deadline_s
+            return clear
+        try:
+            secured = TlsChannel(request, self._certificate.context(), chunk=_CHUNK, is_server=True)
+            secured.deadline_s = deadline_s
+            secured.shake_hands()
+        except OSError:
+            request.close()
+            raise
+        return secured
 
 
-def _handler(page: Page, gate: Gate | None) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _PATIENCE_S
-        server_version = "srcip"
-        sys_version = ""
+class _Head:
+    """What a client says, line by line, up to a bound for all of it."""
 
-        def do_GET(self) -> None:
-            if gate is not None and self.path.partition("?")[0] in GUARDED:
-                refusal = gate(self.headers.get("Authorization", ""))
-                if refusal is not None:
-                    self._refuse(*refusal)
-                    return
-            self._answer(*page.answer(self.path, self.headers.get("Accept", "")))
+    closed = False
 
-        def _refuse(self, status: int, reason: str) -> None:
-            self._answer(status, "text/plain; charset=utf-8", f"{reason}\n".encode())
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._taken = 0
+        self.unread = b""
 
-        def _answer(self, status: int, content_type: str, body: bytes) -> None:
-            self.send_response(status)
-            if status == 401:
-                self.send_header("WWW-Authenticate", "Bearer")
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def readline(self, _limit: int) -> bytes:
+        """Return the next line; less at the end."""
+        while b"\n" not in self.unread:
+            if self._taken + len(self.unread) > _MAX_HEAD:
+                raise LineTooLong("request")
+            try:
+                chunk = self._channel.receive()
+            except BlockingIOError:
+                # It was of the TLS layer alone.
+                continue
+            if not chunk:
+                break
+            self.unread += chunk
+        line, end, self.unread = self.unread.partition(b"\n")
+        self._taken += len(line + end)
+        return line + end
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-            """Scrapes are no news."""
+    def close(self) -> None:
+        """The connection may go on."""
 
-    return Handler
+
+class _Outlet:
+    """What a client is told."""
+
+    closed = False
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def write(self, data: bytes) -> None:
+        """Send all of it."""
+        send_all(self._channel, data)
+
+    def flush(self) -> None:
+        """The socket has it already."""
+
+    def close(self) -> None:
+        """The connection may go on."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version = "srcip"
+    sys_version = ""
+    has_left = False
+
+    def setup(self) -> None:
+        """Take a channel for a socket."""
+        channel = cast("Channel", self.request)
+        self._head = _Head(channel)
+        self.rfile, self.wfile = cast("Any", self._head), cast("Any", _Outlet(channel))
+
+    @property
+    def unread(self) -> bytes:
+        """What the client has said after its request."""
+        return self._head.unread
+
+    def do_GET(self) -> None:
+        path, streams = self.path.partition("?")[0], self.server.streams
+        is_stream = streams is not None and path == streams.url_path
+        gate = self.server.gate
+        if gate is not None and (is_stream or path in GUARDED):
+            told = self.headers.get_all("Authorization") or [""]
+            # Of two, who stands between might have looked at the other.
+            refusal = gate(told[0], path) if len(told) == 1 else (400, "one Authorization header")
+            if refusal is not None:
+                self._refuse(*refusal)
+                return
+        if streams is not None and is_stream:
+            self._leave(streams)
+        else:
+            self._answer(*self.server.page.answer(self.path, self.headers.get("Accept", "")))
+
+    def _leave(self, streams: Streams) -> None:
+        """Let the connection become a stream."""
+        told = ",".join(self.headers.get_all("Connection") or ())
+        wishes = {each.strip().lower() for each in told.split(",")}
+        has_body = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+        if "upgrade" not in wishes or self.headers.get("Upgrade", "").strip() != streams.upgrade:
+            self._refuse(426, f"this takes 'Connection: Upgrade' and 'Upgrade: {streams.upgrade}'")
+        elif self.request_version != "HTTP/1.1" or has_body:
+            self._refuse(400, "an upgrade takes HTTP/1.1, and no body")
+        elif not streams.has_room():
+            self._refuse(503, "as many clients as there may be are connected already")
+        else:
+            lines = ("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade")
+            head = "\r\n".join((*lines, f"Upgrade: {streams.upgrade}", "", ""))
+            self.wfile.write(head.encode())
+            self.has_left = True
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self._answer(status, _PLAIN, f"{reason}\n".encode())
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        if status == 426 and self.server.streams is not None:
+            self.send_header("Upgrade", self.server.streams.upgrade)
+            self.send_header("Connection", "Upgrade")
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
+        """Scrapes are no news."""

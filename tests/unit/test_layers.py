@@ -39,6 +39,7 @@ LAYERS = (
     {"tracer.source", "tracer.decode", "tracer.encode"},
     {"tracer.wire"},
     {"tracer.model"},
+    {"tracer.channel"},
     {"tracer.errors"},
 )
 # These, and all that they import, are pure: what fetches stands beside them and is not imported.

@@ -1,7 +1,9 @@
 """HTTPS with a certificate that changes, and the gate before the metrics."""
 
+import select
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,9 +13,11 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from exporters import page_server
-from exporters.page_server import Certificate, PageServer
+from exporters import page_server, slots
+from exporters.certificate import Certificate
+from exporters.page_server import PageServer
 from exporters.prometheus import Page, Snapshot
+from exporters.slots import SLOTS
 from tracer.errors import TracerError
 
 
@@ -151,6 +155,101 @@ def test_who_dawdles_in_the_handshake(issued):
         assert get(server, "/readyz", issued.authority)[0] == 200
 
 
+def to_the_end(sock):
+    """What comes until the end; nothing of it if the server closes with our bytes unread."""
+    said = b""
+    with suppress(ConnectionError):
+        while chunk := sock.recv(1 << 16):
+            said += chunk
+    return said
+
+
+def test_a_head_without_end():
+    """A request has so many bytes at the most, whatever it is made of: 431, or just the end."""
+    for said in (b"x" * 200_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200_000):
+        with serving() as server:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+                sent = 0
+                with suppress(ConnectionError):
+                    while sent < len(said):
+                        sent += sock.send(said[sent : sent + 1000])
+                        if select.select([sock], [], [], 0)[0]:
+                            break
+                assert b" 200 " not in to_the_end(sock)
+            # What the kernel's buffers hold, it may have sent.
+            assert get(server, "/readyz")[0] == 200
+
+
+def test_what_is_said_behind_a_request():
+    """It is no second one: the connection ends with the first answer."""
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\n")
+        sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        answer = to_the_end(sock)
+    assert answer.count(b"HTTP/1.0 ") <= 1
+    assert b"srcip_build_info" not in answer
+
+
+def test_two_tokens():
+    """Of two Authorization headers none counts: somebody on the way may have checked the other."""
+    with (
+        serving(gate=lambda *_: None) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as sock,
+    ):
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n")
+        assert to_the_end(sock).startswith(b"HTTP/1.0 400 ")
+
+
+def test_who_gives_way(monkeypatch):
+    """Where all slots are taken, the one that has lasted longest makes room for the next."""
+    monkeypatch.setattr(slots, "GRACE_S", 0.1)
+    with serving() as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        idle = [
+            stack.enter_context(socket.create_connection(address, timeout=10))
+            for _ in range(SLOTS + 3)
+        ]
+        assert get(server, "/metrics")[0] == 200
+        assert idle[0].recv(1) == b""
+        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert to_the_end(idle[-1]).startswith(b"HTTP/1.0 200 ")
+
+
+def test_threads_that_do_not_end(monkeypatch):
+    """Those that gave way but wait for the API server are bounded, too; then nobody is let in."""
+    monkeypatch.setattr(slots, "GRACE_S", 0)
+    asked, answer = threading.Semaphore(0), threading.Event()
+
+    def slow_gate(*_):
+        asked.release()
+        answer.wait(10)
+        return 503, "late"
+
+    with serving(gate=slow_gate) as server, ExitStack() as stack:
+        stack.callback(answer.set)
+        address = ("127.0.0.1", server.port)
+
+        def ask():
+            sock = stack.enter_context(socket.create_connection(address, timeout=10))
+            sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            return sock
+
+        for _ in range(slots.THREADS):
+            ask()
+            assert asked.acquire(timeout=10)
+        assert to_the_end(ask()) == b""
+        answer.set()
+
+        def is_answered():
+            with suppress(OSError):
+                return get(server, "/healthz")[0] == 200
+            return False
+
+        end_s = time.monotonic() + 10
+        while not is_answered():
+            assert time.monotonic() < end_s
+
+
 def test_scrapers_that_never_read(monkeypatch):
     """As many as there are threads: each is given up after a while, and others are answered."""
     monkeypatch.setattr(page_server, "_PATIENCE_S", 0.2)
@@ -160,7 +259,7 @@ def test_scrapers_that_never_read(monkeypatch):
     server = PageServer(page, "127.0.0.1", 0)
     server.start()
     with closing(server), ExitStack() as stack:
-        for _ in range(page_server._CLIENTS + 8):
+        for _ in range(SLOTS + 8):
             stuck = stack.enter_context(
                 closing(socket.create_connection(("127.0.0.1", server.port)))
             )
@@ -181,7 +280,8 @@ def test_the_gate():
     """It stands before the metrics alone, sees the header, and its word is the answer."""
     asked = []
 
-    def gate(authorization):
+    def gate(authorization, path):
+        assert path == "/metrics"
         asked.append(authorization)
         return None if authorization == "Bearer yes" else (401, "no")
 

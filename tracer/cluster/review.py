@@ -54,7 +54,6 @@ class Reviewer:
         *,
         kubeconfig: Path | None = None,
         context: str | None = None,
-        path: str = "/metrics",
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -63,14 +62,12 @@ class Reviewer:
         Args:
             kubeconfig: File to read; None to look where kubectl and pods do.
             context: Context in it; None for its current one.
-            path: The path that may be got or not.
             clock_s: The clock by which answers grow old.
 
         Raises:
             ClusterError: The configuration cannot be used.
         """
         self._client = connect_blocking(find_config(kubeconfig, context), _TIMEOUT_S)
-        self._path = path
         self._clock_s = clock_s
         # Keys are digests: no token stays in memory.
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -79,9 +76,13 @@ class Reviewer:
         self._second, self._questions = 0, 0
         self._complained: str | None = None
 
-    def refusal(self, authorization: str) -> Refusal | None:
+    def refusal(self, authorization: str, path: str) -> Refusal | None:
         """
         Judge an ``Authorization`` header.
+
+        Args:
+            authorization: Its value.
+            path: What is asked for, one of ours: a nonResourceURL of a role.
 
         Returns:
             None to let in, else the HTTP status and a line that says why not.
@@ -92,7 +93,7 @@ class Reviewer:
             return _NO_TOKEN
         if len(token) > _MAX_TOKEN or not (token.isascii() and token.isprintable()):
             return _UNKNOWN_TOKEN
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.sha256(f"{path} {token}".encode()).digest()
         known = self._look_up(digest)
         if known is not None:
             return known.refusal
@@ -100,7 +101,7 @@ class Reviewer:
         if not self._asking.acquire(timeout=_TIMEOUT_S):
             return 503, "too many tokens to check at once"
         try:
-            known = self._look_up(digest) or self._ask(digest, token)
+            known = self._look_up(digest) or self._ask(digest, token, path)
         finally:
             self._asking.release()
         return known.refusal
@@ -114,12 +115,12 @@ class Reviewer:
             known = self._known.get(digest)
             return known if known is not None and self._clock_s() < known.until_s else None
 
-    def _ask(self, digest: bytes, token: str) -> _Known:
+    def _ask(self, digest: bytes, token: str, path: str) -> _Known:
         now_s = self._clock_s()
         if not self._may_ask(now_s):
             return _Known((503, "too many tokens to check at once"), now_s)
         try:
-            refusal = self._review(token)
+            refusal = self._review(token, path)
         except ClusterError as error:
             # Nobody is let in unseen; and an answer that was none is not kept.
             self._complain(str(error))
@@ -139,13 +140,13 @@ class Reviewer:
         self._questions += 1
         return self._questions <= _QUESTIONS_PER_S
 
-    def _review(self, token: str) -> Refusal | None:
+    def _review(self, token: str, path: str) -> Refusal | None:
         status = self._create(TOKENS, {"token": token})
         user = status.get("user")
         if status.get("authenticated") is not True or not isinstance(user, dict):
             return _UNKNOWN_TOKEN
         name = user.get("username")
-        attributes = {"path": self._path, "verb": "get"}
+        attributes = {"path": path, "verb": "get"}
         spec = {
             "user": name,
             "nonResourceAttributes": attributes,
@@ -153,7 +154,7 @@ class Reviewer:
         }
         if self._create(ACCESS, spec).get("allowed") is True:
             return None
-        return 403, f"{shown(name)} may not get {self._path}"
+        return 403, f"{shown(name)} may not get {path}"
 
     def _create(self, review: Review, spec: Mapping[str, Any]) -> Mapping[str, Any]:
         body = {"apiVersion": review.api_version, "kind": review.kind, "spec": spec}

@@ -47,7 +47,7 @@ def reviewer(api, clock, tmp_path):
 
 def test_allowed(api, reviewer):
     """A token that is known and may get /metrics is let in; all of its user is asked about."""
-    assert reviewer.refusal("Bearer good") is None
+    assert reviewer.refusal("Bearer good", "/metrics") is None
     assert api.asked("create", "tokenreviews") == [{"token": "good"}]
     (spec,) = api.asked("create", "subjectaccessreviews")
     assert spec == {
@@ -73,45 +73,55 @@ def test_allowed(api, reviewer):
 )
 def test_refused(reviewer, header, status, reason):
     """No token or an unknown one is 401, a user who may not is 403."""
-    assert reviewer.refusal(header) == (status, reason)
+    assert reviewer.refusal(header, "/metrics") == (status, reason)
+
+
+def test_a_right_to_one_path_is_none_to_another(api, reviewer):
+    """Who may scrape may not listen, nor the other way round; either answer is kept for its own."""
+    name = SCRAPER["username"]
+    for _ in range(2):
+        assert reviewer.refusal("Bearer good", "/metrics") is None
+        assert reviewer.refusal("Bearer good", "/stream") == (403, f"'{name}' may not get /stream")
+    asked = api.asked("create", "subjectaccessreviews")
+    assert [spec["nonResourceAttributes"]["path"] for spec in asked] == ["/metrics", "/stream"]
 
 
 def test_the_scheme_is_case_insensitive(reviewer):
     """RFC 9110: so are all schemes."""
-    assert reviewer.refusal("bearer  good ") is None
+    assert reviewer.refusal("bearer  good ", "/metrics") is None
 
 
 def test_answers_are_kept_for_a_while(api, reviewer, clock):
     """A scraper costs two questions a minute, and a withdrawn token opens no longer than that."""
     for _ in range(3):
-        assert reviewer.refusal("Bearer good") is None
+        assert reviewer.refusal("Bearer good", "/metrics") is None
     assert len(api.asked("create", "tokenreviews")) == 1
     api.users.clear()
     clock.now_s += ALLOWED_S - 1
-    assert reviewer.refusal("Bearer good") is None
+    assert reviewer.refusal("Bearer good", "/metrics") is None
     clock.now_s += 2
-    assert reviewer.refusal("Bearer good")[0] == 401
+    assert reviewer.refusal("Bearer good", "/metrics")[0] == 401
     api.users["good"] = SCRAPER
     clock.now_s += REFUSED_S - 1
-    assert reviewer.refusal("Bearer good")[0] == 401
+    assert reviewer.refusal("Bearer good", "/metrics")[0] == 401
     clock.now_s += 2
-    assert reviewer.refusal("Bearer good") is None
+    assert reviewer.refusal("Bearer good", "/metrics") is None
 
 
 def test_a_flood_of_tokens(api, reviewer, clock):
     """A stranger who makes up tokens asks no more than so many questions a second."""
-    answers = [reviewer.refusal(f"Bearer made-up-{i}")[0] for i in range(100)]
+    answers = [reviewer.refusal(f"Bearer made-up-{i}", "/metrics")[0] for i in range(100)]
     assert len(api.asked("create", "tokenreviews")) == answers.count(401) == 20
     assert answers.count(503) == 80
     clock.now_s += 1
-    assert reviewer.refusal("Bearer good") is None
+    assert reviewer.refusal("Bearer good", "/metrics") is None
 
 
 def test_memory_is_bounded(reviewer, clock, monkeypatch):
     """However many tokens there are, so many are remembered."""
     monkeypatch.setattr(review, "_REMEMBERED", 5)
     for i in range(10):
-        reviewer.refusal(f"Bearer made-up-{i}")
+        reviewer.refusal(f"Bearer made-up-{i}", "/metrics")
     assert len(reviewer._known) == 5
 
 
@@ -132,13 +142,13 @@ def test_nobody_is_let_in_unseen(api, reviewer, break_it, said, caplog):
     """Without an answer it is 503, said once in the log with what to do, and asked again."""
     break_it(api)
     for _ in range(2):
-        status, reason = reviewer.refusal("Bearer good")
+        status, reason = reviewer.refusal("Bearer good", "/metrics")
         assert (status, reason) == (503, "the API server cannot be asked about this token")
     assert len(caplog.messages) == 1
     assert said in caplog.messages[0]
     api.is_broken, api.token = False, "secret"
     api.forbidden.clear()
-    assert reviewer.refusal("Bearer good") is None
+    assert reviewer.refusal("Bearer good", "/metrics") is None
 
 
 def test_answers_that_are_none(api, reviewer, monkeypatch, caplog):
@@ -147,16 +157,16 @@ def test_answers_that_are_none(api, reviewer, monkeypatch, caplog):
         monkeypatch.setattr(
             "tests.unit.apiserver._Handler._review", lambda *_, answer=answer: answer
         )
-        assert reviewer.refusal(f"Bearer {answer}")[0] == 401
+        assert reviewer.refusal(f"Bearer {answer}", "/metrics")[0] == 401
     monkeypatch.setattr("tests.unit.apiserver._Handler._review", lambda *_: None)
-    assert reviewer.refusal("Bearer good")[0] == 503
+    assert reviewer.refusal("Bearer good", "/metrics")[0] == 503
 
 
 def test_one_question_for_many(api, reviewer):
     """Scrapers that come at once with one token are answered by one question."""
     answers = []
     threads = [
-        threading.Thread(target=lambda: answers.append(reviewer.refusal("Bearer good")))
+        threading.Thread(target=lambda: answers.append(reviewer.refusal("Bearer good", "/metrics")))
         for _ in range(8)
     ]
     for thread in threads:
