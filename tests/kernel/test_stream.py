@@ -6,8 +6,12 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from exporters.certificate import Certificate
+from exporters.page_server import PageServer
+from exporters.prometheus import Page
 from tests.kernel.box import SERVER, udp_datagram, wait_until
 from tests.kernel.trace import open_source
+from tests.unit.test_page_server import Issued
 from tracer.agent import Agent
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import Settings
@@ -16,6 +20,7 @@ from tracer.pipeline import Wanted
 from tracer.stream.client import AgentStream
 from tracer.stream.protocol import request_line
 from tracer.stream.server import StreamServer
+from tracer.stream.upgrade import HttpsAgent
 from tracer.surroundings import LiveViews
 
 RULES = "table ip x { chain post { type nat hook postrouting priority 100; masquerade; } }"
@@ -24,11 +29,18 @@ FLOWS, PORTS = 20_000, 10_000
 UDP_ONLY = Wanted(flows=Filter(proto=UDP))
 
 
-class Running:
-    """An agent in a thread of this process."""
+def let_in(*_):
+    """A gate for everyone."""
 
-    def __init__(self, box, path):
-        self.path = path
+
+class Running:
+    """An agent in a thread of this process, on a Unix socket and on a port."""
+
+    def __init__(self, box, directory):
+        self.path = directory / "agent.sock"
+        issued = Issued(directory)
+        ca_file = directory / "ca.crt"
+        ca_file.write_bytes(issued.authority.cert_pem.bytes())
         self.snapshots = []
         self._is_over = False
         with ExitStack() as stack:
@@ -37,7 +49,18 @@ class Running:
             sizes = Sizes(connection_ring_pages=64, accept_ring_pages=1, drop_ring_pages=1)
             settings = Settings(is_streaming=False, has_drops=True, sizes=sizes)
             kernel = stack.enter_context(closing(open_source([box.target()], settings)))
-            server = StreamServer(path)
+            server = StreamServer(self.path)
+            certificate = Certificate(issued.cert, issued.key)
+            pages = stack.enter_context(
+                closing(PageServer(Page("1"), "127.0.0.1", 0, certificate=certificate, gate=let_in))
+            )
+            pages.start(server)
+            self.https = HttpsAgent(
+                host="127.0.0.1",
+                port=pages.port,
+                token="any",
+                ca_file=ca_file,
+            )
             self.agent = Agent(
                 kernel, views, self.snapshots.append, version="1", stream=server,
                 drain_interval_s=1.0,
@@ -63,7 +86,7 @@ class Running:
 @pytest.fixture
 def running(box, tmp_path):
     box.rules(RULES)
-    with closing(Running(box, tmp_path / "agent.sock")) as running:
+    with closing(Running(box, tmp_path)) as running:
         yield running
 
 
@@ -82,14 +105,16 @@ def taken(stream):
     return stream.summary()
 
 
-def test_a_flood(box, running):
+@pytest.mark.parametrize("is_secure", [False, True], ids=["unix", "https"])
+def test_a_flood(box, running, is_secure):
     """
     With a reader and one who never reads, every connection is counted; and for each client, what
     it got and what it is told it lost are the connections made.
     """
+    where = running.https if is_secure else running.path
     with ExitStack() as stack:
-        reader = stack.enter_context(AgentStream(running.path, UDP_ONLY))
-        idle = stack.enter_context(AgentStream(running.path, UDP_ONLY))
+        reader = stack.enter_context(AgentStream(where, UDP_ONLY))
+        idle = stack.enter_context(AgentStream(where, UDP_ONLY))
         for each in (reader, idle):
             each.wait(10)
         summaries = []

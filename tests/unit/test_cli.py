@@ -26,6 +26,7 @@ COMMANDS = ("trace", "flows", "doctor", "replay", "demo")
 REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
 PRESERVED = samples.connection_bytes(samples.connection(*samples.PRESERVED))
 DROPPED = samples.drop_bytes(samples.drop(packet=flow("192.0.2.1", 1, "192.0.2.2", 2), orig=None))
+GUARDED = ("--authorize", "kubernetes", "--tls-cert", "x", "--tls-key", "y")
 ACCEPTED = samples.accept_bytes(samples.accept(samples.REPLACED[1].inverted))
 
 
@@ -121,6 +122,43 @@ def test_version(srcip):
         (["trace", "--agent", "--record", "x"], "--record is the agent's own: it does not go with"),
         (["trace", "--agent", "/x", "--netns", "y"], "--netns is the agent's own"),
         (["trace", "--agent", "-o", "diagram"], "-o diagram does not go with --agent"),
+        (["trace", "--agent", "http://h:1"], "hands out its stream over https alone; tokens and"),
+        (["trace", "--agent", "http://127.0.0.1:1"], "over https alone"),
+        (["trace", "--agent", "ftp://h:1"], "over https alone"),
+        (["trace", "--agent", "https://h"], "names no port; 9464 is an agent's"),
+        (["trace", "--agent", "https://:9464"], "names no port"),
+        (["trace", "--agent", "https://h:x"], "Port could not be cast"),
+        (["trace", "--agent", "https://h:70000"], "Port out of range"),
+        (["trace", "--agent", "https://[h:1"], "Invalid IPv6 URL"),
+        (["trace", "--agent", "https://h:1\x1b[2J"], "'https://h:1\\x1b[2J' is no URL"),
+        (["trace", "--agent", "https://a:b@h:1"], "https://h:1 takes no user, query or fragment"),
+        (
+            ["trace", "--agent", "https://h:1/metrics"],
+            "the stream is at /stream, and needs no path",
+        ),
+        (["trace", "--agent", "https://h:1"], "takes a token: --token-file FILE, or --kubeconfig"),
+        (["trace", "--agent", "https://h:1", "--netns", "y"], "--netns is the agent's own"),
+        (
+            ["trace", "--agent", "https://h:1", "--token-file", "x", "--kubeconfig", "y"],
+            "--kubeconfig does not go with --token-file: there is one token",
+        ),
+        (["trace", "--agent", "/x", "--kubeconfig", "y"], "--kubeconfig is the agent's own"),
+        (["trace", "--agent", "--ca-file", "x"], "--ca-file goes with --agent https://HOST:PORT"),
+        (["trace", "--token-file", "x"], "--token-file goes with --agent https://HOST:PORT alone"),
+        (["trace", "--tls-server-name", "x"], "--tls-server-name goes with --agent https://"),
+        (["serve", "--stream-https"], "--stream-https takes --tls-cert and --authorize kubernetes"),
+        (
+            ["serve", "--stream-https", "--tls-cert", "x", "--tls-key", "y"],
+            "--stream-https takes --tls-cert and --authorize kubernetes",
+        ),
+        (
+            ["serve", "--stream-https", "--authorize", "kubernetes"],
+            "--stream-https takes --tls-cert and --authorize kubernetes",
+        ),
+        (
+            ["serve", "--stream-https", "--no-stream", *GUARDED],
+            "--stream-https does not go with --no-stream",
+        ),
         (["serve", "--tls-cert", "x"], "--tls-cert and --tls-key go together"),
         (["serve", "--tls-key", "x"], "--tls-cert and --tls-key go together"),
         (["serve", "--bind", "192.0.2.1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
@@ -152,6 +190,29 @@ def test_no_agent(srcip, path):
         "",
         "srcip: cannot reach the agent at /no/such/agent.sock: No such file or directory; is 'srcip"
         " serve' running on this node?\n",
+    )
+
+
+def test_no_agent_at_a_port(srcip, tmp_path):
+    """So at a port; and a file without a token is found out before it is asked for."""
+    token = tmp_path / "token"
+    where = ("--agent", "https://127.0.0.1:1", "--token-file", token)
+    assert srcip("trace", *where) == (
+        1,
+        "",
+        f"srcip: token file {token} cannot be read: No such file or directory\n",
+    )
+    for said, why in (("", "holds no token"), ("a\nb", "holds no token"), ("a b", "several words")):
+        token.write_text(said)
+        code, _, err = srcip("trace", *where)
+        assert (code, err.count("\n")) == (1, 1)
+        assert why in err
+    token.write_text("secret\n")
+    assert srcip("trace", *where) == (
+        1,
+        "",
+        "srcip: cannot reach the agent at https://127.0.0.1:1: Connection refused; does 'srcip"
+        " serve --stream-https' listen there (--bind)?\n",
     )
 
 

@@ -102,6 +102,16 @@ def connect_blocking(config: lightkube.SingleConfig, timeout_s: float) -> httpx.
     return _connect(config, Client, httpx.Timeout(timeout_s))
 
 
+def plugin_token(plugin: UserExec) -> str:
+    """
+    Return a token of a kubeconfig's credential plugin.
+
+    Raises:
+        ClusterError: It gives none.
+    """
+    return asyncio.run(_ExecAuth(plugin).fetch(None))
+
+
 def _connect(
     config: lightkube.SingleConfig,
     make: Callable[[lightkube.SingleConfig, ConnectionParams], _Client],
@@ -206,24 +216,25 @@ class _ExecAuth(httpx.Auth):
     async def async_auth_flow(
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        used = self._token or await self._fetch(None)
+        used = self._token or await self.fetch(None)
         request.headers["Authorization"] = f"Bearer {used}"
         response = yield request
         if response.status_code == 401:
-            request.headers["Authorization"] = f"Bearer {await self._fetch(used)}"
+            request.headers["Authorization"] = f"Bearer {await self.fetch(used)}"
             yield request
 
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
-        used = self._token or asyncio.run(self._fetch(None))
+        used = self._token or asyncio.run(self.fetch(None))
         request.headers["Authorization"] = f"Bearer {used}"
         response = yield request
         if response.status_code == 401:
-            request.headers["Authorization"] = f"Bearer {asyncio.run(self._fetch(used))}"
+            request.headers["Authorization"] = f"Bearer {asyncio.run(self.fetch(used))}"
             yield request
 
-    async def _fetch(self, refused: str | None) -> str:
+    async def fetch(self, refused: str | None) -> str:
+        """Return a token that is not one that was refused."""
         async with self._lock:
             # Another watch may have asked while this one waited.
             if self._token is None or self._token == refused:

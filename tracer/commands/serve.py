@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from exporters.page_server import Certificate, Gate, PageServer
+from exporters.certificate import Certificate
+from exporters.page_server import Gate, PageServer
 from exporters.prometheus import Page, Snapshot
 from exporters.terminal import printable
 from tracer.agent import Agent
@@ -22,7 +23,7 @@ from tracer.kernel import ladder, privileges
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import Settings
 from tracer.stream.errors import StreamError
-from tracer.stream.protocol import DEFAULT_SOCKET
+from tracer.stream.protocol import DEFAULT_SOCKET, URL_PATH
 from tracer.stream.server import StreamServer
 
 # How long a quiet agent sleeps: the price of a SIGTERM.
@@ -100,6 +101,13 @@ class Group(click.ParamType[int]):
     metavar="NAME|GID",
     help="The group that may listen to the stream. Default: the agent's own.",
 )
+@click.option(
+    "--stream-https",
+    is_flag=True,
+    help=f"Hand out the stream on the port, too, at {URL_PATH}: to bearer tokens that the API"
+    " server lets get that path. It shows the addresses of clients, so it takes --tls-cert and"
+    " --authorize kubernetes.",
+)
 @click.option("--no-stream", is_flag=True, help="Make no socket: there is nothing to listen to.")
 @options.programs_rung_option
 @options.ready_option
@@ -127,6 +135,7 @@ def serve(
     authorize: str,
     stream_socket: Path | None,
     stream_group: int | None,
+    stream_https: bool,
     no_stream: bool,
     rung: str | None,
     ready_file: Path | None,
@@ -156,6 +165,13 @@ def serve(
             f"--authorize {authorize} on {bind} takes --tls-cert: tokens must not cross the"
             " network in clear"
         )
+    if stream_https and (tls_cert is None or authorize == "none"):
+        raise click.UsageError(
+            "--stream-https takes --tls-cert and --authorize kubernetes: the stream shows the"
+            " addresses of clients"
+        )
+    if stream_https and no_stream:
+        raise click.UsageError("--stream-https does not go with --no-stream")
     namespaces = options.namespaces(parameters)
     privileges.require_for_tracing()
     asked = options.rung_of(rung)
@@ -169,7 +185,7 @@ def serve(
             closing(PageServer(page, bind, port, certificate=certificate, gate=gate))
         )
         views = stack.enter_context(live_views(choice, namespaces, is_agent=True))
-        stream = None if no_stream else _stream(stream_socket, stream_group)
+        stream = None if no_stream else _stream(stream_socket, stream_group, stream_https)
         settings = Settings(is_streaming=False, has_drops=True, sizes=_SIZES)
         kernel = stack.enter_context(closing(ladder.open_programs(namespaces, settings, asked)))
         stop = stack.enter_context(stop_on_signals())
@@ -190,24 +206,28 @@ def serve(
             max_series=max_series,
             drain_interval_s=drain_interval,
         )
-        server.start()
-        click.echo(f"serving on {_url(bind, server.port, certificate)}; Ctrl-C ends", err=True)
+        server.start(stream if stream_https else None)
+        url = _url(bind, server.port, certificate)
+        click.echo(f"serving on {url}/metrics; Ctrl-C ends", err=True)
         if stream is not None:
-            click.echo(f"streaming on {printable(str(stream.path))}", err=True)
+            places = [printable(str(stream.path))] if stream.path else []
+            places += [f"{url}{URL_PATH}"] if stream_https else []
+            click.echo(f"streaming on {' and '.join(places)}", err=True)
         stack.callback(agent.close)
         while not stop.is_set and agent.step(_STEP_S):
             pass
 
 
-def _stream(path: Path | None, group: int | None) -> StreamServer | None:
+def _stream(path: Path | None, group: int | None, is_https: bool) -> StreamServer | None:
     """Make the socket; where nobody named one, the agent does without if it must."""
     try:
         return StreamServer(path or Path(DEFAULT_SOCKET), group)
     except StreamError as error:
         if path is not None or group is not None:
             raise
-        click.echo(f"srcip: {printable(str(error))}; there is no live stream", err=True)
-        return None
+        without = "the live stream is on the port alone" if is_https else "there is no live stream"
+        click.echo(f"srcip: {printable(str(error))}; {without}", err=True)
+        return StreamServer(None) if is_https else None
 
 
 @contextmanager
@@ -231,4 +251,4 @@ def _is_loopback(address: str) -> bool:
 
 def _url(address: str, port: int, certificate: Certificate | None) -> str:
     host = f"[{address}]" if ":" in address else address
-    return f"http{'s' if certificate else ''}://{printable(host)}:{port}/metrics"
+    return f"http{'s' if certificate else ''}://{printable(host)}:{port}"

@@ -15,7 +15,12 @@ from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
 from tracer.commands.sinks import path_sinks, sink_options
-from tracer.commands.through_agent import through_agent
+from tracer.commands.through_agent import (
+    agent_at,
+    agent_options,
+    refuse_what_is_for_an_agent,
+    through_agent,
+)
 from tracer.commands.values import Seconds
 from tracer.kernel import privileges, sources
 from tracer.model import IPNetwork
@@ -31,10 +36,11 @@ from tracer.stream.protocol import DEFAULT_SOCKET
     "--agent",
     is_flag=False,
     flag_value=DEFAULT_SOCKET,
-    metavar="[PATH]",
-    help="Listen to a running 'srcip serve' through its Unix socket, without any privileges."
-    f" Without a PATH: {DEFAULT_SOCKET}.",
+    metavar="[PATH|URL]",
+    help="Listen to a running 'srcip serve' without any privileges: through its Unix socket, or at"
+    f" https://HOST:PORT with a bearer token. Without a value: {DEFAULT_SOCKET}.",
 )
+@agent_options
 @options.where_options
 @cluster_options
 @options.filter_options
@@ -88,6 +94,7 @@ def trace(
       srcip trace --count 1 --explain               one connection, with all reasons
       srcip trace --netns 4711                      the namespace of process 4711
       srcip trace --agent                           through the node's agent, as its group may
+      srcip trace --agent https://node2:9464 --token-file token --ca-file ca.crt
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
       srcip trace -o diagram --filter-port 443 --count 1   the way of one, hop by hop
       srcip trace --packets 1 --otlp http://collector:4318   each connection as a trace
@@ -101,7 +108,7 @@ def trace(
                 "an agent watches no packets: -o diagram does not go with --agent"
             )
         through_agent(
-            agent,
+            agent_at(agent, parameters),
             wanted,
             writer(output, is_explaining=explain),
             Expectation.of(expect),
@@ -111,6 +118,7 @@ def trace(
         )
     if trusted_proxy and not read_proxy_headers:
         raise click.UsageError("--trusted-proxy goes with --read-proxy-headers")
+    refuse_what_is_for_an_agent()
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     namespaces = options.namespaces(parameters)

@@ -2,12 +2,14 @@
 What an agent and its clients say to each other: one JSON object a line, as docs/stream.md has it.
 
 A client sends a request. The agent answers with a hello and then with the lines of docs/json.md,
-the last of which is the summary; or with an error alone. Whatever comes in is checked: it may come
-from anyone who may open the socket.
+the last of which is the summary; or with an error alone. A client that has heard enough says so, or
+closes its half where that can be done. Whatever comes in is checked: it may come from anyone who
+may open the socket.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from ipaddress import ip_network
 from typing import Any, TypeVar
@@ -20,6 +22,8 @@ from tracer.stream.errors import StreamError
 
 VERSION = 1
 DEFAULT_SOCKET = "/run/srcip/agent.sock"
+# Where the stream is on the agent's port, and what a connection there is asked to become.
+URL_PATH, UPGRADE = "/stream", "srcip-stream/1"
 # A request names a handful of filters, a line from the agent one connection with its evidence.
 MAX_REQUEST, MAX_LINE = 16 << 10, 1 << 20
 _MAX_VALUES = 256
@@ -79,6 +83,25 @@ def parse_request(line: bytes) -> Wanted:
         services=frozenset(map(_service, _texts(told, "services"))),
         are_stray_accepts=told.get("stray_accepts") is True,
     )
+
+
+def end_line() -> bytes:
+    """Return what a client says that has heard enough."""
+    return to_line({"kind": "end", "version": VERSION})
+
+
+def parse_end(line: bytes) -> None:
+    """
+    Read what a client says after its request.
+
+    Raises:
+        StreamError: If it is anything but that it has heard enough.
+    """
+    told = None
+    with suppress(StreamError):
+        told = parse_object(line).get("kind")
+    if told != "end":
+        raise StreamError("a client asks once, and says no more than that it has heard enough")
 
 
 def hello_line(version: str, nodes: Sequence[str]) -> bytes:

@@ -1,28 +1,39 @@
 """
-The agent's end of the live stream: clients on a Unix socket, each with its filter and its queue.
+The agent's end of the live stream: clients, each with its filter and its queue.
 
+They come over a Unix socket, or from the page server's threads, which have let them in over TLS.
 Nothing here waits: the agent's loop calls, and whoever reads slowly loses lines of his own, which
 are counted and told to him.
 """
 
 import logging
-import os
 import selectors
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
 from exporters.jsonl import summary_to_line, to_line
+from tracer.channel import Channel, ClearChannel
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
 from tracer.model import Filter
 from tracer.pipeline import Selection, Wanted, untold
+from tracer.stream import unix_socket
+from tracer.stream.door import Door
 from tracer.stream.errors import StreamError
-from tracer.stream.protocol import MAX_REQUEST, error_line, hello_line, parse_request
+from tracer.stream.listener import Listener
+from tracer.stream.protocol import (
+    MAX_REQUEST,
+    UPGRADE,
+    URL_PATH,
+    error_line,
+    hello_line,
+    parse_end,
+    parse_request,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +46,15 @@ QUEUE_BYTES, QUEUES_BYTES = 256 << 10, 8 << 20
 _REMEMBERED_ALL, _REMEMBERED_EACH = 8192, 64
 # The kernel doubles it; what is in it has left our memory, but not the node's.
 _SEND_BUFFER = 64 << 10
-_CHUNK = 64 << 10
+# What is received at once over the Unix socket, and how often in a row: nobody has more to say than
+# a request.
+_CHUNK, _CHUNKS = 64 << 10, 4
 # How long a client may take to ask, to take the last lines, and to read nothing while lines wait.
 _ASK_S, _LINGER_S, _STUCK_S = 10.0, 10.0, 60.0
+# A client whose machine is gone is gone, too: after a minute and a half without an answer.
+_TCP = {
+    socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1,
+}  # fmt: skip
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -51,50 +68,43 @@ class Origin:
     not_seen: Callable[[], Sequence[str]]
 
 
-@dataclass(eq=False, slots=True)
-class _Client:
-    """One who listens."""
-
-    sock: socket.socket
-    deadline_s: float
-    inbox: bytes = b""
-    queue: deque[bytes] = field(default_factory=deque)
-    queued: int = 0
-    events: int = _READ
-    wanted: Wanted | None = None
-    selection: Selection | None = None
-    before: Mapping[str, int] = field(default_factory=dict)
-    connections: int = 0
-    drops: int = 0
-    lost: int = 0
-    is_ending: bool = False
-
-
 class StreamServer:
     """
     Hands judged things to those who want them.
 
     The socket is made at once, while we are still root. `poll` takes in and writes out what can be;
-    `fileno` is readable when there is something for it to do.
+    `fileno` is readable when there is something for it to do. `has_room` and `take_over` are for
+    any thread, all else for the agent's.
 
     Raises:
         StreamError: If the socket cannot be made.
     """
 
+    url_path, upgrade = URL_PATH, UPGRADE
+
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         group: int | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """
+        Args:
+            path: Where the Unix socket shall be; None for none.
+            group: Whose it shall be; None for our own.
+            clock_s: The clock of all deadlines.
+        """
         self.path = path
         self._clock_s = clock_s
-        self._clients: set[_Client] = set()
-        self._by_wanted: dict[Wanted, tuple[Selection, list[_Client]]] = {}
+        self._clients: set[Listener] = set()
+        self._by_wanted: dict[Wanted, tuple[Selection, list[Listener]]] = {}
         self._lost_before = 0
-        self._listener = _listen(path, group)
+        self._socket = unix_socket.listen(path, group, MAX_CLIENTS) if path else None
+        self._door = Door(MAX_CLIENTS)
         self._selector = selectors.EpollSelector()
-        self._selector.register(self._listener, _READ)
+        self._selector.register(self._door, _READ)
+        if self._socket is not None:
+            self._selector.register(self._socket, _READ)
         self._resume_s = float("inf")
 
     def fileno(self) -> int:
@@ -126,14 +136,28 @@ class StreamServer:
         ]
         return reduce(Filter.covering, filters) if filters else None
 
+    def has_room(self) -> bool:
+        """Whether one more client would be served."""
+        return len(self._clients) + len(self._door) < MAX_CLIENTS
+
+    def take_over(self, channel: Channel, said: bytes) -> None:
+        """Serve a client that somebody else has let in, and that has said something already."""
+        self._door.enter(channel, said)
+
     def poll(self) -> None:
         """Let clients in, read what they ask, write what they can take."""
         for key, events in self._selector.select(0):
-            if key.fileobj is self._listener:
-                while self._accept():
-                    pass
+            if key.fileobj is self._socket:
+                # As many as can be told that they are too many: others come as fast as they go.
+                for _ in range(MAX_CLIENTS):
+                    if not self._accept():
+                        break
                 continue
-            client: _Client = key.data
+            if key.fileobj is self._door:
+                for channel, said in self._door.take():
+                    self._greet(channel, said)
+                continue
+            client: Listener = key.data
             if events & _READ:
                 self._receive(client)
             if events & _WRITE and client in self._clients:
@@ -142,13 +166,17 @@ class StreamServer:
 
     def attach(self, origin: Origin) -> None:
         """Tell those who wait that what they want comes from now on."""
-        waiting = [each for each in self._clients if each.wanted and each.selection is None]
+        waiting = [
+            each
+            for each in self._clients
+            if each.wanted and each.selection is None and not each.is_over
+        ]
         if not waiting:
             return
         losses = origin.losses()
         for client in waiting:
             assert client.wanted is not None  # noqa: S101 - so they were chosen
-            fresh = (Selection(client.wanted), list[_Client]())
+            fresh = (Selection(client.wanted), list[Listener]())
             client.selection, members = self._by_wanted.setdefault(client.wanted, fresh)
             members.append(client)
             client.before = losses
@@ -171,7 +199,7 @@ class StreamServer:
     def flush(self) -> None:
         """Write what clients can take."""
         for client in list(self._clients):
-            if client.queue and not client.events & _WRITE:
+            if client.has_unsent and not client.events & _WRITE:
                 self._flush(client)
 
     def end(self, origin: Origin) -> None:
@@ -183,7 +211,7 @@ class StreamServer:
         for client in list(self._clients):
             if client.is_ending and client.selection is not None:
                 self._summarize(client, origin)
-        for client in [each for each in self._clients if each.is_ending and not each.queue]:
+        for client in [each for each in self._clients if each.is_over and not each.has_unsent]:
             self._remove(client)
 
     def close(self, origin: Origin) -> None:
@@ -195,69 +223,83 @@ class StreamServer:
         for client in list(self._clients):
             self._remove(client)
         self._selector.close()
-        self._listener.close()
+        self._door.close()
+        if self._socket is not None:
+            self._socket.close()
         # As nobody we may not; then the next start does.
         with suppress(OSError):
-            self.path.unlink()
+            if self.path is not None:
+                self.path.unlink()
 
     # Coming and going
 
     def _accept(self) -> bool:
+        assert self._socket is not None  # noqa: S101 - it has woken us
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = self._socket.accept()
         except BlockingIOError:
             return False
         except OSError as error:
             # No descriptors left: asking again at once would be a loop.
             _log.warning("no room for a client of the stream: %s", error.strerror)
-            self._selector.unregister(self._listener)
+            self._selector.unregister(self._socket)
             self._resume_s = self._clock_s() + 1
             return False
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        client = _Client(sock, self._clock_s() + _ASK_S)
-        self._clients.add(client)
-        self._selector.register(sock, _READ, client)
-        if len(self._clients) > MAX_CLIENTS:
-            self._refuse(client, f"{MAX_CLIENTS} clients are connected already")
-        else:
-            # Most have asked by now.
-            self._receive(client)
+        self._greet(ClearChannel(sock, chunk=_CHUNK), b"")
         return True
 
-    def _receive(self, client: _Client) -> None:
+    def _greet(self, channel: Channel, said: bytes) -> None:
+        channel.deadline_s = None
         try:
-            chunk = client.sock.recv(_CHUNK)
-        except BlockingIOError:
-            return
+            _set_up(channel.socket)
         except OSError:
-            self._remove(client)
+            # It is gone already.
+            channel.close()
             return
-        if not chunk:
-            self._hang_up(client)
-        elif client.is_ending:
-            pass  # it was told why already
-        elif client.wanted is not None:
-            self._refuse(client, "a client asks once")
-        else:
-            client.inbox += chunk
-            self._read_request(client)
+        client = Listener(channel, self._clock_s() + _ASK_S, _READ)
+        self._clients.add(client)
+        self._selector.register(channel, _READ, client)
+        if len(self._clients) > MAX_CLIENTS:
+            self._refuse(client, f"{MAX_CLIENTS} clients are connected already")
+            return
+        if said:
+            self._hear(client, said)
+        # Most have asked by now.
+        self._receive(client)
 
-    def _read_request(self, client: _Client) -> None:
-        line, end, rest = client.inbox.partition(b"\n")
+    def _receive(self, client: Listener) -> None:
+        for _ in range(_CHUNKS):
+            if client not in self._clients:
+                return
+            try:
+                chunk = client.channel.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                self._remove(client)
+                return
+            if not chunk:
+                self._hang_up(client)
+                return
+            self._hear(client, chunk)
+
+    def _hear(self, client: Listener, chunk: bytes) -> None:
+        """Take in what a client says: a request, and later that it has heard enough."""
+        if client.is_ending:
+            return  # it was told why already
+        client.inbox += chunk
         try:
-            if not end and len(line) > MAX_REQUEST:
-                raise StreamError(f"a request has {MAX_REQUEST} bytes at the most")
-            if end:
-                client.wanted = parse_request(line)
-                client.inbox = b""
-                client.deadline_s = float("inf")
-                if rest:
-                    raise StreamError("a client asks once")
+            while not client.is_ending and (line := _first_line(client)) is not None:
+                if client.wanted is None:
+                    client.wanted = parse_request(line)
+                    client.deadline_s = float("inf")
+                else:
+                    parse_end(line)
+                    self._hang_up(client)
         except StreamError as error:
             self._refuse(client, str(error))
 
-    def _hang_up(self, client: _Client) -> None:
+    def _hang_up(self, client: Listener) -> None:
         """The client will say no more: it has heard enough, or is gone."""
         if client.wanted is None:
             self._remove(client)
@@ -265,18 +307,17 @@ class StreamServer:
         self._leave(client)
         self._watch(client, client.events & ~_READ)
 
-    def _refuse(self, client: _Client, why: str) -> None:
+    def _refuse(self, client: Listener, why: str) -> None:
         self._forget_selection(client)
         client.selection = None
         self._leave(client)
-        self._put(client, error_line(why))
-        self._flush(client)
+        self._tell_last(client, error_line(why))
 
-    def _leave(self, client: _Client) -> None:
+    def _leave(self, client: Listener) -> None:
         client.is_ending = True
         client.deadline_s = self._clock_s() + _LINGER_S
 
-    def _summarize(self, client: _Client, origin: Origin) -> None:
+    def _summarize(self, client: Listener, origin: Origin) -> None:
         losses = {key: n - client.before.get(key, 0) for key, n in origin.losses().items()}
         lost, untracked = untold(losses)
         summary = Summary(
@@ -287,27 +328,31 @@ class StreamServer:
         )
         self._forget_selection(client)
         client.selection = None
-        self._put(client, summary_to_line(summary).encode() + b"\n")
+        self._tell_last(client, summary_to_line(summary).encode() + b"\n")
+
+    def _tell_last(self, client: Listener, line: bytes) -> None:
+        self._put(client, line)
+        client.is_over = True
         self._flush(client)
 
     def _expire(self) -> None:
         now_s = self._clock_s()
         for client in [each for each in self._clients if each.deadline_s <= now_s]:
             self._remove(client)
-        if self._resume_s <= now_s:
+        if self._resume_s <= now_s and self._socket is not None:
             self._resume_s = float("inf")
-            self._selector.register(self._listener, _READ)
+            self._selector.register(self._socket, _READ)
 
-    def _remove(self, client: _Client) -> None:
+    def _remove(self, client: Listener) -> None:
         if client not in self._clients:
             return
         self._clients.discard(client)
         self._forget_selection(client)
         self._lost_before += client.lost
         self._watch(client, 0)
-        client.sock.close()
+        client.channel.close()
 
-    def _forget_selection(self, client: _Client) -> None:
+    def _forget_selection(self, client: Listener) -> None:
         if client.selection is None:
             return
         wanted = client.selection.wanted
@@ -325,7 +370,7 @@ class StreamServer:
 
     # Queues
 
-    def _offer(self, client: _Client, line: bytes, judged: Judged) -> None:
+    def _offer(self, client: Listener, line: bytes, judged: Judged) -> None:
         room = min(QUEUE_BYTES, QUEUES_BYTES // len(self._clients))
         if client.queued + len(line) > room and not client.events & _WRITE:
             self._flush(client)
@@ -336,105 +381,55 @@ class StreamServer:
         client.drops += isinstance(judged, JudgedDrop)
         self._put(client, line)
 
-    def _put(self, client: _Client, line: bytes) -> None:
-        if not client.queue and not client.is_ending:
+    def _put(self, client: Listener, line: bytes) -> None:
+        if not client.has_unsent and not client.is_ending:
             client.deadline_s = self._clock_s() + _STUCK_S
-        client.queue.append(line)
-        client.queued += len(line)
+        client.put(line)
 
-    def _flush(self, client: _Client) -> None:
+    def _flush(self, client: Listener) -> None:
+        sent = client.channel.sent
         try:
-            while client.queue:
-                self._send(client)
+            client.write()
         except BlockingIOError:
+            if client.channel.sent > sent and not client.is_ending:
+                client.deadline_s = self._clock_s() + _STUCK_S
             self._watch(client, client.events | _WRITE)
         except OSError:
             self._remove(client)
         else:
             self._watch(client, client.events & ~_WRITE)
-            if not client.is_ending:
-                client.deadline_s = float("inf")
-            elif client.selection is None:
+            if client.is_over:
                 self._remove(client)
+            elif not client.is_ending:
+                client.deadline_s = float("inf")
 
-    def _send(self, client: _Client) -> None:
-        """Write some lines at once, and keep what did not go."""
-        lines, size = [], 0
-        while client.queue and size < _CHUNK:
-            lines.append(client.queue.popleft())
-            size += len(lines[-1])
-        chunk = b"".join(lines)
-        client.queued -= size
-        sent = 0
-        try:
-            sent = client.sock.send(chunk)
-        finally:
-            if sent < size:
-                client.queue.appendleft(chunk[sent:])
-                client.queued += size - sent
-        if not client.is_ending:
-            client.deadline_s = self._clock_s() + _STUCK_S
-
-    def _watch(self, client: _Client, events: int) -> None:
+    def _watch(self, client: Listener, events: int) -> None:
         """Be woken by a client's socket for other reasons than before."""
         if events == client.events:
             return
         if not events:
-            self._selector.unregister(client.sock)
+            self._selector.unregister(client.channel)
         elif client.events:
-            self._selector.modify(client.sock, events, client)
+            self._selector.modify(client.channel, events, client)
         else:
-            self._selector.register(client.sock, events, client)
+            self._selector.register(client.channel, events, client)
         client.events = events
 
 
-def _listen(path: Path, group: int | None) -> socket.socket:
-    """Make the socket, in place of one that an ended agent left."""
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        if path.is_socket():
-            _remove_stale(path)
-        # Nobody may connect before the group is set.
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        if group is not None:
-            _give(path, group)
-        path.chmod(0o660)
-        listener.listen(MAX_CLIENTS)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise StreamError(
-            f"cannot listen on {path}: {error.strerror or error}; choose another with"
-            " --stream-socket, or --no-stream"
-        ) from error
-    except StreamError:
-        listener.close()
-        raise
-    return listener
+def _set_up(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _TCP.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _give(path: Path, group: int) -> None:
-    try:
-        os.chown(path, -1, group)
-    except PermissionError:
-        path.unlink()
-        raise StreamError(
-            f"cannot give {path} to group {group}: it takes CAP_CHOWN, or to be a member"
-        ) from None
-
-
-def _remove_stale(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise StreamError(
-        f"another agent listens on {path}; choose another with --stream-socket, or --no-stream"
-    )
+def _first_line(client: Listener) -> bytes | None:
+    """Take a line out of what a client said, if there is a whole one."""
+    line, end, rest = client.inbox.partition(b"\n")
+    if len(line) > MAX_REQUEST:
+        raise StreamError(f"a request has {MAX_REQUEST} bytes at the most")
+    if not end:
+        return None
+    client.inbox = rest
+    return line

@@ -1,0 +1,73 @@
+"""The Unix socket of the live stream: made for its group, and in place of one that was left."""
+
+import os
+import socket
+from pathlib import Path
+
+from tracer.stream.errors import StreamError
+
+
+def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
+    """
+    Make the socket, in place of one that an ended agent left.
+
+    Args:
+        path: Where.
+        group: Whose it shall be; None for our own.
+        backlog: How many may wait to be let in.
+
+    Raises:
+        StreamError: If it cannot be made, or another agent listens there.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        if path.is_socket():
+            _remove_stale(path)
+        # Nobody may connect before the group is set.
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        if group is not None:
+            _give(path, group)
+        path.chmod(0o660)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise StreamError(
+            f"cannot listen on {path}: {error.strerror or error}; choose another with"
+            " --stream-socket, or --no-stream"
+        ) from error
+    except StreamError:
+        listener.close()
+        raise
+    return listener
+
+
+def _give(path: Path, group: int) -> None:
+    try:
+        os.chown(path, -1, group)
+    except PermissionError:
+        path.unlink()
+        raise StreamError(
+            f"cannot give {path} to group {group}: it takes CAP_CHOWN, or to be a member"
+        ) from None
+
+
+def _remove_stale(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        # One that has no time for us is not stale.
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+    raise StreamError(
+        f"another agent listens on {path}; choose another with --stream-socket, or --no-stream"
+    )

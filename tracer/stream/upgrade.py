@@ -1,0 +1,166 @@
+"""The live stream over TLS, the client's end: a connection to the agent's port that becomes one."""
+
+import re
+import ssl
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from socket import create_connection, gaierror
+
+from tracer.channel import Channel, TlsChannel, send_all
+from tracer.stream.errors import StreamError
+from tracer.stream.protocol import UPGRADE, URL_PATH
+
+# How long an agent may take to answer; checking a token is a question or two to the API server.
+PATIENCE_S = 20.0
+_MAX_HEAD, _SHOWN = 16 << 10, 200
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+# What an answer of an agent has in its head, and of hardly anyone else.
+_AGENT_S = re.compile(rb"\r\nserver: *srcip *\r\n", re.IGNORECASE)
+# What to do about a refusal.
+_HINTS = {
+    401: "; name a file with another with --token-file",
+    403: "; bind a role to that account that may get the nonResourceURL /stream",
+    404: "; it hands out no stream: 'srcip serve' takes --stream-https for it",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpsAgent:
+    """
+    An agent that listens with TLS.
+
+    ``ca_file`` has the authorities that are trusted, None for the system's. ``server_name`` is what
+    the certificate is of, None for the host.
+    """
+
+    host: str
+    port: int
+    token: str = field(repr=False)
+    ca_file: Path | None = None
+    server_name: str | None = None
+
+    def __str__(self) -> str:
+        return f"https://{self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as a URL has them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def connect(agent: HttpsAgent, *, chunk: int) -> tuple[Channel, bytes]:
+    """
+    Return a connection that has become a stream, and what was said on it already.
+
+    Args:
+        agent: Where, and with which token.
+        chunk: Bytes to receive at once at the most.
+
+    Raises:
+        StreamError: If there is no agent, or it refuses.
+    """
+    context = _context(agent)
+    deadline_s = time.monotonic() + PATIENCE_S
+    try:
+        sock = create_connection((agent.host, agent.port), timeout=PATIENCE_S)
+        channel = TlsChannel(
+            sock, context, chunk=chunk, server_name=agent.server_name or agent.host
+        )
+    except (OSError, UnicodeError, ValueError) as error:
+        raise _unreachable(agent, error) from None
+    try:
+        channel.deadline_s = deadline_s
+        channel.shake_hands()
+        return channel, _upgraded(agent, channel)
+    except (OSError, StreamError) as error:
+        channel.close()
+        raise (error if isinstance(error, StreamError) else _unreachable(agent, error)) from None
+
+
+def _context(agent: HttpsAgent) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=agent.ca_file)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise StreamError(f"cannot use the authorities in {agent.ca_file}: {why}") from None
+
+
+def _upgraded(agent: HttpsAgent, channel: Channel) -> bytes:
+    lines = (
+        f"GET {URL_PATH} HTTP/1.1",
+        f"Host: {agent.authority}",
+        "Connection: Upgrade",
+        f"Upgrade: {UPGRADE}",
+        f"Authorization: Bearer {agent.token}",
+        f"User-Agent: srcip/{version('srcip')}",
+    )
+    send_all(channel, "".join(f"{line}\r\n" for line in (*lines, "")).encode())
+    head, rest = _head(agent, channel)
+    found = _STATUS.match(head)
+    if found is None:
+        raise _no_agent(agent, f"{head[:40]!r}")
+    status = int(found[1])
+    if status == 101 and f"\r\nupgrade: {UPGRADE}\r\n".encode() in head.lower():
+        return rest
+    if not _AGENT_S.search(head):
+        raise _no_agent(agent, f"HTTP status {status}")
+    why = _first_line(channel, rest)
+    raise StreamError(f"the agent at {agent} refuses: {why} ({status}){_HINTS.get(status, '')}")
+
+
+def _head(agent: HttpsAgent, channel: Channel) -> tuple[bytes, bytes]:
+    """Return the head of the answer, and what came behind it."""
+    said = b""
+    while b"\r\n\r\n" not in said:
+        if len(said) > _MAX_HEAD:
+            raise _no_agent(agent, "an answer without an end")
+        chunk = _received(channel)
+        if not chunk:
+            raise _no_agent(agent, f"{said[:40]!r}" if said else "it closed the connection")
+        said += chunk
+    head, _, rest = said.partition(b"\r\n\r\n")
+    return head + b"\r\n", rest
+
+
+def _first_line(channel: Channel, said: bytes) -> str:
+    """Return the first line of a refusal, as far as it can be had."""
+    with suppress(OSError):
+        while b"\n" not in said and len(said) < _SHOWN and (chunk := _received(channel)):
+            said += chunk
+    return said.partition(b"\n")[0][:_SHOWN].decode(errors="replace") or "it does not say why"
+
+
+def _received(channel: Channel) -> bytes:
+    while True:
+        with suppress(BlockingIOError):
+            return channel.receive()
+
+
+def _no_agent(agent: HttpsAgent, said: str) -> StreamError:
+    return StreamError(f"what answers at {agent} is no agent of srcip ({said})")
+
+
+def _unreachable(agent: HttpsAgent, error: Exception) -> StreamError:
+    match error:
+        case ssl.SSLCertVerificationError():
+            why = (
+                f"its certificate is not accepted: {error.verify_message}; --ca-file names the"
+                " authorities to trust, --tls-server-name what the certificate is of"
+            )
+        case ssl.SSLError():
+            reason = (error.reason or str(error)).replace("_", " ").lower()
+            why = f"no TLS with what listens there: {reason}"
+        case TimeoutError():
+            why = f"no answer in {PATIENCE_S:g} s"
+        case gaierror():
+            why = f"no such host: {error.strerror}"
+        case ConnectionRefusedError():
+            why = "Connection refused; does 'srcip serve --stream-https' listen there (--bind)?"
+        case OSError():
+            why = error.strerror or str(error)
+        case _:
+            why = str(error)
+    return StreamError(f"cannot reach the agent at {agent}: {why}")
