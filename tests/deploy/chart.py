@@ -16,7 +16,7 @@ EVERYTHING = {
         "authorization": {"credentials": {"name": "token", "key": "token"}},
     },
     "tls": {"secretName": "srcip-tls"},
-    "stream": {"hostPath": "/run/srcip", "group": 4242},
+    "stream": {"hostPath": "/run/srcip", "group": 4242, "https": True},
     "prometheusRule": {"enabled": True, "runbookBase": "https://docs.example/"},
     "dashboard": {"enabled": True},
     "priorityClass": {"create": True},
@@ -38,8 +38,11 @@ def objects(values=None, **names):
         for each in yaml.safe_load_all(text):
             if each is not None:
                 kind = each["kind"]
-                if each["metadata"]["name"].endswith("-metrics-reader"):
-                    kind = "MetricsReader"
+                name = each["metadata"]["name"]
+                if name.endswith("-reader"):
+                    kind = {"metrics": "MetricsReader", "stream": "StreamReader"}[
+                        name.split("-")[-2]
+                    ]
                 assert found.setdefault(kind, each) is each, "two of a kind"
     return found
 

@@ -149,6 +149,40 @@ def test_role_of_those_who_scrape():
     assert "MetricsReader" not in objects()
 
 
+def test_role_of_those_who_listen():
+    """It is there where the port hands out the stream, gives that and nothing else, to nobody."""
+    everything = objects(EVERYTHING)
+    assert everything["StreamReader"]["rules"] == [
+        {"nonResourceURLs": ["/stream"], "verbs": ["get"]}
+    ]
+    assert everything["ClusterRoleBinding"]["roleRef"]["name"] == "srcip"
+    assert "--stream-https" in daemonset(EVERYTHING)[1]["args"]
+    assert "StreamReader" not in objects()
+    assert "--stream-https" not in daemonset()[1]["args"]
+    secured = {"tls": {"secretName": "x"}, "agent": {"authorize": "kubernetes"}}
+    assert "StreamReader" not in objects(secured)
+    policy = everything["NetworkPolicy"]["spec"]["ingress"]
+    assert [each["ports"] for each in policy] == [[{"port": 9464, "protocol": "TCP"}]]
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({}, r"stream\.https needs tls\.secretName and agent\.authorize kubernetes"),
+        ({"tls": {"secretName": "x"}}, r"stream\.https needs tls\.secretName and agent\.authorize"),
+        (
+            {"tls": {"secretName": "x"}, "agent": {"authorize": "kubernetes"}}
+            | {"stream": {"https": True, "enabled": False}},
+            r"stream\.https needs stream\.enabled",
+        ),
+    ],
+)
+def test_a_stream_that_would_be_open(values, why):
+    """It is refused when it is rendered, as the agent would refuse it."""
+    with pytest.raises(helm.HelmError, match=why):
+        render.render({"stream": {"https": True}} | values)
+
+
 def test_https():
     """With a certificate, agent, probes and scrape speak HTTPS; tokens are refused without."""
     spec, container = daemonset(EVERYTHING)
