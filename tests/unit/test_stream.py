@@ -387,6 +387,27 @@ def test_a_client_that_does_not_read(stream):
         assert stream.server.lost == summary.lost["queue_full"]
 
 
+def test_a_last_line_that_waits(stream):
+    """Whoever does not take it yet is greeted no second time, and gets no second summary."""
+    with stream.raw(request_line(Wanted())) as sock:
+        for _ in range(2000):
+            stream.server.offer(REPLACED)
+        stream.step()
+        sock.shutdown(socket.SHUT_WR)
+        for _ in range(5):
+            stream.step()
+        assert stream.server.flows is None
+        said = b""
+        while b'"kind": "summary"' not in said:
+            said += sock.recv(1 << 16)
+            stream.step()
+        said += b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    kinds = [json.loads(line)["kind"] for line in said.splitlines()]
+    assert (kinds[0], kinds[-1]) == ("hello", "summary")
+    assert set(kinds[1:-1]) == {"connection"}
+    assert stream.server.clients == 0
+
+
 def test_a_client_that_is_stuck_is_let_go(stream):
     """After a minute without reading a line, and not before; one with nothing to read stays."""
     stuck, idle = stream.listen(), stream.listen(Wanted(verdicts=frozenset({Verdict.UNKNOWN})))
