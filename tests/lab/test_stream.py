@@ -165,8 +165,9 @@ def test_two_hundred_clients(lab, path):
         samples = served.samples()
         assert samples["srcip_stream_clients"][0].value == 200
         assert samples["process_resident_memory_bytes"][0].value < 70 << 20
-        for client, reader in clients:
+        for client, _ in clients:
             client.shutdown(socket.SHUT_WR)
+        for _, reader in clients:
             got = [json.loads(line) for line in reader]
             assert sum(line["kind"] == "connection" for line in got) == 3 * len(chosen)
             assert got[-1]["connections"] == 3 * len(chosen)
