@@ -1,20 +1,18 @@
-"""Forecasts and previews as a table for people and as JSON."""
+"""Forecasts and previews as JSON, previews and causes as lines of text."""
 
 import json
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exporters.forecast_table import names
 from exporters.jsonl import VERSION, service_object
 from exporters.terminal import printable
+from tracer.cluster.objects import Policy
 from tracer.judge.cause import MEANINGS
-from tracer.judge.forecast import CLIENT, Forecast
+from tracer.judge.forecast import Forecast
 from tracer.judge.preview import Preview
-from tracer.judge.verdict import Verdict
 from tracer.model import protocol_name
-
-_HEADINGS = ("WAY", "CLIENT", "TO", "THROUGH", "BACKEND ON", "BACKEND SEES", "VERDICT", "CAUSE")
-_SHOWN_NODES = 4
 
 
 def forecast_to_line(forecast: Forecast) -> str:
@@ -43,54 +41,43 @@ def forecast_to_line(forecast: Forecast) -> str:
     return json.dumps(line | {"advice": list(forecast.advice)})
 
 
-def forecast_table(forecasts: Iterable[Forecast]) -> list[str]:
-    """
-    Return forecasts as aligned rows, with advice below.
-
-    Nodes and ports with the same answer share a row. Rows of a way, client and family stand
-    together.
-    """
-    rows: dict[tuple[str, ...], _Row] = {}
-    advice: dict[str, None] = {}
-    for forecast in forecasts:
-        row = rows.setdefault(_answer(forecast), _Row())
-        row.nodes[forecast.way.node] = None
-        row.to[_to(forecast)] = None
-        advice |= dict.fromkeys(forecast.advice)
-        if forecast.note:
-            advice[forecast.note] = None
-    cells = [_HEADINGS, *(_cells(answer, rows[answer]) for answer in _grouped(rows))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    if advice:
-        lines += ["", "To keep the source, or to arrive:", *(f"  {line}" for line in advice)]
-    return [printable(line) for line in lines]
-
-
-def preview_lines(preview: Preview, clients: Sequence[tuple[str, int]] | None) -> list[str]:
+def preview_lines(
+    preview: Preview, settings: Mapping[str, Policy], clients: Sequence[tuple[str, int]] | None
+) -> list[str]:
     """
     Return a preview as lines of text.
 
     Args:
         preview: What would change.
+        settings: The policies that would be set, by their names in the API.
         clients: Client addresses that would become visible with their connections, most first;
             None if nobody looked.
     """
-    nodes = _names(preview.without_endpoint)
-    lines = [
-        f"nodes that would drop what comes from outside: {nodes}",
-        f"nodes that would answer: {_names(preview.with_endpoint)}",
-    ]
-    if preview.has_health_check:
-        port = preview.health_check_node_port
-        where = f"port {port}" if port else "a port that the API server chooses"
-        lines.append(f"health checks that would say 503 ({where}, /healthz): {nodes}")
-    if clients is not None:
-        seen = ", ".join(f"{address} ({count})" for address, count in clients) or "none was seen"
-        lines.append(f"client addresses that would become visible (connections): {seen}")
+    without, able = names(preview.without_endpoint), names(preview.with_endpoint)
+    lines = []
+    external = settings.get("externalTrafficPolicy")
+    if external is Policy.CLUSTER:
+        lines.append("every node answers what comes from outside, and hides the client's address")
+    elif external is Policy.LOCAL:
+        lines += [
+            f"nodes that would drop what comes from outside: {without}",
+            f"nodes that would answer: {able}",
+        ]
+        if preview.has_health_check:
+            port = preview.health_check_node_port
+            where = f"port {port}" if port else "a port that the API server chooses"
+            lines.append(f"health checks that would say 503 ({where}, /healthz): {without}")
+        if clients is not None:
+            seen = ", ".join(f"{client} ({count})" for client, count in clients) or "none was seen"
+            lines.append(f"client addresses that would become visible (connections): {seen}")
+    internal = settings.get("internalTrafficPolicy")
+    if internal is Policy.CLUSTER:
+        lines.append("pods of every node reach it by its ClusterIP")
+    elif internal is Policy.LOCAL:
+        lines += [
+            f"nodes whose pods would no longer reach it by its ClusterIP: {without}",
+            f"nodes whose pods would: {able}",
+        ]
     return [printable(line) for line in lines]
 
 
@@ -126,61 +113,3 @@ def cause_legend(width: int = 78) -> list[str]:
             meaning, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
         )
     return lines
-
-
-class _Row:
-    """Nodes and destinations that share an answer, in the order they came."""
-
-    def __init__(self) -> None:
-        self.nodes: dict[str, None] = {}
-        self.to: dict[str, None] = {}
-
-
-def _answer(forecast: Forecast) -> tuple[str, ...]:
-    way = forecast.way
-    via = "loopback" if way.to.is_loopback else str(way.match.via)
-    return (
-        via,
-        way.client_class.name.lower(),
-        way.family,
-        forecast.backend_node or "-",
-        _seen(forecast),
-        str(forecast.verdict),
-        str(forecast.cause or "-"),
-    )
-
-
-def _grouped(answers: Collection[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    # By family, way and client, each in the order in which it came first.
-    if not answers:
-        return []
-    via, client, family, *_ = (list(dict.fromkeys(column)) for column in zip(*answers, strict=True))
-    return sorted(
-        answers, key=lambda each: (family.index(each[2]), via.index(each[0]), client.index(each[1]))
-    )
-
-
-def _seen(forecast: Forecast) -> str:
-    if forecast.seen_source == CLIENT:
-        return "the client"
-    if forecast.seen_source is None:
-        unknown = "not known" if forecast.verdict is Verdict.UNKNOWN else "nothing"
-        return forecast.seen_name or unknown
-    name = f" ({forecast.seen_name})" if forecast.seen_name else ""
-    return f"{forecast.seen_source}{name}"
-
-
-def _to(forecast: Forecast) -> str:
-    way = forecast.way
-    return f"{way.port}/{protocol_name(way.match.port.proto)}"
-
-
-def _cells(answer: tuple[str, ...], row: _Row) -> tuple[str, ...]:
-    via, client, family, *rest = answer
-    return (via, client, f"{family} {' '.join(row.to)}", _names(tuple(row.nodes)), *rest)
-
-
-def _names(nodes: Sequence[str]) -> str:
-    if len(nodes) <= _SHOWN_NODES:
-        return ", ".join(nodes) or "none"
-    return f"{', '.join(nodes[: _SHOWN_NODES - 1])} and {len(nodes) - _SHOWN_NODES + 1} more"

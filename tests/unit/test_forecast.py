@@ -1,18 +1,25 @@
 """What kube-proxy will do, against what a real one did."""
 
 import json
+import re
+from dataclasses import replace
 from ipaddress import ip_address
 from itertools import groupby
 
 import pytest
 
-from exporters.forecast import forecast_table
+from exporters.forecast import preview_lines
+from exporters.forecast_table import forecast_table
+from exporters.terminal import Screen
 from lab import hosts
 from lab.kube_proxy import DATA
 from lab.scenarios import cases
 from tracer.cluster import snapshot
 from tracer.cluster.match import Via
+from tracer.cluster.objects import Policy
+from tracer.judge.cause import Cause
 from tracer.judge.forecast import Forecaster, Proxy, Way, facts_of
+from tracer.judge.preview import change, preview
 from tracer.model import PROTOCOLS, ClientClass
 
 CLUSTER = snapshot.load(DATA / "objects.json")
@@ -141,16 +148,141 @@ def test_masquerade_all():
     assert str(forecast.seen_source) == "10.240.0.5"
 
 
-def test_rows_of_a_way_stand_together():
-    """The table has a family's ways one after the other, and within each way its clients."""
-    each = forecaster("iptables")
-    forecasts = [
-        f for w in each.ways(CLUSTER.service("default", "nodeport")) for f in each.forecast(w)
+def table(service, mode="iptables", **changes):
+    """The table of a Service's forecasts, cut into rows and what stands below them."""
+    each = forecaster(mode)
+    changed = change(CLUSTER.service("default", service), changes)
+    forecasts = [f for w in each.ways(changed) for f in each.forecast(w)]
+    lines = forecast_table(forecasts)
+    rows, below = lines[1 : lines.index("")], lines[lines.index("") + 1 :]
+    return [re.split("  +", row) for row in rows], below
+
+
+def test_rows():
+    """Ports, nodes and families with one answer share a row; clients from outside come first."""
+    rows, _ = table("nodeport")
+    outside = [row for row in rows if row[1] == "external"]
+    assert rows[: len(outside)] == outside
+    both = "30080/tcp 30053/udp"
+    node1 = "10.244.1.1, 2001:db8:44:1::1 (the pod gateway of node1)"
+    node2 = "10.240.0.5, 2001:db8:240::12 (the node node2)"
+    cause = ["replaced", "external-traffic-policy-cluster"]
+    assert outside[:2] == [
+        ["nodeport", "external", both, "node1", "node1", node1, *cause],
+        ["nodeport", "external", both, "node2", "node1", node2, *cause],
     ]
-    table = forecast_table(forecasts)
-    rows = [line.split()[:3] for line in table[1 : table.index("")]]
-    groups = [(family, way, client) for way, client, family in rows]
-    assert len(groups) > len(set(groups))
-    for depth in (1, 2, 3):
-        changes = [group for group, _ in groupby(group[:depth] for group in groups)]
-        assert len(changes) == len(set(changes))
+    ways = [client for client, _ in groupby((row[1], row[0]) for row in rows)]
+    assert len(ways) == len(set(ways))
+
+
+def test_families_with_different_answers():
+    """Where the families differ, each has its row, and says which it is."""
+    rows, _ = table("nodeport")
+    looped = {(row[2].split()[0], row[-2]) for row in rows if row[0] == "loopback"}
+    assert looped == {("ipv4", "replaced"), ("ipv6", "dropped")}
+
+
+def test_advice_by_cause():
+    """What keeps the source stands beside its cause, once for both families."""
+    _, below = table("nodeport")
+    assert below == [
+        "To keep the source:",
+        "  external-traffic-policy-cluster  kubectl --namespace default patch service nodeport -p "
+        """'{"spec":{"externalTrafficPolicy":"Local"}}'""",
+        "                                   price: nodes without a ready endpoint drop, and load is"
+        " uneven across pods",
+        "  off-cluster-source               reach the Service from inside the cluster, or route to"
+        " the pods' own addresses",
+        "  node-local-source                connect from a pod, to the ClusterIP 10.0.170.94 or "
+        "2001:db8:96::5e: what a node itself sends to a Service is masqueraded on every way",
+        "  localhost-nodeport               use an address of the node instead of loopback",
+        "",
+        "To arrive:",
+        "  no-listener                      use another address of the node: kube-proxy does not "
+        "serve the NodePort at this one",
+    ]
+
+
+def test_conditions_are_no_advice():
+    """A condition under which a forecast holds stands by itself."""
+    _, below = table("loadbalancer-ranges")
+    at = below.index("Conditions:")
+    assert below[at - 1] == ""
+    assert below[at + 1 :] == [
+        "  only clients in loadBalancerSourceRanges (198.51.100.10/32, 2001:db8:c::10/128); others "
+        "are dropped"
+    ]
+
+
+def test_many_nodes_share_their_advice():
+    """On a cluster of many nodes the advice for those without endpoint stays one line."""
+    each = forecaster("iptables")
+    ways = each.ways(CLUSTER.service("default", "nodeport-local"))
+    (dropped,) = {
+        f
+        for w in ways
+        for f in each.forecast(w)
+        if f.cause is Cause.NO_LOCAL_ENDPOINT and (w.family, w.port) == ("ipv4", 30081)
+    }
+    many = [replace(dropped, way=replace(dropped.way, node=f"node{i}")) for i in range(2, 102)]
+    table = forecast_table(many)
+    on = "node2, node3, node4 and 97 more"
+    assert f"  no-local-endpoint  run an endpoint of default/nodeport-local on {on}" in table
+    assert len(table) < 10
+
+
+def test_narrow_terminal():
+    """Where rows would break, each is three short lines."""
+    each = forecaster("iptables")
+    service = CLUSTER.service("default", "nodeport-local")
+    forecasts = [f for w in each.ways(service) for f in each.forecast(w)]
+    lines = forecast_table(forecasts, Screen(width=80, height=24))
+    assert lines[:6] == [
+        "external -> nodeport 30081/tcp 30054/udp, through node1",
+        "    the backend on node1 sees the client",
+        "    preserved",
+        "external -> nodeport 30081/tcp 30054/udp, through node2",
+        "    the backend sees nothing",
+        "    dropped  no-local-endpoint",
+    ]
+    assert forecast_table(forecasts, Screen(width=300, height=24)) == forecast_table(forecasts)
+
+
+def test_nothing_to_forecast():
+    """A Service without any way has a heading, and no advice."""
+    assert forecast_table([]) == [
+        "WAY  CLIENT  TO  THROUGH  BACKEND ON  BACKEND SEES  VERDICT  CAUSE"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        (
+            {"externalTrafficPolicy": Policy.LOCAL},
+            [
+                "nodes that would drop what comes from outside: node2",
+                "nodes that would answer: node1",
+            ],
+        ),
+        (
+            {"externalTrafficPolicy": Policy.CLUSTER},
+            ["every node answers what comes from outside, and hides the client's address"],
+        ),
+        (
+            {"internalTrafficPolicy": Policy.LOCAL},
+            [
+                "nodes whose pods would no longer reach it by its ClusterIP: node2",
+                "nodes whose pods would: node1",
+            ],
+        ),
+        (
+            {"internalTrafficPolicy": Policy.CLUSTER},
+            ["pods of every node reach it by its ClusterIP"],
+        ),
+    ],
+)
+def test_preview(settings, lines):
+    """A preview tells of the policies that would be set, and of no others."""
+    service = change(CLUSTER.service("default", "nodeport"), settings)
+    assert preview_lines(preview(CLUSTER, service), settings, None) == lines

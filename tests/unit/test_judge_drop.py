@@ -282,7 +282,7 @@ def test_nobody_listens_on_loopback():
     packet = sent("127.0.0.1", "127.0.0.1", NODE_PORT)
     opinion = discard(packet, view(mode="nftables"), at="loopback", reason="NO_SOCKET").opinion
     assert (opinion.cause, opinion.service.name) == (Cause.NO_LISTENER, "nodeport")
-    assert "NodePort answers on node addresses" in opinion.advice[0]
+    assert "use another address of the node" in opinion.advice[0]
 
 
 def test_answer_without_a_socket():
@@ -550,7 +550,7 @@ def test_ping():
             "load-balancer-local",
             [
                 "run an endpoint of default/loadbalancer-local on node2",
-                "or let the load balancer take node2 out: http://node2:32122/healthz says 503",
+                "or let the load balancer take out node2: /healthz at port 32122 there says 503",
             ],
         ),
         (

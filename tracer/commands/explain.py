@@ -3,6 +3,7 @@
 import difflib
 import json
 import socket
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,10 +14,11 @@ from typing import Any
 import click
 
 from exporters import forecast as export
+from exporters.forecast_table import forecast_table
 from exporters.jsonl import VERSION
-from exporters.terminal import printable
+from exporters.terminal import printable, screen_of
 from tracer.cluster.index import Cluster
-from tracer.cluster.objects import Policy, Service
+from tracer.cluster.objects import Policy, Service, ServiceType
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, load_cluster
 from tracer.commands.values import Seconds, ServiceName
@@ -130,16 +132,16 @@ def explain(
     namespaces = _namespaces(parameters, cluster)
     forecaster = _forecaster(cluster, namespaces, choice)
     found = _find(cluster, service)
-    changed = change(found, dict(settings))
+    changed = _changed(found, dict(settings))
     is_json = output == "json"
-    _show_forecasts(forecaster, changed, is_json=is_json)
+    # What can fail comes before the first line of the answer.
+    port = _health_port(changed) if probe_health else None
+    clients = _clients(cluster, found, namespaces, from_recording, from_conntrack=from_conntrack)
+    _show_forecasts(forecaster, changed, is_preview=bool(settings), is_json=is_json)
     if settings:
-        clients = _clients(
-            cluster, found, namespaces, from_recording, from_conntrack=from_conntrack
-        )
         _show_preview(cluster, changed, dict(settings), clients, is_json=is_json)
-    if probe_health:
-        _show_health(cluster, changed, namespaces, probe_timeout, is_json=is_json)
+    if port is not None:
+        _show_health(cluster, changed, port, namespaces, probe_timeout, is_json=is_json)
 
 
 def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
@@ -164,6 +166,17 @@ def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
     return service
 
 
+def _changed(service: Service, settings: dict[str, Policy]) -> Service:
+    # needsExternalTrafficPolicy of pkg/apis/core/validation; ClusterIP with externalIPs takes one.
+    is_inside = service.type is ServiceType.CLUSTER_IP and not service.external_ips
+    if "externalTrafficPolicy" in settings and is_inside:
+        raise TracerError(
+            f"Service {service.key} has no externalTrafficPolicy: it is of type ClusterIP, and has "
+            "no external address"
+        )
+    return change(service, settings)
+
+
 def _namespaces(parameters: dict[str, Any], cluster: Cluster) -> list[Netns]:
     """Return the nodes' namespaces that can be looked into; none on a machine that is no node."""
     if parameters["netns"]:
@@ -185,19 +198,22 @@ def _forecaster(cluster: Cluster, namespaces: Sequence[Netns], choice: ClusterCh
     return Forecaster(cluster, facts_of(cluster, own), proxy)
 
 
-def _show_forecasts(forecaster: Forecaster, service: Service, *, is_json: bool) -> None:
+def _show_forecasts(
+    forecaster: Forecaster, service: Service, *, is_preview: bool, is_json: bool
+) -> None:
     forecasts = chain.from_iterable(map(forecaster.forecast, forecaster.ways(service)))
     if is_json:
         for forecast in forecasts:
             click.echo(export.forecast_to_line(forecast))
         return
     policy = f"externalTrafficPolicy {service.external_policy}, " if service.external_policy else ""
-    mode = forecaster.proxy.mode or "a mode that is not known"
+    mode = f"{forecaster.proxy.mode} mode" if forecaster.proxy.mode else "a mode that is not known"
+    name = f"{printable(str(service.key))}{' as it would be' if is_preview else ''}"
     click.echo(
-        f"{printable(str(service.key))}: {service.type}, {policy}internalTrafficPolicy "
-        f"{service.internal_policy}; kube-proxy in {mode}"
+        f"{name}: {service.type}, {policy}internalTrafficPolicy {service.internal_policy}; "
+        f"kube-proxy in {mode}"
     )
-    for line in export.forecast_table(forecasts):
+    for line in forecast_table(forecasts, screen_of(sys.stdout)):
         click.echo(line)
 
 
@@ -247,27 +263,29 @@ def _show_preview(
         click.echo(export.preview_to_line(shown, names, clients))
         return
     click.echo(f"\nWith {', '.join(f'{name}: {value}' for name, value in names.items())}:")
-    if changed.external_policy is not Policy.LOCAL:
-        click.echo("  every node answers what comes from outside, and hides the client's address")
-        return
-    for line in export.preview_lines(shown, clients):
+    for line in export.preview_lines(shown, settings, clients):
         click.echo(f"  {line}")
 
 
-def _show_health(
-    cluster: Cluster,
-    service: Service,
-    namespaces: Sequence[Netns],
-    timeout_s: float,
-    *,
-    is_json: bool,
-) -> None:
+def _health_port(service: Service) -> int:
     port = service.health_check_node_port
     if port is None:
         raise TracerError(
             f"Service {service.key} has no healthCheckNodePort: it takes type LoadBalancer with "
             "externalTrafficPolicy Local"
         )
+    return port
+
+
+def _show_health(
+    cluster: Cluster,
+    service: Service,
+    port: int,
+    namespaces: Sequence[Netns],
+    timeout_s: float,
+    *,
+    is_json: bool,
+) -> None:
     expected = set(preview(cluster, service).with_endpoint)
     if not is_json:
         click.echo(f"\nHealth checks at port {port}:")

@@ -31,7 +31,7 @@ def for_source(
     match: Match,
     *,
     backend: str,
-    version: int,
+    version: int | None,
     node: str,
     rule: Rule | None = None,
 ) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def for_source(
         cause: Why it is.
         match: What the client addressed.
         backend: The backend by address and port, or in words.
-        version: 4 or 6.
+        version: 4 or 6; None for both.
         node: The node that the client addressed.
         rule: The rule that does it, where that is certain.
     """
@@ -97,8 +97,13 @@ def for_drop(cause: Cause | None, match: Match, node: str) -> tuple[str, ...]:
         case Cause.SOURCE_RANGES:
             ranges = ", ".join(map(str, service.source_ranges)) if service else ""
             return (f"add the client to loadBalancerSourceRanges (now {ranges})",)
+        case Cause.NO_LISTENER if isinstance(match, ServiceMatch) and match.via is Via.NODE_PORT:
+            return (
+                "use another address of the node: kube-proxy does not serve the NodePort at this "
+                "one",
+            )
         case Cause.NO_LISTENER:
-            return ("start the server, or check the port; a NodePort answers on node addresses",)
+            return ("start the server, or check address and port",)
         case Cause.RP_FILTER:
             return (
                 "make routing symmetric, or loosen the filter: sysctl net.ipv4.conf.all.rp_filter",
@@ -135,7 +140,7 @@ def _no_local_endpoint(match: Match, node: str) -> tuple[str, ...]:
     lines = [f"run an endpoint of {service.key} on {node}"]
     if health is not None:
         lines.append(
-            f"or let the load balancer take {node} out: http://{node}:{health}/healthz says 503"
+            f"or let the load balancer take out {node}: /healthz at port {health} there says 503"
         )
     else:
         lines.append(f"or send clients to nodes that have one, not to {node}")
@@ -148,18 +153,19 @@ def _owners_setting(rule: Rule | None, backend: str) -> tuple[str, ...]:
     setting = _SETTINGS.get(rule.owner)
     if setting:
         return (f"{rule.owner}: {setting}; the far side must then know the way back to pods",)
-    whose = "no owner that is known" if rule.owner is Owner.UNKNOWN else f"the owner {rule.owner}"
+    whose = "the" if rule.owner is Owner.UNKNOWN else f"{rule.owner}'s"
+    unknown = ", whose owner is not known" if rule.owner is Owner.UNKNOWN else ""
     return (
-        f"the rule has {whose}: exempt {backend} where it was made "
-        f"(table {rule.table}, chain {rule.chain})",
+        f"leave {backend} out of {whose} rule in table {rule.table}, chain {rule.chain}{unknown}; "
+        "the far side must then know the way back",
     )
 
 
-def _cluster_ip(service: Service | None, version: int) -> str:
+def _cluster_ip(service: Service | None, version: int | None) -> str:
     if service is None:
         return ""
-    addresses = [ip for ip in service.cluster_ips if ip_address(ip).version == version]
-    return f" {addresses[0]}" if addresses else ""
+    addresses = [ip for ip in service.cluster_ips if version in (None, ip_address(ip).version)]
+    return f" {' or '.join(map(str, addresses))}" if addresses else ""
 
 
 def _kubectl(service: Service, *words: str) -> str:

@@ -1,0 +1,54 @@
+"""srcip explain as its users run it, from a file of objects and without root."""
+
+import pytest
+
+from lab.services import OBJECTS
+
+CLUSTER = ("--cluster", OBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["default/clusterip", "--set", "externalTrafficPolicy=Local"],
+            "Service default/clusterip has no externalTrafficPolicy: it is of type ClusterIP, and "
+            "has no external address",
+        ),
+        (
+            ["default/nodeport", "--set", "externalTrafficPolicy=Local", "--from-recording", "/x"],
+            "cannot read recording /x: No such file or directory",
+        ),
+        (
+            ["default/nodeport", "--probe-health"],
+            "Service default/nodeport has no healthCheckNodePort: it takes type LoadBalancer with "
+            "externalTrafficPolicy Local",
+        ),
+    ],
+)
+def test_what_cannot_be_told(srcip, arguments, message):
+    """What cannot be told is one line, and not half an answer before it."""
+    assert srcip("explain", *CLUSTER, *arguments) == (1, "", f"srcip: {message}\n")
+
+
+def test_external_ip_with_a_policy(srcip):
+    """A Service of type ClusterIP that has external addresses has the policy, too."""
+    code, out, _ = srcip(
+        *("explain", *CLUSTER, "default/external-ip", "--set", "externalTrafficPolicy=Local")
+    )
+    assert code == 0
+    assert "With externalTrafficPolicy: Local:" in out
+
+
+def test_a_preview_says_that_it_is_one(srcip):
+    """The first line tells what is from what would be."""
+    as_it_is = srcip("explain", *CLUSTER, "default/nodeport", "--proxy-mode", "iptables")[1]
+    assert as_it_is.startswith(
+        "default/nodeport: NodePort, externalTrafficPolicy Cluster, internalTrafficPolicy Cluster; "
+        "kube-proxy in iptables mode\n"
+    )
+    local = ("--set", "externalTrafficPolicy=Local")
+    assert srcip("explain", *CLUSTER, "default/nodeport", *local)[1].startswith(
+        "default/nodeport as it would be: NodePort, externalTrafficPolicy Local, "
+        "internalTrafficPolicy Cluster; kube-proxy in a mode that is not known\n"
+    )
