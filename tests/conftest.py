@@ -2,6 +2,8 @@
 
 import os
 import signal
+import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +12,7 @@ from tracer.errors import LoadError
 from tracer.kernel import ladder
 
 SWITCH = "SRCIP_KERNEL_TESTS"
+ROOT = Path(__file__).parents[1]
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("srcip", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,10 +38,20 @@ def kernel():
     ``SRCIP_KERNEL_TESTS`` unset: skipped with the reason where they are missing; ``1``: their lack
     is an error; ``0``: always skipped.
     """
+    _require(_why_not())
+
+
+@pytest.fixture(scope="session")
+def others():
+    """Other users may read this checkout, as tests need that run srcip as one of them."""
+    closed = [each for each in (ROOT, *ROOT.parents) if not each.stat().st_mode & stat.S_IXOTH]
+    _require(f"only root may read {closed[0]}, where this checkout is" if closed else None)
+
+
+def _require(reason):
     wish = os.environ.get(SWITCH, "")
     if wish == "0":
         pytest.skip(f"{SWITCH}=0")
-    reason = _why_not()
     if reason is None:
         return
     if wish == "1":

@@ -200,6 +200,7 @@ def as_a_user(*capabilities):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize("command", ["serve", "trace"])
 def test_another_user(box, command):
     """The capabilities are not enough to compile: one line says so."""
@@ -211,6 +212,7 @@ def test_another_user(box, command):
     )
 
 
+@pytest.mark.usefixtures("others")
 def test_flows_as_another_user(box):
     """Reading conntrack and rules takes CAP_NET_ADMIN alone, of whatever user."""
     send(box)

@@ -146,6 +146,7 @@ def test_trace_follows_each_connection(lab, tmp_path):
     assert not any(summary["lost"].values())
 
 
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize("mode", kube_proxy.MODES)
 def test_record_and_replay(lab, tmp_path, public_directory, mode):
     """A recording judged again, by nobody, says line by line what the trace said."""

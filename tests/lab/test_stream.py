@@ -82,6 +82,7 @@ def of_kind(kind, lines):
     )
 
 
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize(
     "options", [[], ["--filter-service", "default/nodeport"], ["--filter-port", "30080"]], ids=str
 )
@@ -124,6 +125,7 @@ def test_it_shows_what_a_trace_of_ones_own_shows(lab, tmp_path, path, options):
     assert summary.startswith(f"{connections} connections, ")
 
 
+@pytest.mark.usefixtures("others")
 def test_expect_and_count(lab, path):
     """Exit codes as of a trace of one's own."""
     kube_proxy.load(lab, "iptables")
@@ -174,6 +176,7 @@ def test_two_hundred_clients(lab, path):
         wait_until(lambda: served.samples()["srcip_stream_clients"][0].value == 0)
 
 
+@pytest.mark.usefixtures("others")
 def test_clients_that_never_read(lab, path):
     """A hundred of them: totals are exact, probes are answered, and a reader misses nothing."""
     kube_proxy.load(lab, "iptables")
@@ -196,6 +199,7 @@ def test_clients_that_never_read(lab, path):
         assert not any(told[-1]["lost"].values())
 
 
+@pytest.mark.usefixtures("others")
 def test_who_may_not(lab, path):
     """Somebody of another group gets one line; so does who finds no agent."""
     stranger = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
@@ -209,6 +213,7 @@ def test_who_may_not(lab, path):
         )
 
 
+@pytest.mark.usefixtures("others")
 def test_killed_while_somebody_listens(lab, path):
     """The client says so in one line; the next agent takes the socket's place."""
     with agent(lab, path) as served, listening(path, "-o", "json") as client:
