@@ -387,6 +387,24 @@ def test_a_client_that_does_not_read(stream):
         assert stream.server.lost == summary.lost["queue_full"]
 
 
+def test_a_batch_that_is_longer_than_a_queue(stream):
+    """Who reads meanwhile loses nothing of it; who does not, loses what finds no room."""
+    reader, idle = stream.listen(), stream.listen()
+    with closing(reader), closing(idle):
+        taken = 0
+        for _ in range(200):
+            for _ in range(20):
+                stream.server.offer(REPLACED)
+            # The agent is in the middle of a batch, and does nothing else.
+            while lines := reader.read(0):
+                taken += sum(1 for _ in reader.judge(lines))
+        by_lost = sorted(stream.server._clients, key=lambda each: each.lost)
+        assert [each.lost > 0 for each in by_lost] == [False, True]
+        stream.step()
+        taken += len(read(reader))
+        assert taken == 4000
+
+
 def test_a_last_line_that_waits(stream):
     """Whoever does not take it yet is greeted no second time, and gets no second summary."""
     with stream.raw(request_line(Wanted())) as sock:

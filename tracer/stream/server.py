@@ -55,6 +55,8 @@ _ASK_S, _LINGER_S, _STUCK_S = 10.0, 10.0, 60.0
 _TCP = {
     socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1,
 }  # fmt: skip
+# How many lines are handed out before it is looked who has room again.
+_OFTEN = 32
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -106,6 +108,7 @@ class StreamServer:
         if self._socket is not None:
             self._selector.register(self._socket, _READ)
         self._resume_s = float("inf")
+        self._offered = 0
 
     def fileno(self) -> int:
         """Return a descriptor that can be read when `poll` has something to do."""
@@ -186,6 +189,9 @@ class StreamServer:
 
     def offer(self, judged: Judged) -> None:
         """Hand a judged thing to those who want it."""
+        self._offered += 1
+        if self._offered % _OFTEN == 0:
+            self._flush_ready()
         line = None
         # Copies: who turns out to be gone is removed meanwhile.
         for selection, members in list(self._by_wanted.values()):
@@ -201,6 +207,12 @@ class StreamServer:
         for client in list(self._clients):
             if client.has_unsent and not client.events & _WRITE:
                 self._flush(client)
+
+    def _flush_ready(self) -> None:
+        """Write to those whose sockets have room again: a batch may be longer than a queue."""
+        for key, events in self._selector.select(0):
+            if events & _WRITE and key.data in self._clients:
+                self._flush(key.data)
 
     def end(self, origin: Origin) -> None:
         """
