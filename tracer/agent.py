@@ -115,6 +115,7 @@ class Agent:
         max_series: int = 10_000,
         drain_interval_s: float = 5.0,
         clock_s: Callable[[], float] = time.monotonic,
+        cpu_s: Callable[[], float] = time.thread_time,
     ) -> None:
         self._kernel = kernel
         self._views = views
@@ -131,6 +132,7 @@ class Agent:
             notes=lambda: (*kernel.info.not_seen, *views.notes()),
             losses=self._stream_losses,
             clock_s=clock_s,
+            cpu_s=cpu_s,
         )
         self.connections = Tally(OTHER_CONNECTIONS, max_series)
         self.drops = Tally(OTHER_DROPS, max_series)

@@ -27,7 +27,7 @@ class Setup:
     """An agent that streams, and a kernel that a test plays."""
 
     def __init__(self, path):
-        self.now_s = 0.0
+        self.now_s = self.cpu_s = 0.0
         self.path = path
         self.kernel = FakeKernel()
         self.snapshots = []
@@ -38,6 +38,7 @@ class Setup:
             version="1.2",
             stream=StreamServer(path),
             clock_s=lambda: self.now_s,
+            cpu_s=lambda: self.cpu_s,
         )
         self.agent.step(0)
 
@@ -100,6 +101,7 @@ def test_what_takes_too_long_is_lost_to_the_stream(setup):
 
     class Slow(Fixed):
         def at(self, netns, node, ktime_ns):
+            setup.cpu_s += 0.1
             setup.now_s += 0.1
             return self.view
 
@@ -127,11 +129,35 @@ def test_what_takes_too_long_is_lost_to_the_stream(setup):
     assert told.lost["agent", "rate_limited"] == 0
 
 
+def test_waiting_for_a_cpu_costs_nothing(setup):
+    """On a busy node the stream has its share of a core all the same."""
+
+    class Starved(Fixed):
+        def at(self, netns, node, ktime_ns):
+            setup.cpu_s += 0.001
+            setup.now_s += 0.1
+            return self.view
+
+    setup.agent._pipeline._views = Starved(world.view())
+    with closing(setup.listen()) as client:
+        setup.kernel.records = [encode_connection(REPLACED)] * 50
+        setup.agent.step(0)
+        assert len(list(client.judge(client.read(5)))) == 50
+
+
 def test_the_share_grows_back(tmp_path):
     """So much of a core, on average."""
     now_s = 0.0
     kernel = FakeKernel()
-    live = LiveStream(kernel, None, version="1", notes=tuple, losses=dict, clock_s=lambda: now_s)
+    live = LiveStream(
+        kernel,
+        None,
+        version="1",
+        notes=tuple,
+        losses=dict,
+        clock_s=lambda: now_s,
+        cpu_s=lambda: now_s,
+    )
     taken = 0
     for _ in range(100):
         for _ in live.affordable([b"x"] * 10):

@@ -40,6 +40,7 @@ class LiveStream:
         notes: Callable[[], Sequence[str]],
         losses: Callable[[], Mapping[str, int]],
         clock_s: Callable[[], float] = time.monotonic,
+        cpu_s: Callable[[], float] = time.thread_time,
     ) -> None:
         """
         Args:
@@ -48,13 +49,15 @@ class LiveStream:
             version: The agent's.
             notes: What the agent cannot see, a line each.
             losses: What it lost of what it read, by reason.
-            clock_s: The clock of the budget.
+            clock_s: The clock by which the budget grows.
+            cpu_s: What it is spent by: on a busy node waiting for a CPU costs nobody anything.
         """
         self._kernel = kernel
         self._server = server
         self._losses = losses
         self._notes = notes
         self._clock_s = clock_s
+        self._cpu_s = cpu_s
         self._flows: Filter | None = None
         self._budget = Budget.full(SHARE, AT_ONCE_S, clock_s())
         self._rate_limited = 0
@@ -92,12 +95,12 @@ class LiveStream:
         What is done with each until the next is asked for is what it costs.
         """
         for raw in records:
-            start_s = self._clock_s()
-            if not self._budget.has_left(start_s):
+            if not self._budget.has_left(self._clock_s()):
                 self._rate_limited += self.is_on
                 continue
+            start_s = self._cpu_s()
             yield raw
-            self._budget.spend(self._clock_s() - start_s)
+            self._budget.spend(self._cpu_s() - start_s)
 
     def offer(self, judged: Judged) -> None:
         """Hand a judged thing to the clients that want it."""
@@ -108,7 +111,7 @@ class LiveStream:
         """Do what clients wait for, without waiting for any; the kernel follows their wishes."""
         if self._server is None:
             return
-        start_s = self._clock_s()
+        start_s = self._cpu_s()
         origin = self._origin()
         self._server.flush()
         # Who hung up before the kernel was read last has all that happened until then.
@@ -119,7 +122,7 @@ class LiveStream:
             self._flows = flows
         # The kernel first: what happens after the hello is streamed.
         self._server.attach(origin)
-        self._budget.spend(self._clock_s() - start_s)
+        self._budget.spend(self._cpu_s() - start_s)
 
     def close(self) -> None:
         """Tell everyone the end."""
