@@ -79,6 +79,7 @@ bench: setup
 	$(VENV)/bin/python -m tests.bench.bench_judge
 	$(VENV)/bin/python -m tests.bench.bench_cluster
 	$(VENV)/bin/python -m tests.bench.bench_agent
+	$(VENV)/bin/python -m tests.bench.bench_stream
 	$(VENV)/bin/python -m tests.bench.bench_stitch
 	$(VENV)/bin/python -m tests.bench.bench_headers
 	$(VENV)/bin/python -m tests.bench.bench_paths

@@ -243,9 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         """Take a channel for a socket."""
-        channel = cast("Channel", self.request)
-        self._head = _Head(channel)
-        self.rfile, self.wfile = cast("Any", self._head), cast("Any", _Outlet(channel))
+        self._channel = cast("Channel", self.request)
+        self._head = _Head(self._channel)
+        self.rfile, self.wfile = cast("Any", self._head), cast("Any", _Outlet(self._channel))
 
     @property
     def unread(self) -> bytes:
@@ -260,6 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
             told = self.headers.get_all("Authorization") or [""]
             # Of two, who stands between might have looked at the other.
             refusal = gate(told[0], path) if len(told) == 1 else (400, "one Authorization header")
+            # What the API server took for it is not the client's fault.
+            self._channel.deadline_s = time.monotonic() + _PATIENCE_S
             if refusal is not None:
                 self._refuse(*refusal)
                 return

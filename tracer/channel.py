@@ -9,13 +9,23 @@ the other side sends what carries no data.
 import ssl
 import time
 from contextlib import suppress
-from socket import socket
+from socket import (
+    IPPROTO_TCP,
+    SO_KEEPALIVE,
+    SOL_SOCKET,
+    TCP_KEEPCNT,
+    TCP_KEEPIDLE,
+    TCP_KEEPINTVL,
+    TCP_NODELAY,
+    socket,
+)
 from typing import Protocol
 
 # What is enciphered before the socket has taken what came before: one record of TLS.
 _RECORD = 16 << 10
 # What may come in a row without a word in it. An honest client renews its keys now and then.
 _EMPTY = 64 << 10
+_TCP = {TCP_KEEPIDLE: 60, TCP_KEEPINTVL: 10, TCP_KEEPCNT: 3, TCP_NODELAY: 1}
 
 
 class Channel(Protocol):
@@ -217,6 +227,13 @@ class TlsChannel:
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             self._is_over = True
         return b"".join(parts)
+
+
+def keep_alive(sock: socket) -> None:
+    """Have TCP find out in a minute and a half that the other machine is gone; send at once."""
+    sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    for option, value in _TCP.items():
+        sock.setsockopt(IPPROTO_TCP, option, value)
 
 
 def send_all(channel: Channel, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """A running 'srcip serve' beside a benchmark, and the cluster that it is told of."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,13 +35,17 @@ table ip silence {
 class Served:
     """A running agent."""
 
-    def __init__(self, pid, port):
+    def __init__(self, pid, port, context=None, token=None):
         self.pid = pid
         self.port = port
+        self._context = context
+        self._url = f"http{'s' if context else ''}://127.0.0.1:{port}/metrics"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def samples(self, name):
         """The series of a metric and their numbers, the series as they are written."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+        page = urllib.request.Request(self._url, headers=self._headers)  # noqa: S310 - ours
+        with urllib.request.urlopen(page, context=self._context) as answer:  # noqa: S310
             lines = answer.read().decode().splitlines()
         found = (
             line.rpartition(" ") for line in lines if line.startswith((f"{name} ", f"{name}{{"))
@@ -84,13 +89,19 @@ class Served:
 
 
 @contextmanager
-def agent(node, *arguments):
-    """Run 'srcip serve' until it is ready, with its own drain interval."""
+def agent(node, *arguments, environ=None, context=None, token=None):
+    """Run 'srcip serve' until it is ready, with its own drain interval; a context is for HTTPS."""
     command = [sys.executable, "-m", "tracer.cli", "serve", "--port", "0"]
     # Told the mode, it asks no kube-proxy: that would be a connection of its own.
     command += ["--proxy-mode", "nftables", "--netns", f"{node.box.names['node']}=node1"]
     command += map(str, arguments)
-    process = subprocess.Popen(command, cwd=package_root(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=package_root(),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environ or {})},
+    )
     # What it says later must not fill the pipe.
     reader = threading.Thread(target=process.stderr.read)
     try:
@@ -98,7 +109,8 @@ def agent(node, *arguments):
             if line.startswith("serving on "):
                 break
         reader.start()
-        served = Served(process.pid, int(line.split("127.0.0.1:")[1].split("/")[0]))
+        port = int(line.split("127.0.0.1:")[1].split("/")[0])
+        served = Served(process.pid, port, context, token)
         wait_until(lambda: served.value("srcip_ready") == 1)
         yield served
     finally:

@@ -435,14 +435,14 @@ def test_keys_renewed_without_end(streaming):
 
 
 def test_a_machine_that_is_gone(streaming):
-    """TCP asks for it now and then, so that its place gets free."""
-    with closing(streaming.listen(streaming.agent(), Wanted())):
+    """TCP asks for it now and then: a client's place gets free, and a client does not wait."""
+    with closing(streaming.listen(streaming.agent(), Wanted())) as client:
         (listener,) = streaming.server._clients
-        sock = listener.channel.socket
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-        each_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
-        assert idle_s + each_s * sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 90
+        for sock in (listener.channel.socket, client._channel.socket):
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            each_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+            assert idle_s + each_s * sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 90
 
 
 def test_the_door_is_closed(tmp_path):

@@ -17,7 +17,7 @@ from functools import reduce
 from pathlib import Path
 
 from exporters.jsonl import summary_to_line, to_line
-from tracer.channel import Channel, ClearChannel
+from tracer.channel import Channel, ClearChannel, keep_alive
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
 from tracer.model import Filter
 from tracer.pipeline import Selection, Wanted, untold
@@ -51,10 +51,6 @@ _SEND_BUFFER = 64 << 10
 _CHUNK, _CHUNKS = 64 << 10, 4
 # How long a client may take to ask, to take the last lines, and to read nothing while lines wait.
 _ASK_S, _LINGER_S, _STUCK_S = 10.0, 10.0, 60.0
-# A client whose machine is gone is gone, too: after a minute and a half without an answer.
-_TCP = {
-    socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3, socket.TCP_NODELAY: 1,
-}  # fmt: skip
 # How many lines are handed out before it is looked who has room again.
 _OFTEN = 32
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -431,9 +427,7 @@ class StreamServer:
 def _set_up(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _TCP.items():
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        keep_alive(sock)
 
 
 def _first_line(client: Listener) -> bytes | None:

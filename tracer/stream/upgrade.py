@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from socket import create_connection, gaierror
 
-from tracer.channel import Channel, TlsChannel, send_all
+from tracer.channel import Channel, TlsChannel, keep_alive, send_all
 from tracer.stream.errors import StreamError
 from tracer.stream.protocol import UPGRADE, URL_PATH
 
@@ -66,6 +66,7 @@ def connect(agent: HttpsAgent, *, chunk: int) -> tuple[Channel, bytes]:
     deadline_s = time.monotonic() + PATIENCE_S
     try:
         sock = create_connection((agent.host, agent.port), timeout=PATIENCE_S)
+        keep_alive(sock)
         channel = TlsChannel(
             sock, context, chunk=chunk, server_name=agent.server_name or agent.host
         )
