@@ -190,6 +190,17 @@ def test_what_is_said_behind_a_request():
     assert b"srcip_build_info" not in answer
 
 
+def test_a_gate_that_takes_its_time(monkeypatch):
+    """What the API server takes to answer is not taken from who asked."""
+    monkeypatch.setattr(page_server, "_PATIENCE_S", 0.3)
+
+    def slow_gate(*_):
+        time.sleep(0.4)
+
+    with serving(gate=slow_gate) as server:
+        assert get(server, "/metrics")[0] == 200
+
+
 def test_two_tokens():
     """Of two Authorization headers none counts: somebody on the way may have checked the other."""
     with (

@@ -2,7 +2,8 @@
 Who may scrape: a bearer token, checked by the API server as kube components do it.
 
 A TokenReview says whose token it is, a SubjectAccessReview whether he may. Both answers are kept
-for a bounded time, so neither a scraper nor a stranger's flood is a load on the API server.
+for a bounded time, so neither a scraper nor a stranger's flood is a load on the API server. Who was
+let in before does not queue with strangers: their flood keeps no scraper out.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 from tracer.cluster.access import connect_blocking, find_config
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.fields import shown
-from tracer.cluster.refusal import check, translated
+from tracer.cluster.refusal import ExpiredError, check, translated
 from tracer.cluster.resource import Review
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 # given a role is refused for so long.
 ALLOWED_S, REFUSED_S = 60.0, 10.0
 _TIMEOUT_S = 5.0
-# Tokens that are remembered, and questions in a second at the most.
+# Tokens that are remembered of each kind, and questions about them in a second at the most.
 _REMEMBERED, _QUESTIONS_PER_S = 1024, 20
 # A token is a JWT of a kilobyte or two; the server itself refuses header lines above 64 KiB.
 _MAX_TOKEN = 16 << 10
@@ -36,6 +37,7 @@ ACCESS = Review(
     group="authorization.k8s.io", plural="subjectaccessreviews", kind="SubjectAccessReview"
 )
 Refusal = tuple[int, str]
+_TOO_MANY: Refusal = (503, "too many tokens to check at once")
 _NO_TOKEN: Refusal = (401, "a bearer token is needed")
 _UNKNOWN_TOKEN: Refusal = (401, "the API server does not know this token")
 
@@ -44,6 +46,47 @@ _UNKNOWN_TOKEN: Refusal = (401, "the API server does not know this token")
 class _Known:
     refusal: Refusal | None
     until_s: float
+
+
+class _Kind:
+    """Tokens that were let in before, or those that were not: what is known, and who may ask."""
+
+    def __init__(self) -> None:
+        # Keys are digests: no token stays in memory.
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._lock = threading.Lock()
+        # One question at a time: who comes meanwhile with the same token finds the answer.
+        self.asking = threading.Lock()
+        self._second, self._questions = 0, 0
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._known
+
+    def look_up(self, digest: bytes, now_s: float) -> _Known | None:
+        """Return an answer that still holds."""
+        with self._lock:
+            known = self._known.get(digest)
+        return known if known is not None and now_s < known.until_s else None
+
+    def remember(self, digest: bytes, known: _Known) -> None:
+        """Keep an answer, in place of the oldest of too many."""
+        with self._lock:
+            self._known[digest] = known
+            self._known.move_to_end(digest)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+
+    def forget(self, digest: bytes) -> None:
+        """Keep none."""
+        with self._lock:
+            self._known.pop(digest, None)
+
+    def may_ask(self, now_s: float) -> bool:
+        """Whether one more question is not too many; for who is asking."""
+        if int(now_s) != self._second:
+            self._second, self._questions = int(now_s), 0
+        self._questions += 1
+        return self._questions <= _QUESTIONS_PER_S
 
 
 class Reviewer:
@@ -69,11 +112,7 @@ class Reviewer:
         """
         self._client = connect_blocking(find_config(kubeconfig, context), _TIMEOUT_S)
         self._clock_s = clock_s
-        # Keys are digests: no token stays in memory.
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._lock = threading.Lock()
-        self._asking = threading.Lock()
-        self._second, self._questions = 0, 0
+        self._friends, self._strangers = _Kind(), _Kind()
         self._complained: str | None = None
 
     def refusal(self, authorization: str, path: str) -> Refusal | None:
@@ -94,16 +133,16 @@ class Reviewer:
         if len(token) > _MAX_TOKEN or not (token.isascii() and token.isprintable()):
             return _UNKNOWN_TOKEN
         digest = hashlib.sha256(f"{path} {token}".encode()).digest()
-        known = self._look_up(digest)
+        kind = self._friends if digest in self._friends else self._strangers
+        known = kind.look_up(digest, self._clock_s())
         if known is not None:
             return known.refusal
-        # One question at a time: who comes meanwhile with the same token finds the answer.
-        if not self._asking.acquire(timeout=_TIMEOUT_S):
-            return 503, "too many tokens to check at once"
+        if not kind.asking.acquire(timeout=_TIMEOUT_S):
+            return _TOO_MANY
         try:
-            known = self._look_up(digest) or self._ask(digest, token, path)
+            known = self._look_up(digest) or self._ask(kind, digest, token, path)
         finally:
-            self._asking.release()
+            kind.asking.release()
         return known.refusal
 
     def close(self) -> None:
@@ -111,34 +150,28 @@ class Reviewer:
         self._client.close()
 
     def _look_up(self, digest: bytes) -> _Known | None:
-        with self._lock:
-            known = self._known.get(digest)
-            return known if known is not None and self._clock_s() < known.until_s else None
-
-    def _ask(self, digest: bytes, token: str, path: str) -> _Known:
         now_s = self._clock_s()
-        if not self._may_ask(now_s):
-            return _Known((503, "too many tokens to check at once"), now_s)
+        return self._friends.look_up(digest, now_s) or self._strangers.look_up(digest, now_s)
+
+    def _ask(self, kind: _Kind, digest: bytes, token: str, path: str) -> _Known:
+        now_s = self._clock_s()
+        if not kind.may_ask(now_s):
+            return _Known(_TOO_MANY, now_s)
         try:
             refusal = self._review(token, path)
-        except ClusterError as error:
+        except (ClusterError, ExpiredError) as error:
             # Nobody is let in unseen; and an answer that was none is not kept.
-            self._complain(str(error))
+            self._complain(str(error) or type(error).__name__)
             return _Known((503, "the API server cannot be asked about this token"), now_s)
         self._complained = None
         known = _Known(refusal, now_s + (REFUSED_S if refusal else ALLOWED_S))
-        with self._lock:
-            self._known[digest] = known
-            self._known.move_to_end(digest)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
+        if refusal is None:
+            self._strangers.forget(digest)
+            self._friends.remember(digest, known)
+        else:
+            self._friends.forget(digest)
+            self._strangers.remember(digest, known)
         return known
-
-    def _may_ask(self, now_s: float) -> bool:
-        if int(now_s) != self._second:
-            self._second, self._questions = int(now_s), 0
-        self._questions += 1
-        return self._questions <= _QUESTIONS_PER_S
 
     def _review(self, token: str, path: str) -> Refusal | None:
         status = self._create(TOKENS, {"token": token})

@@ -117,12 +117,37 @@ def test_a_flood_of_tokens(api, reviewer, clock):
     assert reviewer.refusal("Bearer good", "/metrics") is None
 
 
-def test_memory_is_bounded(reviewer, clock, monkeypatch):
-    """However many tokens there are, so many are remembered."""
+def test_a_flood_keeps_no_scraper_out(api, reviewer, clock, monkeypatch):
+    """Who was let in before is asked about beside the flood, when his answer grows old, too."""
     monkeypatch.setattr(review, "_REMEMBERED", 5)
+    assert reviewer.refusal("Bearer good", "/metrics") is None
+    for i in range(100):
+        reviewer.refusal(f"Bearer made-up-{i}", "/metrics")
+        clock.now_s += 0.02
+    clock.now_s += ALLOWED_S
+    answers = [reviewer.refusal(f"Bearer more-{i}", "/metrics")[0] for i in range(30)]
+    assert answers[-1] == 503
+    assert reviewer.refusal("Bearer good", "/metrics") is None
+    # Nor does a question about a stranger that takes long.
+    clock.now_s += ALLOWED_S + 1
+    with reviewer._strangers.asking:
+        assert reviewer.refusal("Bearer good", "/metrics") is None
+    # Once refused he is a stranger, until he is let in again.
+    api.users.clear()
+    clock.now_s += ALLOWED_S + 1
+    assert reviewer.refusal("Bearer good", "/metrics")[0] == 401
+    assert len(reviewer._friends._known) == 0
+
+
+def test_memory_is_bounded(api, reviewer, clock, monkeypatch):
+    """However many tokens there are, so many are remembered of each kind."""
+    monkeypatch.setattr(review, "_REMEMBERED", 5)
+    api.users |= {f"real-{i}": SCRAPER for i in range(10)}
     for i in range(10):
         reviewer.refusal(f"Bearer made-up-{i}", "/metrics")
-    assert len(reviewer._known) == 5
+        assert reviewer.refusal(f"Bearer real-{i}", "/metrics") is None
+        clock.now_s += 1
+    assert [len(each._known) for each in (reviewer._friends, reviewer._strangers)] == [5, 5]
 
 
 @pytest.mark.parametrize(
