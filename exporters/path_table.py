@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from exporters.sketch import Mark, Role, Station, sketch
-from exporters.stacked import ROW_WIDTH, StackedRows
-from exporters.table import StreamingTable
+from exporters.stacked import StackedRows, rows_on
 from exporters.terminal import Screen, printable
 from exporters.text import (
     ENDPOINT,
@@ -45,11 +44,7 @@ class PathTable:
         self, stream: IO[str], *, is_explaining: bool = False, screen: Screen | None = None
     ) -> None:
         self._is_explaining = is_explaining
-        self._table: StreamingTable | StackedRows = (
-            StreamingTable(stream, _COLUMNS, VERDICT_COLOURS, screen=screen)
-            if screen is None or screen.width >= ROW_WIDTH
-            else StackedRows(stream, VERDICT_COLOURS)
-        )
+        self._table = rows_on(stream, _COLUMNS, VERDICT_COLOURS, screen)
 
     def write(self, path: Path) -> None:
         """Print one row."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from exporters.terminal import has_colour, paint, printable
+from exporters.table import StreamingTable
+from exporters.terminal import Screen, has_colour, paint, printable
 
 # A row of IPv4 with short names. Whoever has less would see it broken in the middle of words.
 ROW_WIDTH = 160
@@ -42,6 +43,15 @@ class StackedRows:
     def note(self, text: str) -> None:
         """Print a line that belongs to the row above it."""
         print(text, file=self._stream, flush=True)
+
+
+def rows_on(
+    stream: IO[str], columns: Mapping[str, int], colours: Mapping[str, str], screen: Screen | None
+) -> StreamingTable | StackedRows:
+    """Return what prints rows on a screen, or in a file: aligned columns where they find room."""
+    if screen is not None and screen.width < ROW_WIDTH:
+        return StackedRows(stream, colours)
+    return StreamingTable(stream, columns, colours, screen=screen)
 
 
 def _joined(gap: str, *words: str) -> str:

@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exporters.terminal import printable
 
@@ -129,11 +129,11 @@ class Canvas:
         )
 
     def rows(
-        self, x: float, y: float, lines: Sequence[str], *, leading: float, **options: object
+        self, x: float, y: float, lines: Sequence[str], *, leading: float, **options: Any
     ) -> float:
         """Write lines below each other; return the baseline after the last."""
         for line in lines:
-            self.text(x, y, line, **options)  # type: ignore[arg-type]
+            self.text(x, y, line, **options)
             y += leading
         return y
 

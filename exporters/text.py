@@ -3,8 +3,7 @@
 from datetime import UTC, datetime
 from typing import IO
 
-from exporters.stacked import ROW_WIDTH, StackedRows
-from exporters.table import StreamingTable
+from exporters.stacked import rows_on
 from exporters.terminal import Screen, printable
 from exporters.word import word_texts
 from tracer.judge.cause import Cause
@@ -58,11 +57,7 @@ class TextWriter:
         self, stream: IO[str], *, is_explaining: bool = False, screen: Screen | None = None
     ) -> None:
         self._is_explaining = is_explaining
-        self._table: StreamingTable | StackedRows = (
-            StreamingTable(stream, _COLUMNS, VERDICT_COLOURS, screen=screen)
-            if screen is None or screen.width >= ROW_WIDTH
-            else StackedRows(stream, VERDICT_COLOURS)
-        )
+        self._table = rows_on(stream, _COLUMNS, VERDICT_COLOURS, screen)
 
     def write(self, judged: Judged) -> None:
         """Print one row."""

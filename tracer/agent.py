@@ -4,31 +4,23 @@ The node agent: the kernel's counts, judged by path, as totals that only grow.
 One thread drains, judges and publishes; whoever scrapes reads what it published.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
-from exporters.prometheus import ConnectionLabels, DropLabels, Snapshot
+from exporters.prometheus import DropLabels, Snapshot
 from tracer.address_classes import address_classes
 from tracer.budget import Budget
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import Via
 from tracer.cluster.status import ClusterStatus
-from tracer.decode import decode, decode_path_key, kind_of
-from tracer.errors import DecodeError
-from tracer.judge.path_key import JudgedPath, is_typical, judge_path, surroundings
+from tracer.decode import kind_of
 from tracer.judge.verdict import JudgedDrop
 from tracer.judge.view import View
-from tracer.kernel.counters import AddressClass
-from tracer.model import (
-    Connection,
-    IPNetwork,
-    PathKey,
-    protocol_name,
-)
+from tracer.model import protocol_name
+from tracer.path_totals import Counts, PathTotals
 from tracer.pipeline import Pipeline
 from tracer.stream.live import LiveStream, StreamingKernel
 from tracer.stream.server import StreamServer
@@ -36,10 +28,7 @@ from tracer.tally import KEEP_S, OTHER, Tally
 from tracer.views import Views
 from tracer.wire import Kind
 
-_log = logging.getLogger(__name__)
-
 CONNECTIONS, DROPS = "srcip_connections_total", "srcip_dropped_packets_total"
-OTHER_CONNECTIONS = ConnectionLabels(*(OTHER,) * len(ConnectionLabels._fields))
 OTHER_DROPS = DropLabels(*(OTHER,) * len(DropLabels._fields))
 # Drops that are judged in a second, and at once. Each costs about a third of a millisecond.
 DROPS_PER_S, DROPS_AT_ONCE = 1000, 5000
@@ -49,22 +38,6 @@ STREAM_S = 0.1
 CLUSTER_PATIENCE_S = 30.0
 # Prefixes are written this often at the most, and never more than a hundredth of the time.
 _CLASSES_S, _CLASSES_SHARE = 1.0, 100
-
-
-class Counts(Protocol):
-    """The kernel's counts by path: see `tracer.kernel.counters.PathCounters`."""
-
-    def drain(self) -> Mapping[bytes, int]:
-        """Return what was added to each path since the last drain."""
-
-    def sample(self, key: bytes) -> bytes | None:
-        """Return the record of one connection of a path."""
-
-    def forget_sample(self, key: bytes) -> None:
-        """Have the path's next connection give a sample."""
-
-    def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
-        """Set the classes of addresses by namespace; return how many found no room."""
 
 
 class Kernel(StreamingKernel, Protocol):
@@ -82,17 +55,6 @@ class Kernel(StreamingKernel, Protocol):
 
     def map_usage(self) -> Mapping[str, tuple[int, int]]:
         """Return elements and room of the maps that grow."""
-
-
-@dataclass(slots=True)
-class _Path:
-    """A path as it was judged last."""
-
-    key: PathKey
-    sample: Connection
-    depends_on: tuple[object, ...]
-    labels: ConnectionLabels
-    used_s: float
 
 
 class Agent:
@@ -134,12 +96,9 @@ class Agent:
             clock_s=clock_s,
             cpu_s=cpu_s,
         )
-        self.connections = Tally(OTHER_CONNECTIONS, max_series)
+        self.paths = PathTotals(kernel.counters, self._view, max_series=max_series)
         self.drops = Tally(OTHER_DROPS, max_series)
-        self._paths: dict[bytes, _Path] = {}
-        self._pending: Counter[bytes] = Counter()
         self._lost: Counter[tuple[str, str]] = Counter()
-        self._undecodable = 0
         self._paths_full = 0
         self._started_s = clock_s()
         self._budget = Budget.full(DROPS_PER_S, DROPS_AT_ONCE, self._started_s)
@@ -183,7 +142,7 @@ class Agent:
     def drain(self) -> None:
         """Take in what the kernel has counted, and publish."""
         began_s, now_s = time.monotonic(), self._clock_s()
-        self._take_paths(now_s)
+        self.paths.take(now_s)
         # What is lost is read after what was counted: it never hides in between.
         self._take_lost()
         if now_s >= self._next_tidy_s:
@@ -191,51 +150,6 @@ class Agent:
             self._next_tidy_s = now_s + KEEP_S / 20
         self._drained = self._snapshot(drain_s=time.monotonic() - began_s)
         self._tell()
-
-    # Connections
-
-    def _take_paths(self, now_s: float) -> None:
-        added = Counter(self._pending)
-        late, self._pending = set(self._pending), Counter()
-        added.update(self._kernel.counters.drain())
-        for raw, count in added.items():
-            try:
-                labels = self._labels(raw, now_s)
-            except DecodeError as error:
-                self._undecodable += 1
-                _log.debug("undecodable path: %s", error)
-                labels = OTHER_CONNECTIONS
-            if labels is None and raw not in late:
-                # The sample is written just after the count: it is there next time.
-                self._pending[raw] = count
-            else:
-                self.connections.add(labels or OTHER_CONNECTIONS, count)
-
-    def _labels(self, raw: bytes, now_s: float) -> ConnectionLabels | None:
-        """Return the labels of a path now; None without a sample."""
-        path = self._paths.get(raw)
-        key, sample = (path.key, path.sample) if path else self._read_path(raw)
-        if sample is None:
-            return None
-        view = self._view(key.netns)
-        depends_on = surroundings(key, sample, view)
-        if path is None or path.depends_on != depends_on:
-            labels = _connection_labels(key, judge_path(key, sample, view))
-            path = _Path(key, sample, depends_on, labels, now_s)
-            if is_typical(key, sample, view):
-                self._paths[raw] = path
-            else:
-                self._paths.pop(raw, None)
-                self._kernel.counters.forget_sample(raw)
-        path.used_s = now_s
-        return path.labels
-
-    def _read_path(self, raw: bytes) -> tuple[PathKey, Connection | None]:
-        sample = self._kernel.counters.sample(raw)
-        record = decode(sample) if sample is not None else None
-        if record is not None and not isinstance(record, Connection):
-            raise DecodeError("the sample of a path is no connection")
-        return decode_path_key(raw), record
 
     def _view(self, netns: int) -> View:
         node = self._kernel.info.nodes.get(netns, f"netns {netns}")
@@ -273,7 +187,7 @@ class Agent:
     def _take_lost(self) -> None:
         full = self._kernel.lost_by_program().get("connections", {}).get("paths_full", 0)
         if full > self._paths_full:
-            self.connections.add(OTHER_CONNECTIONS, full - self._paths_full)
+            self.paths.add_other(full - self._paths_full)
             self._paths_full = full
 
     # The cluster
@@ -312,13 +226,11 @@ class Agent:
             self._lost["agent", "prefixes_full"] += refused
 
     def _tidy(self, now_s: float) -> None:
-        self._paths = {
-            raw: path for raw, path in self._paths.items() if now_s - path.used_s < KEEP_S
-        }
+        self.paths.forget_unused(now_s)
         cluster = self._cluster()
         if cluster is None or self._cluster_status().missing is not None:
             return
-        for tally in (self.connections, self.drops):
+        for tally in (self.paths.tally, self.drops):
             tally.forget_gone(lambda *key: cluster.service(*key) is not None, now_s)
 
     def _cluster(self) -> Cluster | None:
@@ -352,11 +264,11 @@ class Agent:
             drained_at_s=time.time(),
             drained_s=time.monotonic(),
             drain_s=drain_s,
-            connections=dict(self.connections.totals),
+            connections=dict(self.paths.tally.totals),
             drops=dict(self.drops.totals),
-            overflow={CONNECTIONS: self.connections.overflow, DROPS: self.drops.overflow},
+            overflow={CONNECTIONS: self.paths.tally.overflow, DROPS: self.drops.overflow},
             lost={("agent", "rate_limited"): 0, **lost},
-            undecodable=self._undecodable + self._pipeline.undecodable,
+            undecodable=self.paths.undecodable + self._pipeline.undecodable,
             untracked=untracked,
             maps=self._kernel.map_usage(),
             programs=self._kernel.run_statistics(),
@@ -378,24 +290,6 @@ _REASONS = {
     "drops": ("ring_full",),
     "accepts": (),
 }
-
-
-def _connection_labels(key: PathKey, judged: JudgedPath) -> ConnectionLabels:
-    opinion = judged.opinion
-    service = opinion.service
-    return ConnectionLabels(
-        service_namespace=service.namespace if service else "",
-        service=service.name if service else "",
-        via=str(service.via if service else judged.via),
-        policy=str(service.policy or "") if service else "",
-        verdict=str(opinion.verdict),
-        cause=str(opinion.cause or ""),
-        client_class="unknown"
-        if opinion.client_class is None
-        else opinion.client_class.name.lower(),
-        family=key.family,
-        proto=protocol_name(key.proto),
-    )
 
 
 def _drop_labels(judged: JudgedDrop) -> DropLabels:

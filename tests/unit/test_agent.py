@@ -15,7 +15,7 @@ from tests.unit.test_judge_properties import connections, views
 from tests.unit.world import CLIENT, ETH0, MARK, NODE2, NODE_PORT, P11, P12, entry, rules_of, view
 from tracer import agent as agents
 from tracer.address_classes import address_classes
-from tracer.agent import OTHER_CONNECTIONS, Agent, ClusterStatus
+from tracer.agent import Agent, ClusterStatus
 from tracer.cluster.index import Cluster
 from tracer.encode import encode_connection, mapped
 from tracer.judge.cause import Cause
@@ -25,6 +25,7 @@ from tracer.judge.verdict import Verdict
 from tracer.judge.view import View
 from tracer.kernel.counters import AddressClass
 from tracer.model import AddressFlag, ClientClass, Hook, PathKey, Status
+from tracer.path_totals import OTHER_CONNECTIONS
 from tracer.ruleset.model import Ruleset
 from tracer.source import SourceInfo
 from tracer.tally import Tally

@@ -665,7 +665,7 @@ def test_replaced_upstream_by_one_service():
         "web-0", "none", None,
     )  # fmt: skip
     evidence = " ".join(opinion.evidence)
-    assert "the client 10.240.0.5 is an address of node2" in evidence
+    assert "the sender 10.240.0.5 is node2, and this node" in evidence
     assert "'srcip trace' on node2, with the connection 10.240.0.5 port 40000" in evidence
     assert any("externalTrafficPolicy" in line for line in opinion.advice)
 
@@ -675,7 +675,7 @@ def test_replaced_upstream_over_an_overlay(tunnel):
     """A node masquerades into a tunnel with the first addresses of its pods' range."""
     opinion = judge(arrived(tunnel), view(cluster=others(1)))
     assert opinion.verdict is Verdict.REPLACED_UPSTREAM
-    assert f"the client {tunnel} is an address of node2" in " ".join(opinion.evidence)
+    assert f"the sender {tunnel} is node2, and" in " ".join(opinion.evidence)
 
 
 def test_a_pod_reached_by_its_own_address():
@@ -760,7 +760,7 @@ def test_proxied(mode):
         (
             "nodeport-local",
             [
-                "the backend answers to the client's own address 198.51.100.10",
+                "the backend answers to the sender's own address 198.51.100.10",
                 "Service default/nodeport-local was reached by its NodePort; its "
                 "externalTrafficPolicy is Local",
             ],

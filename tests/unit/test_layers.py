@@ -20,6 +20,7 @@ LAYERS = (
     {"tracer.clocks", "tracer.pipeline", "tracer.surroundings"},
     {"tracer.proxies", "tracer.waiting"},
     # A recording keeps of a node what its connections cannot be judged without.
+    {"tracer.path_totals"},
     {"tracer.tally", "tracer.address_classes", "tracer.budget"},
     {"tracer.recording"},
     {"tracer.place"},

@@ -45,7 +45,7 @@ class Table(Generic[K, V]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and self._shards == other._shards
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as a dict
 
     def edit(self) -> "TableEditor[K, V]":
         """Return an editor that starts from this table and leaves it as it is."""

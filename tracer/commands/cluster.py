@@ -342,6 +342,7 @@ def has_usual_place() -> bool:
 
 
 def _watched_once(choice: ClusterChoice) -> Cluster:
+    # As above: only who watches.
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
     with Watch(kubeconfig=choice.kubeconfig, context=choice.context) as watch:

@@ -1,13 +1,13 @@
 """The verdict on the source of a connection, its cause and its evidence."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
-from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
+from tracer.cluster.match import ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
 from tracer.judge import advice, proxy_lines
 from tracer.judge.cause import Cause
+from tracer.judge.connection_notes import ConnectionNotes
 from tracer.judge.lines import Lines
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedConnection, Opinion, ServiceRef, Verdict
@@ -51,13 +51,13 @@ class _Case:
         # Whether kube-proxy had marked the packet to be masqueraded; None if nobody knows.
         mark = connection.mark
         self.is_marked = None if mark is None else bool(mark & view.masquerade_mark)
-        self.notes: list[Callable[[], str]] = []
+        self.notes = ConnectionNotes(connection)
 
     def opinion(self) -> Opinion:
-        self._note_tuples()
+        self.notes.tuples()
         verdict, found = self._verdict()
         if self.view.cluster is None:
-            self._note(lambda: "no cluster objects were read: judged by tuples and rules alone")
+            self.notes.add(lambda: "no cluster objects were read: judged by tuples and rules alone")
         return Opinion(
             verdict=verdict,
             cause=found.cause,
@@ -70,7 +70,7 @@ class _Case:
 
     def _evidence(self) -> list[str]:
         word = () if self.word is None else proxy_lines.evidence(self.word, self.connection)
-        return [note() for note in self.notes] + list(word)
+        return [*self.notes.read(), *word]
 
     def _advice(self, found: "_Found") -> tuple[str, ...]:
         reply = self.connection.reply
@@ -138,7 +138,7 @@ class _Case:
         if self.word is not None and self.word.is_proxied:
             return Verdict.PROXIED, _Found(Cause.LOAD_BALANCER_PROXY)
         if connection.is_snat and not connection.status & Status.SRC_NAT:
-            self._note(
+            self.notes.add(
                 lambda: (
                     f"conntrack's status {int(connection.status):#x} says it did no SNAT, against "
                     "its own tuples"
@@ -152,7 +152,7 @@ class _Case:
         upstream = self._upstream()
         if upstream is not None:
             return Verdict.REPLACED_UPSTREAM, upstream
-        self._note_preserved()
+        self.notes.preserved(self.match, self.is_marked)
         return Verdict.PRESERVED, self._stray() or _Found()
 
     def _stray(self) -> "_Found | None":
@@ -172,7 +172,7 @@ class _Case:
         key, which = match.service.key, "internal"
         if match.via in EXTERNAL_WAYS:
             which = "external"
-        self._note(
+        self.notes.add(
             lambda: (
                 f"{key} has {which}TrafficPolicy Local, and its endpoint is on {node}: kube-proxy "
                 f"in IPVS mode goes there if {view.node} has none that is ready"
@@ -182,7 +182,7 @@ class _Case:
         is_elsewhere |= self.client_class is ClientClass.NODE and not self.is_client_here
         if not is_elsewhere or match.via not in EXTERNAL_WAYS:
             return None
-        self._note(
+        self.notes.add(
             lambda: (
                 f"the answers do not come back through {view.node}: they bear the pod's address, "
                 "and the client takes none of them"
@@ -191,20 +191,22 @@ class _Case:
         return _Found(Cause.NO_LOCAL_ENDPOINT)
 
     def _why_replaced(self) -> "_Found":
-        rule = self._note_rule()
+        rule = self.notes.rule(self.candidates)
         cause = self._cause(rule)
         if cause is not None and self.view.mode == "ipvs" and cause in _KUBE_PROXY_CAUSES:
-            self._note(lambda: f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
+            self.notes.add(lambda: f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
             return _Found(Cause.IPVS_MASQUERADE, rule, advised=cause)
         if cause is None:
-            self._note(lambda: "the cause is not known: what was read does not decide it")
+            self.notes.add(lambda: "the cause is not known: what was read does not decide it")
         return _Found(cause, rule)
 
     def _cause(self, rule: Rule | None) -> Cause | None:
         connection, match = self.connection, self.match
-        self._note_mark()
+        self.notes.mark(self.is_marked, self.view.masquerade_mark)
+        if self.is_masqueraded_in_place:
+            self.notes.add(lambda: "masquerading picked the address that it had already")
         if match is not None and connection.reply.src == connection.orig.src:
-            self._note(lambda: f"client and backend are both {connection.orig.src}")
+            self.notes.add(lambda: f"client and backend are both {connection.orig.src}")
             return Cause.HAIRPIN
         is_foreign = rule is not None and rule.owner is not Owner.KUBE_PROXY
         if is_foreign or self.is_marked is False:
@@ -212,7 +214,7 @@ class _Case:
         if isinstance(match, ServiceMatch):
             return self._kube_proxy_cause(match)
         if self.is_marked:
-            self._note(
+            self.notes.add(
                 lambda: (
                     f"kube-proxy marked it, but no Service is known at {connection.orig.dst} port "
                     f"{connection.orig.dport}"
@@ -224,23 +226,25 @@ class _Case:
     def _kube_proxy_cause(self, match: ServiceMatch) -> Cause | None:
         source = self.connection.orig.src
         if source.is_loopback:
-            self._note(lambda: f"the client's address is {source}, on loopback")
+            self.notes.add(lambda: f"the client's address is {source}, on loopback")
             return Cause.LOCALHOST_NODEPORT
         if match.via in EXTERNAL_WAYS:
             return self._external_cause(match)
         if self.view.rules is not None and self.view.rules.has_masquerade_all:
-            self._note(lambda: "kube-proxy's rules mark all that goes to ClusterIPs: masqueradeAll")
+            self.notes.add(
+                lambda: "kube-proxy's rules mark all that goes to ClusterIPs: masqueradeAll"
+            )
             return Cause.MASQUERADE_ALL
         is_cluster_source = self.view.is_cluster_source(source)
         if is_cluster_source is False:
-            self._note(lambda: f"{source} is outside the range that kube-proxy takes for pods")
+            self.notes.add(lambda: f"{source} is outside the range that kube-proxy takes for pods")
             return Cause.OFF_CLUSTER_SOURCE
         return None
 
     def _external_cause(self, match: ServiceMatch) -> Cause | None:
-        self._note_policy(match)
+        self.notes.policy(match)
         if self.is_client_here:
-            self._note(lambda: f"{self.connection.orig.src} is an address of {self.view.node}")
+            self.notes.add(lambda: f"{self.connection.orig.src} is an address of {self.view.node}")
             return Cause.NODE_LOCAL_SOURCE
         # masqueradeAll is about ClusterIPs alone, in each of kube-proxy's modes.
         is_cluster = policy_of(match) is Policy.CLUSTER
@@ -252,7 +256,7 @@ class _Case:
         source, target = self.client_class, view.classify(connection.reply.src)
         is_egress = source is ClientClass.POD and target is ClientClass.EXTERNAL
         if self.match is None and is_egress:
-            self._note(
+            self.notes.add(
                 lambda: (
                     f"{connection.orig.src} is a pod's address, {connection.reply.src} is outside "
                     "the cluster"
@@ -270,7 +274,7 @@ class _Case:
         source = self.connection.orig.src
         if self.client_class is not ClientClass.LOADBALANCER:
             return False
-        self._note(lambda: f"the peer {source} is a load balancer's address")
+        self.notes.add(lambda: f"the peer {source} is a load balancer's address")
         return True
 
     def _upstream(self) -> "_Found | None":
@@ -289,7 +293,7 @@ class _Case:
         ]
         if not services:
             return None
-        self._note_upstream(node, services)
+        self.notes.upstream(node, services)
         (only, *others) = services
         reference = None if others else _reference(only, Via.NONE)
         return _Found(Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, service=reference)
@@ -316,97 +320,6 @@ class _Case:
         )
         return node.name if is_first else None
 
-    # What is noted
-
-    def _note_tuples(self) -> None:
-        connection = self.connection
-        orig, reply = connection.orig, connection.reply
-        if connection.is_snat:
-            self._note(
-                lambda: f"the backend answers to {reply.dst}, not to the client {orig.src}: SNAT"
-            )
-        else:
-            self._note(lambda: f"the backend answers to the client's own address {orig.src}")
-        if connection.is_dnat:
-            self._note(lambda: f"addressed to {orig.dst}, answered by {reply.src}: DNAT")
-
-    def _note_mark(self) -> None:
-        if self.is_marked:
-            self._note(
-                lambda: (
-                    f"the packet carried kube-proxy's mark {self.view.masquerade_mark:#x} before "
-                    "SNAT"
-                )
-            )
-        elif self.is_marked is False:
-            self._note(lambda: "the packet did not carry kube-proxy's mark")
-        else:
-            self._note(lambda: "the packet's mark is not known: nobody saw it before SNAT")
-        if self.is_masqueraded_in_place:
-            self._note(lambda: "masquerading picked the address that it had already")
-
-    def _note_rule(self) -> Rule | None:
-        if self.candidates is None:
-            self._note(lambda: "the node's rules were not read")
-            return None
-        if self.candidates.certain is not None:
-            rule = self.candidates.certain
-            self._note(lambda: f"rule of {_owner(rule)}: {rule}")
-            return rule
-        candidates = self.candidates
-        for rule in candidates.possible[:_SHOWN]:
-            self._note(partial(_perhaps, rule))
-        self._note(lambda: f"no rule is certain: {candidates.reason}")
-        return None
-
-    def _note_policy(self, match: ServiceMatch) -> None:
-        service = match.service
-        self._note(
-            lambda: (
-                f"Service {service.key} was reached by its {_WAYS[match.via]}; its "
-                f"externalTrafficPolicy is {service.external_policy}"
-            )
-        )
-
-    def _note_preserved(self) -> None:
-        if isinstance(self.match, ServiceMatch):
-            if self.match.via in EXTERNAL_WAYS:
-                self._note_policy(self.match)
-            elif self.match.via is Via.CLUSTER_IP:
-                key = self.match.service.key
-                self._note(lambda: f"Service {key} was reached by its ClusterIP from inside")
-        if isinstance(self.match, HostPortMatch):
-            pod, port = self.match.pod, self.match.port.port
-            self._note(lambda: f"reached by host port {port} of pod {pod.namespace}/{pod.name}")
-        if self.is_marked and self.connection.hook is Hook.NF_POSTROUTING:
-            self._note(
-                lambda: "the packet carried kube-proxy's mark, but nothing replaced its source"
-            )
-
-    def _note_upstream(self, node: str, services: list[Service]) -> None:
-        orig = self.connection.orig
-        names = ", ".join(str(service.key) for service in services[:_SHOWN])
-        more = f" and {len(services) - _SHOWN} more" if len(services) > _SHOWN else ""
-        self._note(
-            lambda: f"the client {orig.src} is an address of {node}, and this node replaced nothing"
-        )
-        self._note(
-            lambda: (
-                f"the backend is an endpoint of {names}{more}, with externalTrafficPolicy "
-                f"Cluster: {node} may have masqueraded for it"
-            )
-        )
-        self._note(
-            lambda: (
-                f"proof: 'srcip trace' on {node}, with the connection {orig.src} port "
-                f"{orig.sport}; a process of {node} itself would look the same here"
-            )
-        )
-
-    def _note(self, line: Callable[[], str]) -> None:
-        """Keep a line of evidence, to be written out if somebody reads it."""
-        self.notes.append(line)
-
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -418,25 +331,11 @@ class _Found:
     advised: Cause | None = None
 
 
-_SHOWN = 3
-_WAYS = {
-    Via.NODE_PORT: "NodePort",
-    Via.LOAD_BALANCER: "load-balancer address",
-    Via.EXTERNAL_IP: "external IP",
-}
 _KUBE_PROXY_CAUSES = {
     Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER,
     Cause.OFF_CLUSTER_SOURCE,
     Cause.NODE_LOCAL_SOURCE,
 }
-
-
-def _perhaps(rule: Rule) -> str:
-    return f"perhaps the rule of {_owner(rule)}: {rule}"
-
-
-def _owner(rule: Rule) -> str:
-    return "an unknown owner" if rule.owner is Owner.UNKNOWN else str(rule.owner)
 
 
 def _reference(service: Service, via: Via) -> ServiceRef:

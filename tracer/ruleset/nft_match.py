@@ -283,5 +283,7 @@ def _fib(op: str, fib: Mapping[str, Json], right: Json) -> Match:
     if fib["result"] != "type" or right != "local" or op not in {"==", "!="}:
         raise ValueError("a route looked up for something else")
     (flag,) = flags
-    side: Literal[Field.SRC, Field.DST] = {"saddr": Field.SRC, "daddr": Field.DST}[flag]  # type: ignore[assignment]
-    return LocalAddress(side=side, is_negated=op == "!=")
+    return LocalAddress(side=_FIB_SIDES[flag], is_negated=op == "!=")
+
+
+_FIB_SIDES: Mapping[str, Literal[Field.SRC, Field.DST]] = {"saddr": Field.SRC, "daddr": Field.DST}

@@ -1,0 +1,142 @@
+"""
+Connections as the kernel counts them, by path, and as what judging makes of each path.
+
+A path is judged when it is new, and again when what surrounds it has changed.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from exporters.prometheus import ConnectionLabels
+from tracer.decode import decode, decode_path_key
+from tracer.errors import DecodeError
+from tracer.judge.path_key import JudgedPath, is_typical, judge_path, surroundings
+from tracer.judge.view import View
+from tracer.kernel.counters import AddressClass
+from tracer.model import Connection, IPNetwork, PathKey, protocol_name
+from tracer.tally import KEEP_S, OTHER, Tally
+
+_log = logging.getLogger(__name__)
+
+OTHER_CONNECTIONS = ConnectionLabels(*(OTHER,) * len(ConnectionLabels._fields))
+
+
+class Counts(Protocol):
+    """The kernel's counts by path: see `tracer.kernel.counters.PathCounters`."""
+
+    def drain(self) -> Mapping[bytes, int]:
+        """Return what was added to each path since the last drain."""
+
+    def sample(self, key: bytes) -> bytes | None:
+        """Return the record of one connection of a path."""
+
+    def forget_sample(self, key: bytes) -> None:
+        """Have the path's next connection give a sample."""
+
+    def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
+        """Set the classes of addresses by namespace; return how many found no room."""
+
+
+@dataclass(slots=True)
+class _Path:
+    """A path as it was judged last."""
+
+    key: PathKey
+    sample: Connection
+    depends_on: tuple[object, ...]
+    labels: ConnectionLabels
+    used_s: float
+
+
+class PathTotals:
+    """
+    Totals of connections by what Prometheus calls them.
+
+    Args:
+        counts: The kernel's counts by path.
+        view_of: What surrounds the connections of a namespace now.
+        max_series: Series at the most.
+    """
+
+    def __init__(self, counts: Counts, view_of: Callable[[int], View], *, max_series: int) -> None:
+        self._counts = counts
+        self._view = view_of
+        self.tally = Tally(OTHER_CONNECTIONS, max_series)
+        self.undecodable = 0
+        self._paths: dict[bytes, _Path] = {}
+        self._pending: Counter[bytes] = Counter()
+
+    def take(self, now_s: float) -> None:
+        """Take in what the kernel has counted since the last time."""
+        added = Counter(self._pending)
+        late, self._pending = set(self._pending), Counter()
+        added.update(self._counts.drain())
+        for raw, count in added.items():
+            try:
+                labels = self._labels(raw, now_s)
+            except DecodeError as error:
+                self.undecodable += 1
+                _log.debug("undecodable path: %s", error)
+                labels = OTHER_CONNECTIONS
+            if labels is None and raw not in late:
+                # The sample is written just after the count: it is there next time.
+                self._pending[raw] = count
+            else:
+                self.tally.add(labels or OTHER_CONNECTIONS, count)
+
+    def add_other(self, count: int) -> None:
+        """Count connections of which no more is known."""
+        self.tally.add(OTHER_CONNECTIONS, count)
+
+    def forget_unused(self, now_s: float) -> None:
+        """Forget how paths were judged that have had no connection for long."""
+        self._paths = {
+            raw: path for raw, path in self._paths.items() if now_s - path.used_s < KEEP_S
+        }
+
+    def _labels(self, raw: bytes, now_s: float) -> ConnectionLabels | None:
+        """Return the labels of a path now; None without a sample."""
+        path = self._paths.get(raw)
+        key, sample = (path.key, path.sample) if path else self._read_path(raw)
+        if sample is None:
+            return None
+        view = self._view(key.netns)
+        depends_on = surroundings(key, sample, view)
+        if path is None or path.depends_on != depends_on:
+            labels = _connection_labels(key, judge_path(key, sample, view))
+            path = _Path(key, sample, depends_on, labels, now_s)
+            if is_typical(key, sample, view):
+                self._paths[raw] = path
+            else:
+                self._paths.pop(raw, None)
+                self._counts.forget_sample(raw)
+        path.used_s = now_s
+        return path.labels
+
+    def _read_path(self, raw: bytes) -> tuple[PathKey, Connection | None]:
+        sample = self._counts.sample(raw)
+        record = decode(sample) if sample is not None else None
+        if record is not None and not isinstance(record, Connection):
+            raise DecodeError("the sample of a path is no connection")
+        return decode_path_key(raw), record
+
+
+def _connection_labels(key: PathKey, judged: JudgedPath) -> ConnectionLabels:
+    opinion = judged.opinion
+    service = opinion.service
+    return ConnectionLabels(
+        service_namespace=service.namespace if service else "",
+        service=service.name if service else "",
+        via=str(service.via if service else judged.via),
+        policy=str(service.policy or "") if service else "",
+        verdict=str(opinion.verdict),
+        cause=str(opinion.cause or ""),
+        client_class="unknown"
+        if opinion.client_class is None
+        else opinion.client_class.name.lower(),
+        family=key.family,
+        proto=protocol_name(key.proto),
+    )
