@@ -292,6 +292,22 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 	follow(hop);
 }
 
+/* IPVS takes a packet out of LOCAL_IN or LOCAL_OUT and sends it through LOCAL_OUT
+ * with another destination (ip_vs_nat_send_or_cont).
+ */
+SRCIP_INLINE bool comes_from_ipvs(const struct flight *flight)
+{
+	const struct srcip_hop *last = &flight->hops[HELD];
+	struct srcip_tuple packet = {};
+
+	if (last->hook != SRCIP_HOOK_NF_INPUT && last->hook != SRCIP_HOOK_NF_OUTPUT)
+		return false;
+	return !(last->flags & SRCIP_HOP_AFTER_NAT) &&
+	       srcip_read_packet(&packet, flight->skb) != SRCIP_UNREADABLE &&
+	       packet.sport == last->packet.sport && packet.proto == last->packet.proto &&
+	       srcip_address_equal(packet.src, last->packet.src);
+}
+
 /* Memory of a packet that is gone may hold a new one. That begins at LOCAL_OUT, or at
  * tc ingress, unless nothing is attached there; over loopback it goes on.
  */
@@ -305,7 +321,7 @@ SRCIP_INLINE bool begins_here(struct flight *flight, const void *skb, __u8 hook,
 	if (flags & SRCIP_HOP_AFTER_NAT)
 		return false;
 	if (hook == SRCIP_HOOK_NF_OUTPUT)
-		return true;
+		return !comes_from_ipvs(flight);
 	if (hook != SRCIP_HOOK_NF_PREROUTING)
 		return false;
 	flight->has_come = 0;

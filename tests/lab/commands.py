@@ -1,6 +1,7 @@
 """Running srcip as its users do, for the tests of whole scenarios."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from lab.services import OBJECTS
 SRCIP = [sys.executable, "-m", "tracer.cli"]
 NETNS = Path("/run/netns")
 OPTIONS = ["--cluster", str(OBJECTS)]
-PATIENCE_S = 20
+# In an emulated machine compiling alone takes longer.
+PATIENCE_S = float(os.environ.get("SRCIP_TEST_PATIENCE_S", "20"))
 
 
 def srcip(*arguments, **options):

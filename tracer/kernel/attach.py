@@ -18,6 +18,8 @@ _PRE_ROUTING, _LOCAL_IN, _FORWARD, _LOCAL_OUT, _POST_ROUTING = range(5)
 _LAST = 2**31 - 2
 _BEFORE_DNAT = -101
 _BEFORE_SNAT = 99
+# IPVS translates at LOCAL_IN before that: 98 and 99 are its own (ip_vs_ops4 in ip_vs_core.c).
+_BEFORE_IPVS = 97
 # Each place may be taken by another tracer: as many of them can stand beside each other.
 _PLACES = 32
 
@@ -40,7 +42,7 @@ CONNECTION_PLACES = (
 HOP_PLACES = (
     NetfilterPlace(function="srcip_before_nat", hook=_PRE_ROUTING, priority=_BEFORE_DNAT),
     NetfilterPlace(function="srcip_after_nat", hook=_PRE_ROUTING, priority=_LAST),
-    NetfilterPlace(function="srcip_before_nat", hook=_LOCAL_IN, priority=_BEFORE_SNAT),
+    NetfilterPlace(function="srcip_before_nat", hook=_LOCAL_IN, priority=_BEFORE_IPVS),
     NetfilterPlace(function="srcip_after_nat", hook=_LOCAL_IN, priority=_LAST),
     # Nothing is translated there.
     NetfilterPlace(function="srcip_after_nat", hook=_FORWARD, priority=_LAST),
