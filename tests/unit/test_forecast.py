@@ -131,7 +131,7 @@ def test_loopback_in_unknown_modes(mode):
     expected = {
         "iptables": {("ipv4", "replaced"), ("ipv6", "dropped")},
         "nftables": {("ipv4", "dropped"), ("ipv6", "dropped")},
-        "ipvs": {("ipv4", "unknown"), ("ipv6", "dropped")},
+        "ipvs": {("ipv4", "dropped"), ("ipv6", "dropped")},
         None: {("ipv4", "unknown"), ("ipv6", "unknown")},
     }
     assert verdicts == expected[mode]

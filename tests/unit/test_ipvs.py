@@ -15,16 +15,27 @@ from lab.agreement import Traced
 from lab.probe import Answer
 from lab.scenarios import cases
 from tests.unit import samples, world
+from tests.unit import test_forecast as observations
 from tests.unit.samples import flow
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
 from tracer.judge.view import View
 from tracer.model import Hook, Status
+from tracer.ruleset.model import Owner
 
 OBSERVED = world.ipvs_lines("observed.jsonl")
 RECORDS = world.ipvs_lines("records.jsonl")
 (ADDRESSES,) = world.ipvs_lines("addresses.json")
 CASES = {(c.scenario.id, c.family, c.proto): c for c in cases(modes=["ipvs"])}
+WAYS = {
+    "loadbalancer": "loadbalancer",
+    "loadbalancer-local": "loadbalancer",
+    "external-ip": "externalip",
+    "nodeport": "nodeport",
+    "nodeport-local": "nodeport",
+    "internal-local": "clusterip",
+}
+FORECASTER = observations.forecaster("ipvs")
 # Where the kernel's addresses of functions are not recorded, but their names.
 SOMEWHERE = 1
 
@@ -225,20 +236,92 @@ def test_verdicts_on_what_the_kernel_did(findings, case):
     assert finding.agrees
 
 
+def test_rules(findings):
+    """Who masquerades is certain, but for hairpins: which endpoints the set has is not known."""
+    for case in CASES.values():
+        opinion = findings[str(case)].opinion
+        if case.verdict == "replaced":
+            is_kube_proxy = case.cause == "ipvs-masquerade"
+            owners = {"hairpin": None, "pod-egress": Owner.UNKNOWN}
+            expected = Owner.KUBE_PROXY if is_kube_proxy else owners[case.cause]
+            assert (opinion.rule.owner if opinion.rule else None) is expected, case
+    (perhaps,) = [
+        line
+        for line in findings["S12 ipvs ipv4 tcp"].opinion.evidence
+        if line.startswith("perhaps the rule of kube-proxy: ")
+    ]
+    assert "-m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE" in perhaps
+    refused = findings["S15a ipvs ipv4 tcp"].opinion
+    assert refused.evidence[-1] == "a virtual server of IPVS without any refuses without a rule"
+
+
 def test_stray(findings):
     """Policy Local without an endpoint here: the way back fails, and the advice says what helps."""
     opinion = findings["S6 ipvs ipv4 tcp"].opinion
     assert list(opinion.evidence[-2:]) == [
         "default/nodeport-local has externalTrafficPolicy Local, and its endpoint is on node1: "
         "kube-proxy in IPVS mode goes there if node2 has none that is ready",
-        "the answers do not come back through node2: they bear the pod's address, and the client "
-        "takes none of them",
+        "nothing comes back through node2: the answers bear the pod's address: the client takes "
+        "none of them",
     ]
     assert opinion.advice[0] == "run an endpoint of default/nodeport-local on node2"
     # A pod of the node gets its answers.
     opinion = findings["S17b ipvs ipv4 tcp"].opinion
     assert (opinion.cause, list(opinion.advice)) == (None, [])
     assert "goes there if node2 has none" in opinion.evidence[-1]
+
+
+@pytest.mark.parametrize(
+    "seen", OBSERVED, ids=[f"{o['scenario']}-{o['family']}-{o['proto']}" for o in OBSERVED]
+)
+def test_forecast(seen):
+    """What was seen of a Service is forecast: the address that the backend printed, and why."""
+    case = CASES[seen["scenario"], seen["family"], seen["proto"]]
+    if case.scenario.service is None:
+        return
+    (forecast,) = FORECASTER.forecast(observations.way(seen))
+    assert (forecast.verdict, forecast.cause) == (case.verdict, case.cause)
+    said = seen["client_address"]
+    if said not in ("TIMEOUT", "REFUSED"):
+        assert forecast.seen_source == ip_address(said)
+    elif forecast.verdict == "preserved":
+        assert forecast.seen_source == ip_address(seen["from_socket"][0])
+    else:
+        assert forecast.seen_source is None
+
+
+@pytest.mark.parametrize(
+    ("service", "node", "client", "expected"),
+    [
+        # A process of the node calls with the address that it calls; the policy decides.
+        ("loadbalancer", "node1", "NODE", ("replaced", "10.244.1.1", True)),
+        ("loadbalancer", "node2", "NODE", ("replaced", "10.240.0.5", True)),
+        ("loadbalancer-local", "node1", "NODE", ("preserved", "203.0.113.51", None)),
+        ("external-ip", "node2", "NODE", ("replaced", "10.240.0.5", True)),
+        ("nodeport", "node2", "NODE", ("replaced", "10.240.0.5", True)),
+        ("nodeport-local", "node2", "NODE", ("preserved", "client", None)),
+        ("internal-local", "node2", "NODE", ("replaced", "10.240.0.5", False)),
+        # Its answers end on the node of the endpoint, which has that address, too.
+        ("loadbalancer-local", "node2", "NODE", ("preserved", "203.0.113.51", False)),
+        ("loadbalancer-local", "node2", "EXTERNAL", ("preserved", "client", False)),
+        ("loadbalancer-local", "node2", "POD", ("preserved", "client", None)),
+        ("internal-local", "node2", "POD", ("preserved", "client", None)),
+    ],
+)  # fmt: skip
+def test_forecast_of_other_ways(service, node, client, expected):
+    """As backends saw them under Linux 6.12; where there is advice, whether it is policy Local."""
+    ways = [
+        each
+        for each in FORECASTER.ways(world.CLUSTER.service("default", service))
+        if (each.node, each.family, each.client_class.name) == (node, "ipv4", client)
+        and (each.match.via, each.match.port.name) == (WAYS[service], "http")
+        and not each.to.is_loopback
+    ]
+    (only,) = ways
+    (forecast,) = FORECASTER.forecast(only)
+    advice = " ".join(forecast.advice)
+    is_policy = "patch" in advice if advice else None
+    assert (forecast.verdict, str(forecast.seen_source), is_policy) == expected
 
 
 def test_causes():

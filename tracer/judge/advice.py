@@ -5,7 +5,7 @@ import shlex
 from ipaddress import ip_address
 
 from tracer.cluster.match import HostPortMatch, ServiceMatch, Via
-from tracer.cluster.objects import Service, ServiceType
+from tracer.cluster.objects import Policy, Service, ServiceType
 from tracer.judge.cause import Cause
 from tracer.ruleset.model import Owner, Rule
 
@@ -81,6 +81,19 @@ def for_source(
             )
         case _:
             return ()
+
+
+def cause_in_ipvs_mode(cause: Cause, match: Match) -> Cause:
+    """
+    Return the cause to give advice on where kube-proxy in IPVS mode masquerades.
+
+    There the policy decides about the node's own processes, too.
+    """
+    service = match.service if isinstance(match, ServiceMatch) else None
+    is_cluster = service is not None and service.external_policy is Policy.CLUSTER
+    if cause is Cause.NODE_LOCAL_SOURCE and is_cluster:
+        return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
+    return cause
 
 
 def for_drop(cause: Cause | None, match: Match, node: str) -> tuple[str, ...]:

@@ -25,6 +25,11 @@ class Cause(StrEnum):
     NETFILTER_DROP = "netfilter-drop"
 
 
+# kube-proxy's own masquerade, as it is called where it does not run in IPVS mode.
+OF_KUBE_PROXY = frozenset(
+    {Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, Cause.OFF_CLUSTER_SOURCE, Cause.NODE_LOCAL_SOURCE}
+)
+
 MEANINGS: dict[Cause, str] = {
     Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER: (
         "The Service was reached from outside by a NodePort, load-balancer or external address, "

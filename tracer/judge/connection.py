@@ -6,10 +6,11 @@ from functools import cached_property
 from tracer.cluster.match import ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
 from tracer.judge import advice, proxy_lines
-from tracer.judge.cause import Cause
+from tracer.judge.cause import OF_KUBE_PROXY, Cause
 from tracer.judge.connection_notes import ConnectionNotes
 from tracer.judge.lines import Lines
 from tracer.judge.proxy_word import ProxyWord
+from tracer.judge.stray import detour
 from tracer.judge.verdict import JudgedConnection, Opinion, ServiceRef, Verdict
 from tracer.judge.view import EXTERNAL_WAYS, View, policy_of, reference
 from tracer.model import ClientClass, Connection, Hook, Status
@@ -156,46 +157,30 @@ class _Case:
         return Verdict.PRESERVED, self._stray() or _Found()
 
     def _stray(self) -> "_Found | None":
-        """
-        Tell whether only the way back fails: policy Local, and the backend is on another node.
-
-        kube-proxy in IPVS mode takes the cluster's endpoints where the node has none, for its own
-        pods and processes (syncEndpoint in pkg/proxy/ipvs/proxier.go). It does so for clients
-        outside, too, whose answers then come from the pod's address. The other modes drop.
-        """
-        connection, view, match = self.connection, self.view, self.match
-        if not isinstance(match, ServiceMatch) or policy_of(match) is not Policy.LOCAL:
+        """Tell whether the answers go another way, although the source is kept."""
+        found = detour(self.connection, self.match, self.view, self.client_class)
+        if found is None or not isinstance(self.match, ServiceMatch):
             return None
-        node = view.node_at(connection.reply.src) if connection.is_dnat else None
-        if node is None or node == view.node:
-            return None
-        key, which = match.service.key, "internal"
-        if match.via in EXTERNAL_WAYS:
-            which = "external"
+        key, node = self.match.service.key, self.view.node
+        which = "external" if self.match.via in EXTERNAL_WAYS else "internal"
         self.notes.add(
             lambda: (
-                f"{key} has {which}TrafficPolicy Local, and its endpoint is on {node}: kube-proxy "
-                f"in IPVS mode goes there if {view.node} has none that is ready"
+                f"{key} has {which}TrafficPolicy Local, and its endpoint is on {found.node}: "
+                f"kube-proxy in IPVS mode goes there if {node} has none that is ready"
             )
         )
-        is_elsewhere = self.client_class in (ClientClass.EXTERNAL, ClientClass.LOADBALANCER)
-        is_elsewhere |= self.client_class is ClientClass.NODE and not self.is_client_here
-        if not is_elsewhere or match.via not in EXTERNAL_WAYS:
+        if found.why is None:
             return None
-        self.notes.add(
-            lambda: (
-                f"the answers do not come back through {view.node}: they bear the pod's address, "
-                "and the client takes none of them"
-            )
-        )
+        self.notes.add(lambda: f"nothing comes back through {node}: {found.why}")
         return _Found(Cause.NO_LOCAL_ENDPOINT)
 
     def _why_replaced(self) -> "_Found":
         rule = self.notes.rule(self.candidates)
         cause = self._cause(rule)
-        if cause is not None and self.view.mode == "ipvs" and cause in _KUBE_PROXY_CAUSES:
+        if cause is not None and self.view.mode == "ipvs" and cause in OF_KUBE_PROXY:
             self.notes.add(lambda: f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
-            return _Found(Cause.IPVS_MASQUERADE, rule, advised=cause)
+            advised = advice.cause_in_ipvs_mode(cause, self.match)
+            return _Found(Cause.IPVS_MASQUERADE, rule, advised=advised)
         if cause is None:
             self.notes.add(lambda: "the cause is not known: what was read does not decide it")
         return _Found(cause, rule)
@@ -329,13 +314,6 @@ class _Found:
     rule: Rule | None = None
     service: ServiceRef | None = None
     advised: Cause | None = None
-
-
-_KUBE_PROXY_CAUSES = {
-    Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER,
-    Cause.OFF_CLUSTER_SOURCE,
-    Cause.NODE_LOCAL_SOURCE,
-}
 
 
 def _reference(service: Service, via: Via) -> ServiceRef:

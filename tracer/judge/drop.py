@@ -169,6 +169,9 @@ class _Case:
         """Say which state of a Service makes kube-proxy discard; None if none does."""
         if not self._usable(match):
             self.evidence.append(f"Service {match.service.key} has no ready endpoint")
+            if self.view.mode == "ipvs":
+                # ip_vs_leave in net/netfilter/ipvs/ip_vs_core.c
+                self.evidence.append("a virtual server of IPVS without any refuses without a rule")
             return Cause.NO_ENDPOINTS
         if self._is_excluded(match):
             return Cause.SOURCE_RANGES

@@ -1,8 +1,9 @@
 """
 What a backend will see, said before any packet flows: kube-proxy's rules, played through.
 
-Source: pkg/proxy/iptables/proxier.go and pkg/proxy/nftables/proxier.go of Kubernetes, checked
-against what backends saw behind a real kube-proxy (lab/data/observed.jsonl).
+Source: pkg/proxy/{iptables,nftables,ipvs}/proxier.go of Kubernetes, checked against what backends
+saw behind a real kube-proxy (lab/data/observed.jsonl), and in IPVS mode in the lab
+(tests/data/ipvs).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,10 +15,10 @@ from tracer.cluster.index import Cluster
 from tracer.cluster.match import EndpointAddress, Family, ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service, ServicePort
 from tracer.judge import advice
-from tracer.judge.cause import Cause
+from tracer.judge.cause import OF_KUBE_PROXY, Cause
 from tracer.judge.endpoints import usable
 from tracer.judge.verdict import ServiceRef, Verdict
-from tracer.judge.view import EXTERNAL_WAYS, reference
+from tracer.judge.view import EXTERNAL_WAYS, policy_of, reference
 from tracer.model import ClientClass, IPAddress, IPNetwork
 from tracer.ruleset.model import ProxyMode
 
@@ -28,6 +29,10 @@ _LOOPBACKS: dict[Family, IPAddress] = {
     "ipv6": IPv6Address("::1"),
 }
 SeenSource = IPAddress | Literal["client"]
+_STRAY_NOTE = (
+    "kube-proxy in IPVS mode sends to other nodes what policy Local finds no endpoint for: the "
+    "backend sees the client, whom its answers do not reach"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +93,8 @@ class Forecast:
     What comes of a way. One for each node that may serve it.
 
     ``seen_source`` is an address, ``"client"`` where the client's own stays, or None: nothing
-    arrives, or the address is in no object; ``seen_name`` then says which it is.
+    arrives, or the address is in no object; ``seen_name`` then says which it is. ``advised`` is the
+    cause to give advice on, if that is another one.
     """
 
     way: Way
@@ -98,6 +104,7 @@ class Forecast:
     seen_source: SeenSource | None = None
     seen_name: str | None = None
     note: str | None = None
+    advised: Cause | None = None
 
     @property
     def service(self) -> ServiceRef | None:
@@ -111,7 +118,7 @@ class Forecast:
             return advice.for_drop(self.cause, self.way.match, self.way.node)
         version = self.way.to.version
         return advice.for_source(
-            self.cause,
+            self.advised or self.cause,
             self.way.match,
             backend="its endpoint",
             version=version,
@@ -150,12 +157,14 @@ class Forecaster:
         chosen = everywhere
         if self._is_local_only(way):
             chosen = usable(everywhere, way.node)
-            if not chosen:
+            if not chosen and not self._is_ipvs:
                 return (Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.NO_LOCAL_ENDPOINT),)
-        note = excluded.note if excluded is not None else None
-        return tuple(
-            replace(self._arrive(way, endpoint), note=note) for endpoint in _one_a_node(chosen, way)
-        )
+            # IPVS mode takes the cluster's where the node has none (syncEndpoint).
+            chosen = chosen or everywhere
+        found = [self._arrive(way, endpoint) for endpoint in _one_a_node(chosen, way)]
+        if excluded is not None:
+            found = [replace(each, note=excluded.note) for each in found]
+        return tuple(found)
 
     def _endpoints(self, match: ServiceMatch, family: Family) -> tuple[EndpointAddress, ...]:
         return usable(self.cluster.endpoints(match.service.key, match.port.name, family))
@@ -163,8 +172,8 @@ class Forecaster:
     def _is_local_only(self, way: Way) -> bool:
         """Whether a policy keeps this way on its node."""
         service = way.match.service
-        if way.match.via not in EXTERNAL_WAYS:
-            return service.internal_policy is Policy.LOCAL
+        if way.match.via not in EXTERNAL_WAYS or self._is_ipvs:
+            return policy_of(way.match) is Policy.LOCAL
         # kube-proxy sends pods and the node's own processes on to the cluster's endpoints
         # ("pod traffic for ... external destinations", "route LOCAL traffic for ...").
         return service.external_policy is Policy.LOCAL and way.client_class is ClientClass.EXTERNAL
@@ -173,7 +182,7 @@ class Forecaster:
         """NodePorts answer on loopback in iptables mode, IPv4, and nowhere else."""
         if self.proxy.mode == "iptables" and way.family == "ipv4":
             return None
-        if self.proxy.mode == "nftables" or (self.proxy.mode and way.family == "ipv6"):
+        if self.proxy.mode is not None:
             return Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.NO_LISTENER)
         return Forecast(
             way=way,
@@ -184,13 +193,12 @@ class Forecaster:
     def _arrive(self, way: Way, endpoint: EndpointAddress) -> Forecast:
         cause = self._cause(way, endpoint)
         if cause is None:
-            return Forecast(
-                way=way,
-                verdict=Verdict.PRESERVED,
-                backend_node=endpoint.node,
-                seen_source=way.client or CLIENT,
-            )
+            return self._keep(way, endpoint)
         address, name = self._masqueraded(way, endpoint)
+        advised = None
+        if self._is_ipvs and cause in OF_KUBE_PROXY:
+            advised = advice.cause_in_ipvs_mode(cause, way.match)
+            cause = Cause.IPVS_MASQUERADE
         return Forecast(
             way=way,
             verdict=Verdict.REPLACED,
@@ -198,7 +206,30 @@ class Forecaster:
             backend_node=endpoint.node,
             seen_source=address,
             seen_name=name,
+            advised=advised,
         )
+
+    def _keep(self, way: Way, endpoint: EndpointAddress) -> Forecast:
+        """Say what comes of a way without masquerade; in IPVS mode answers may not come back."""
+        is_own = way.client_class is ClientClass.NODE and way.match.via is not Via.NODE_PORT
+        seen = way.client or CLIENT
+        if self._is_ipvs and is_own:
+            # All Services' addresses are the node's: the kernel picks the one that is called.
+            seen = way.to
+        is_away = way.match.via in EXTERNAL_WAYS and endpoint.node != way.node
+        is_stray = is_away and (is_own or way.client_class is ClientClass.EXTERNAL)
+        return Forecast(
+            way=way,
+            verdict=Verdict.PRESERVED,
+            cause=Cause.NO_LOCAL_ENDPOINT if is_stray else None,
+            backend_node=endpoint.node,
+            seen_source=seen,
+            note=_STRAY_NOTE if is_stray else None,
+        )
+
+    @property
+    def _is_ipvs(self) -> bool:
+        return self.proxy.mode == "ipvs"
 
     def _cause(self, way: Way, endpoint: EndpointAddress) -> Cause | None:
         """Say why kube-proxy masquerades; None if it does not."""
@@ -207,9 +238,9 @@ class Forecaster:
         if way.to.is_loopback:
             return Cause.LOCALHOST_NODEPORT
         if way.match.via in EXTERNAL_WAYS:
-            if way.client_class is ClientClass.NODE:
-                return Cause.NODE_LOCAL_SOURCE
             is_cluster = way.match.service.external_policy is Policy.CLUSTER
+            if way.client_class is ClientClass.NODE and (is_cluster or not self._is_ipvs):
+                return Cause.NODE_LOCAL_SOURCE
             return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER if is_cluster else None
         # masqueradeAll is about ClusterIPs alone.
         if self.proxy.is_masquerading_all:

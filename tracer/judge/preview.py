@@ -11,6 +11,7 @@ from tracer.judge.cause import Cause
 from tracer.judge.endpoints import usable
 from tracer.judge.forecast import FAMILIES
 from tracer.judge.verdict import JudgedConnection
+from tracer.judge.view import EXTERNAL_WAYS
 from tracer.model import IPAddress
 
 # The fields that decide about the source, by their names in the API.
@@ -18,6 +19,8 @@ SETTINGS = {
     "externalTrafficPolicy": "external_policy",
     "internalTrafficPolicy": "internal_policy",
 }
+
+_BY_POLICY = {Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, Cause.IPVS_MASQUERADE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,8 @@ def hidden_clients(judged: Iterable[JudgedConnection], service: Service) -> Coun
         if (
             reference is not None
             and (reference.namespace, reference.name) == service.key
-            and each.opinion.cause is Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER
+            and reference.via in EXTERNAL_WAYS
+            and each.opinion.cause in _BY_POLICY
             and each.connection.is_snat
         ):
             clients[each.connection.orig.src] += 1

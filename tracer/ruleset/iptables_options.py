@@ -8,6 +8,7 @@ from typing import Literal
 from tracer.ruleset.flow import CtState
 from tracer.ruleset.matches import (
     Direction,
+    Hairpin,
     Interface,
     LocalAddress,
     Mark,
@@ -175,6 +176,13 @@ def _address_type(side: Literal[Field.SRC, Field.DST]) -> Callable[[Option], Mat
     return handler
 
 
+def _set(option: Option) -> Match:
+    name, fields = option.args
+    if name in {"KUBE-LOOP-BACK", "KUBE-6-LOOP-BACK"} and fields == "dst,dst,src":
+        return Hairpin(text=option.text, is_negated=option.is_negated)
+    raise ValueError
+
+
 def _nothing(option: Option) -> None:  # noqa: ARG001 - a handler like the others
     return None
 
@@ -188,6 +196,7 @@ _HANDLERS: dict[tuple[str, str], Callable[[Option], Match | None]] = {
     ("comment", "--comment"): _nothing,
     # True unless the accounting object has a quota (xt_nfacct.c), which kube-proxy's have not.
     ("nfacct", "--nfacct-name"): _nothing,
+    ("set", "--match-set"): _set,
     ("mark", "--mark"): _mark(is_of_connection=False),
     ("connmark", "--mark"): _mark(is_of_connection=True),
     ("state", "--state"): _state,

@@ -151,6 +151,26 @@ class LocalAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hairpin:
+    """
+    Whether the packet goes to an endpoint of kube-proxy's set of those, from that same endpoint.
+
+    What is in the set is not known, but that each entry has one address twice: the packet's source
+    and destination (syncProxyRules in pkg/proxy/ipvs/proxier.go).
+    """
+
+    text: str
+    is_negated: bool = False
+    is_understood: bool = False
+
+    def truth(self, view: View) -> Truth:
+        """It does not hold between two addresses; else it cannot be told."""
+        ends = view.address(Field.SRC), view.address(Field.DST)
+        truth = Truth.MAYBE if None in ends or ends[0] == ends[1] else Truth.NO
+        return truth.negated if self.is_negated else truth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NotUnderstood:
     """A condition that the reader does not understand, or that nobody can foretell."""
 
