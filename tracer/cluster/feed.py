@@ -75,6 +75,7 @@ async def follow(client: httpx.AsyncClient, resource: Resource, sink: Sink, timi
             failures += 1
         except ClusterError as error:
             sink.failed(resource, error, is_final=isinstance(error, FinalError))
+            feed.is_doubted = True
             failures += 1
         # One that worked for a while begins anew; one that ends at once, however politely, is
         # not asked in a tight loop.
@@ -95,6 +96,8 @@ class _Feed:
     ) -> None:
         self.version: str | None = None
         self.has_events = False
+        # After a failure: who comes back may have another history.
+        self.is_doubted = False
         self._client = client
         self._resource = resource
         self._sink = sink
@@ -103,9 +106,26 @@ class _Feed:
     async def run_once(self) -> None:
         """List if need be, then watch until the server ends it."""
         self.has_events = False
+        if self.version is not None and self.is_doubted and not await self._is_ahead():
+            self.version = None
         if self.version is None:
             self.version = await self._list()
+        self.is_doubted = False
         await self._watch()
+
+    async def _is_ahead(self) -> bool:
+        """
+        Tell whether the server has come as far as we have.
+
+        One whose etcd was restored has not: it would take our watch, and be silent until it has.
+        """
+        # Without the selector: to find one of a node's Pods, etcd would read those of all nodes.
+        async with self._opened({"limit": "1"}, httpx.Timeout(self._timing.answer_s)) as response:
+            body = await response.aread()
+        check(response.status_code, body, "list", self._resource)
+        metadata = _json(body, self._resource).get("metadata")
+        now = _text(metadata.get("resourceVersion")) if isinstance(metadata, dict) else None
+        return not _is_before(now, self.version)
 
     async def _list(self) -> str | None:
         token: str | None = None
@@ -124,6 +144,10 @@ class _Feed:
 
     async def _page(self, token: str | None) -> Json:
         params = self._params(limit=_PAGE, **({"continue": token} if token else {}))
+        if token is None and self._resource.field_selector is not None:
+            # From the server's cache, which knows Pods by node, as kubelets do it; etcd would read
+            # those of all nodes. What the cache lacks comes with the watch.
+            params["resourceVersion"] = "0"
         timeout = httpx.Timeout(self._timing.answer_s)
         # The client's own limit is for each read: a page that trickles would never exceed it.
         async with asyncio.timeout(self._timing.answer_s * _PAGE_PATIENCE):
@@ -229,6 +253,13 @@ def _json(data: bytes, resource: Resource) -> Json:
     if not isinstance(value, dict):
         raise ClusterError(f"{resource.plural}: the API server answered no JSON object")
     return value
+
+
+def _is_before(version: str | None, other: str | None) -> bool:
+    # Kubernetes promises since 1.35 that they are numbers, and has kept it before.
+    if version is None or other is None or not (version.isdecimal() and other.isdecimal()):
+        return False
+    return (len(version), version) < (len(other), other)
 
 
 def _text(value: object) -> str | None:

@@ -14,7 +14,7 @@ from tests.unit.apiserver import ApiServer, running
 from tests.unit.cluster import kube
 from tracer.cluster import access
 from tracer.cluster.errors import ClusterError
-from tracer.cluster.feed import Timing, _delay
+from tracer.cluster.feed import Timing, _delay, _is_before
 from tracer.cluster.watch import Watch
 from tracer.model import TCP
 
@@ -63,7 +63,11 @@ def test_everything_is_listed(watch, api):
     counts = watch.cluster.counts
     assert (counts.nodes, counts.services, counts.endpoint_slices, counts.pods) == (1, 1, 1, 1)
     assert watch.cluster.pod_at(ip_address("10.244.1.11")).name == "p1"
-    assert api.asked("list", "pods")[0]["fieldSelector"] == "spec.nodeName=node1"
+    (pods,), (services,) = api.asked("list", "pods"), api.asked("list", "services")
+    assert pods["fieldSelector"] == "spec.nodeName=node1"
+    # From the cache, where the selector has an index.
+    assert pods["resourceVersion"] == "0"
+    assert "resourceVersion" not in services
     assert watch.status.is_synced
     assert watch.status.error is None
 
@@ -171,6 +175,58 @@ def test_the_server_goes_away(watch, api):
     api.start(port)
     settled(watch, lambda: is_ready(watch.cluster) == [False])
     settled(watch, lambda: watch.status.error is None)
+    # Who failed has looked at the version that it is at. Nothing is listed again.
+    for plural in ("nodes", "services", "endpointslices", "pods"):
+        assert all(query == {"limit": "1"} for query in api.asked("list", plural)[1:])
+
+
+def test_a_history_that_begins_anew(watch, api):
+    """
+    A server that comes back with lower versions, as after a restored etcd, would take a watch from
+    a higher one and be silent: everything is listed anew.
+    """
+    port = api.port
+    api.stop()
+    settled(watch, lambda: watch.status.error)
+    with api.changed:
+        api.version = 1
+        api.events.clear()
+        api.objects["services"].clear()
+        api.put(kube.service("other", clusterIPs=["10.0.0.99"]))
+    api.start(port)
+    settled(watch, lambda: watch.cluster.service("default", "other"))
+    assert not watch.cluster.service("default", "web")
+    settled(watch, lambda: watch.status.error is None)
+    api.wait_for(lambda: api.open_watches == 4)
+    assert int(api.asked("watch", "services")[-1]["resourceVersion"]) <= api.version
+
+
+def test_a_new_history_without_a_failure(api, config):
+    """What was cut off is resumed unasked; if it is silent then, the version is looked at."""
+    with Watch(kubeconfig=config, timing=replace(FAST, silence_s=0.3)) as watch:
+        watch.start()
+        with api.changed:
+            api.version = 1
+            api.events.clear()
+            api.objects["services"].clear()
+            api.generation += 1
+            api.changed.notify_all()
+        settled(watch, lambda: watch.cluster.counts.services == 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "other", "is_before"),
+    [
+        ("9", "10", True),
+        ("10", "9", False),
+        ("9", "9", False),
+        (None, "9", False),
+        ("a", "b", False),
+    ],
+)
+def test_versions_are_numbers(version, other, is_before):
+    """Those that are not cannot be compared."""
+    assert _is_before(version, other) is is_before
 
 
 def test_a_hung_connection(api, config):
