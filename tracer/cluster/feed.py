@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,7 +96,7 @@ class _Feed:
     ) -> None:
         self.version: str | None = None
         self.has_events = False
-        # After a failure: who comes back may have another history.
+        # After a failure, or where a watch was cut off: who answers next may have another history.
         self.is_doubted = False
         self._client = client
         self._resource = resource
@@ -171,11 +171,13 @@ class _Feed:
                 if response.status_code != 200:
                     check(response.status_code, await response.aread(), "watch", self._resource)
                 self._sink.heard(self._resource)
-                # A watch that is cut off, as load balancers do, is resumed like one that ends.
-                # If the server is away, connecting again will say so.
-                with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+                # A watch that is cut off, as load balancers do, is no failure: it is resumed. If
+                # the server is away, connecting again will say so.
+                try:
                     async for line in _lines(response, self._resource):
                         self._event(line)
+                except (httpx.NetworkError, httpx.RemoteProtocolError):
+                    self.is_doubted = True
 
     @asynccontextmanager
     async def _opened(

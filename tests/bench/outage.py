@@ -1,0 +1,539 @@
+"""make outage: the API server is away for minutes, twice, and comes back as another."""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab import kube_proxy, probe, topology
+from lab.scenarios import cases
+from lab.services import OBJECTS
+from tests.bench.served import Served
+from tests.lab.kube_proxy_port import kube_proxy_of, said
+from tests.unit.apiserver import ApiServer
+from tracer.kernel import netns
+from tracer.tally import KEEP_S
+
+AWAY_S, BETWEEN_S = 190, 30
+API_PORT = 6443
+NODE = "node1"
+# The agent and the API server live here, so that what crosses between them can be counted and cut.
+GATE = f"""
+table ip gate {{
+  counter asked {{ }}
+  chain cut {{ }}
+  chain in {{ type filter hook input priority 0
+    tcp dport {API_PORT} tcp flags & (syn | ack) == syn counter name asked
+    jump cut }}
+}}"""
+CUT = f"add rule ip gate cut tcp dport {API_PORT} drop"
+MEND = "flush chain ip gate cut"
+# In the first history and not in the others; and what the others have in its place.
+GONE, CHANGED, ADDED = "nodeport-local", "nodeport", "added"
+# A bookmark, as a real server sends them.
+BOOKMARK_S, LOOK_S = 30.0, 1.0
+STALE = "changes of the cluster since the API server was last heard"
+
+
+@dataclass(slots=True, kw_only=True)
+class Outage:
+    """What was seen while the API server was away, and after."""
+
+    seconds: float = 0.0
+    attempts: int = 0
+    most_in_10_s: int = 0
+    oldest_s: float = 0.0
+    was_stale: bool = False
+    cpu_share: float = 0.0
+    back_s: float = 0.0
+    back_requests: Counter = field(default_factory=Counter)
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What the kernel has seen, what the agent has counted, and how it was meanwhile."""
+
+    made: Counter = field(default_factory=Counter)
+    counted: Counter = field(default_factory=Counter)
+    lost: dict = field(default_factory=dict)
+    outages: list = field(default_factory=list)
+    seconds: float = 0.0
+    looks: int = 0
+    backwards: list = field(default_factory=list)
+    unwell: list = field(default_factory=list)
+    modes: list = field(default_factory=list)
+    gone_series: int = 0
+    removed_series: int = 0
+    resident_mib: list = field(default_factory=list)
+    files: list = field(default_factory=list)
+
+    @property
+    def missing(self):
+        return self.made.total() - self.counted.total() - self.lost.get("unreadable", 0)
+
+
+class Watcher:
+    """Looks at the agent every second: totals, health, age, and what became of each series."""
+
+    def __init__(self, served, seen):
+        self._served, self._seen = served, seen
+        self._last = {}
+        # Totals of series that were removed: what was counted stays counted.
+        self.removed = Counter()
+        self.age_s = None
+        self.ages = []
+        self.is_stale = False
+
+    def look(self):
+        text = self._served.page()
+        told = samples(text, "srcip_connections_total")
+        for series, number in told.items():
+            if number < self._last.get(series, 0):
+                self._seen.backwards.append(series)
+        for series in self._last.keys() - told.keys():
+            self.removed[series] += self._last[series]
+        self._last = told
+        (self.age_s,) = samples(text, "srcip_cluster_age_seconds").values()
+        self.ages.append(self.age_s)
+        self.is_stale |= STALE in text
+        (mode,) = samples(text, "srcip_kube_proxy_info")
+        mode = re.search(r'mode="(\w+)"', mode)[1]
+        if self._seen.modes[-1:] != [mode]:
+            self._seen.modes.append(mode)
+        for path in ("/healthz", "/readyz"):
+            if (status := self._served.status(path)) != 200:
+                self._seen.unwell.append((path, status))
+        self._seen.looks += 1
+
+    def totals(self):
+        """Connections by protocol, removed series among them."""
+        counted = Counter()
+        for series, number in (Counter(self._last) + self.removed).items():
+            counted[re.search(r'proto="(\w+)"', series)[1]] += int(number)
+        return counted
+
+    def series_of(self, service):
+        return [series for series in self._last if f'service="{service}"' in series]
+
+
+class Guest(Served):
+    """An agent whose port is in another namespace."""
+
+    def __init__(self, pid, port, path):
+        super().__init__(pid, port)
+        self._path = path
+
+    def page(self):
+        return self._get("/metrics")[1]
+
+    def status(self, path):
+        return self._get(path)[0]
+
+    def samples(self, name):
+        return samples(self.page(), name)
+
+    def _get(self, path):
+        with netns.inside(self._path):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+
+def samples(text, name):
+    """The series of a metric and their numbers."""
+    lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
+    return {series: float(number) for series, _, number in (line.rpartition(" ") for line in lines)}
+
+
+class Gate:
+    """The namespace of agent and API server, and the way between them."""
+
+    def __init__(self, name):
+        self.name = name
+        self.path = netns.NETNS_DIR / name
+
+    def nft(self, *lines):
+        self._run("nft", "-f", "-", stdin="\n".join(lines).replace("}", "\n}\n"))
+
+    def attempts(self):
+        """How many connections were asked for so far; one that is sent again counts again."""
+        printed = self._run("nft", "list", "counter", "ip", "gate", "asked")
+        return int(re.search(r"packets (\d+)", printed)[1])
+
+    def _run(self, *command, stdin=None):
+        with netns.inside(self.path):
+            return subprocess.run(
+                command, input=stdin, capture_output=True, text=True, check=True
+            ).stdout
+
+
+@contextmanager
+def gate():
+    name = f"srcip-outage-{secrets.token_hex(3)}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        made = Gate(name)
+        made.nft(GATE)
+        yield made
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+class Cluster:
+    """An API server that can be away and come back as another."""
+
+    def __init__(self, gate):
+        self._gate = gate
+        self.api = ApiServer()
+        self._authority = self.api.authority
+        self._stop = threading.Event()
+        for item in json.loads(OBJECTS.read_text())["items"]:
+            self.api.put(item)
+        # As one that has run for a while.
+        self.api.version = self.api.oldest = 1_000_000
+        self._start()
+
+    def leave(self):
+        self.api.stop()
+
+    def come_back(self):
+        """Be another: versions begin anew, and the objects are others."""
+        self.api = ApiServer()
+        self.api.authority = self._authority
+        for item in json.loads(OBJECTS.read_text())["items"]:
+            name = item["metadata"].get("labels", {}).get("kubernetes.io/service-name")
+            if GONE in (name, item["metadata"]["name"]):
+                continue
+            if item["kind"] == "Service" and item["metadata"]["name"] == CHANGED:
+                item["spec"]["externalTrafficPolicy"] = "Local"
+            self.api.put(item)
+        self.api.put(service(ADDED))
+        self._start()
+
+    def bookmarks(self):
+        """Send bookmarks until closed."""
+        while not self._stop.wait(BOOKMARK_S):
+            self.api.bookmark()
+
+    def close(self):
+        self._stop.set()
+        self.api.stop()
+
+    def _start(self):
+        with netns.inside(self._gate.path):
+            self.api.start(API_PORT)
+
+
+def service(name):
+    return {
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"type": "ClusterIP", "clusterIP": "10.0.99.99", "ports": [{"port": 80}]},
+    }
+
+
+@contextmanager
+def agent(lab, gate, directory, cluster):
+    """Run 'srcip serve' beside the API server."""
+    kubeconfig = cluster.api.kubeconfig(directory / "config")
+    command = [sys.executable, "-m", "tracer.cli", "serve", "--port", "0", "--no-stream"]
+    command += ["--drain-interval", "1", "--kubeconfig", str(kubeconfig)]
+    command += ["--netns", f"{lab.netns(NODE)}={NODE}"]
+    with (directory / "log").open("w") as log, netns.inside(gate.path):
+        process = subprocess.Popen(command, stderr=log)
+    try:
+        served = Guest(process.pid, wait_for(lambda: port_of(directory / "log")), gate.path)
+        wait_for(lambda: served.status("/readyz") == 200)
+        yield served
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def port_of(log):
+    found = re.search(r"serving on http://127.0.0.1:(\d+)/", log.read_text())
+    return found and int(found[1])
+
+
+@contextmanager
+def conntrack_events(lab, directory):
+    """What conntrack itself tells of new entries of the node, by protocol."""
+    command = ["conntrack", "-E", "-e", "NEW", "--buffer-size", "33554432"]
+    output, errors = directory / "events", directory / "complaints"
+    with output.open("w") as stdout, errors.open("w") as stderr:
+        with netns.inside(lab.netns(NODE)):
+            process = subprocess.Popen(["stdbuf", "-oL", *command], stdout=stdout, stderr=stderr)
+        try:
+            # It is there when it tells of a connection.
+            wait_for(lambda: knock(lab) or output.stat().st_size)
+            yield lambda: Counter(re.findall(r"\[NEW\] (\w+)", output.read_text()))
+        finally:
+            process.terminate()
+            process.wait()
+    # What it says when it could not keep up.
+    assert "WARNING" not in errors.read_text(), errors.read_text()
+
+
+def knock(lab):
+    probe.run(lab, cases(modes=["iptables"], scenarios=["S4"], families=["ipv4"], protos=["udp"]))
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+class Traffic:
+    """All scenarios, again and again, with the rules of one mode of kube-proxy."""
+
+    def __init__(self, lab, proxy):
+        self._lab, self._proxy = lab, proxy
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.rounds = 0
+        self.change("iptables")
+        self._thread = threading.Thread(target=self._run)
+
+    def change(self, mode):
+        """Restart kube-proxy in another mode."""
+        with self._lock:
+            self._proxy.stop()
+            kube_proxy.load(self._lab, mode)
+            self._mode = mode
+            self._proxy.start(said(mode))
+
+    def _run(self):
+        while not self._stop.wait(0.2):
+            with self._lock:
+                probe.run(self._lab, cases(modes=[self._mode]))
+            self.rounds += 1
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
+def outage(directory, *, away_s, between_s, keeps_gone_s=None):
+    """
+    Let the API server be away twice: first it refuses, then nothing answers at all.
+
+    Args:
+        directory: For files, also of who is nobody.
+        away_s: How long it is away each time.
+        between_s: How long it is there before, between, and after.
+        keeps_gone_s: When series of a Service that is gone must be removed; None not to wait.
+    """
+    seen = Seen()
+    with ExitStack() as stack:
+        lab = stack.enter_context(topology.build())
+        gate_ = stack.enter_context(gate())
+        cluster = stack.enter_context(closing(Cluster(gate_)))
+        threading.Thread(target=cluster.bookmarks, daemon=True).start()
+        proxy = stack.enter_context(kube_proxy_of(lab, NODE))
+        traffic = Traffic(lab, proxy)
+        events = stack.enter_context(conntrack_events(lab, directory))
+        served = stack.enter_context(agent(lab, gate_, directory, cluster))
+        watcher = Watcher(served, seen)
+        before = settled(events)
+        began_s = time.monotonic()
+        with traffic:
+            look_for(watcher, between_s)
+            usage(served, seen)
+            for number, mode in enumerate(("nftables", "iptables")):
+                seen.outages.append(
+                    away(watcher, cluster, gate_, traffic, mode, away_s, is_cut=number > 0)
+                )
+                if number == 0:
+                    back_s = time.monotonic()
+                    seen.gone_series = len(watcher.series_of(GONE))
+                look_for(watcher, between_s)
+            if keeps_gone_s is not None:
+                look_for(watcher, back_s + keeps_gone_s - time.monotonic())
+            usage(served, seen)
+        seen.seconds = time.monotonic() - began_s
+        seen.made = settled(events) - before
+        for _ in range(2):
+            served.drained()
+        watcher.look()
+        seen.removed_series = seen.gone_series - len(watcher.series_of(GONE))
+        seen.counted = watcher.totals()
+        lost = served.samples("srcip_lost_records_total")
+        seen.lost = {
+            re.search(r'reason="(\w+)"', series)[1]: int(number)
+            for series, number in lost.items()
+            if 'stage="connections"' in series
+        }
+    return seen
+
+
+def away(watcher, cluster, gate_, traffic, mode, away_s, *, is_cut):
+    """Take the API server away, change kube-proxy's mode meanwhile, bring another one back."""
+    told = Outage()
+    watcher.ages, watcher.is_stale = [], False
+    began, cpu_s, asked = time.monotonic(), watcher._served.cpu_s(), [gate_.attempts()]
+    if is_cut:
+        gate_.nft(CUT)
+    else:
+        cluster.leave()
+    for half in range(2):
+        end_s = began + away_s * (half + 1) / 2
+        while time.monotonic() < end_s:
+            watcher.look()
+            asked.append(gate_.attempts())
+            time.sleep(LOOK_S)
+        if half == 0:
+            traffic.change(mode)
+    told.seconds = time.monotonic() - began
+    told.cpu_share = (watcher._served.cpu_s() - cpu_s) / told.seconds
+    told.attempts = asked[-1] - asked[0]
+    told.most_in_10_s = max(b - a for a, b in zip(asked, asked[10:] or asked[-1:], strict=False))
+    told.oldest_s, told.was_stale = max(watcher.ages), watcher.is_stale
+    if is_cut:
+        cluster.leave()
+    cluster.come_back()
+    if is_cut:
+        gate_.nft(MEND)
+    returned_s = time.monotonic()
+
+    def is_known():
+        watcher.look()
+        return watcher.age_s < min(5, away_s / 2) and is_listed(cluster.api)
+
+    wait_for(is_known, 180)
+    told.back_s = time.monotonic() - returned_s
+    told.back_requests = Counter(verb for verb, _, _ in cluster.api.requests)
+    return told
+
+
+def is_listed(api):
+    """Whether all four resources were listed in full and are watched."""
+    listed = {p for verb, p, query in api.requests if verb == "list" and query["limit"] != "1"}
+    return len(listed) == 4 and api.open_watches == 4
+
+
+def look_for(watcher, seconds):
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        watcher.look()
+        time.sleep(LOOK_S)
+
+
+def usage(served, seen):
+    seen.resident_mib.append(served.resident_mib())
+    seen.files.append(len(list(Path(f"/proc/{served.pid}/fd").iterdir())))
+
+
+def settled(events):
+    """What was told once nothing is told any more."""
+    before, told = None, events()
+    while told != before:
+        time.sleep(1)
+        before, told = told, events()
+    return told
+
+
+def well(seen, is_long):
+    """What is not as it must be, a line each."""
+    checks = {
+        "made - counted - lost is 0": seen.missing == 0,
+        "no series went backwards": not seen.backwards,
+        "/healthz and /readyz answered 200": not seen.unwell,
+        "kube-proxy's modes were followed": seen.modes == ["iptables", "nftables", "iptables"],
+        "the age grew": all(each.oldest_s > each.seconds * 0.6 for each in seen.outages),
+        "nothing was left open": seen.files[-1] <= seen.files[0] + 4,
+    }
+    if is_long:
+        checks["it said that the snapshot is stale"] = all(e.was_stale for e in seen.outages)
+        checks["series of the Service that is gone were removed"] = (
+            0 < seen.gone_series == seen.removed_series
+        )
+        checks["memory did not grow by more than 2 MiB"] = (
+            seen.resident_mib[-1] < seen.resident_mib[0] + 2
+        )
+    return [what for what, is_met in checks.items() if not is_met]
+
+
+def main():
+    """Run it and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--away", type=float, default=AWAY_S)
+    arguments.add_argument("--between", type=float, default=BETWEEN_S)
+    arguments.add_argument("--short", action="store_true", help="do not wait for removed series")
+    chosen = arguments.parse_args()
+    print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        seen = outage(
+            Path(directory),
+            away_s=chosen.away,
+            between_s=chosen.between,
+            keeps_gone_s=None if chosen.short else KEEP_S + 60,
+        )
+        log = (Path(directory) / "log").read_text()
+    tell(seen)
+    print(f"\nThe agent's log:\n\n```\n{log}```")
+    wrong = well(seen, is_long=not chosen.short)
+    print("\n".join(f"not so: {each}" for each in wrong))
+    sys.exit(bool(wrong))
+
+
+def tell(seen):
+    """Print the tables of docs/performance.md."""
+    rows = {
+        "away, s": [f"{each.seconds:.0f}" for each in seen.outages],
+        "connections asked of the API server, SYNs": [each.attempts for each in seen.outages],
+        "of these within 10 s, at most": [each.most_in_10_s for each in seen.outages],
+        "`srcip_cluster_age_seconds`, at most": [f"{each.oldest_s:.0f}" for each in seen.outages],
+        "CPU of the agent and its child, % of a core": [
+            f"{100 * each.cpu_share:.2f}" for each in seen.outages
+        ],
+        "from its return to the new objects, s": [f"{each.back_s:.1f}" for each in seen.outages],
+        "requests by then: lists, watches": [
+            f"{each.back_requests['list']}, {each.back_requests['watch']}" for each in seen.outages
+        ],
+    }
+    print("| | refused | cut off |\n|---|---:|---:|")
+    for what, (one, other) in rows.items():
+        print(f"| {what} | {one} | {other} |")
+    print(f"\nIn {seen.seconds:.0f} s, {seen.looks} looks:\n\n| | |\n|---|---:|")
+    for proto in sorted(seen.made):
+        print(f"| new entries, `conntrack -E`: {proto} | {seen.made[proto]:,} |")
+        print(f"| counted by `srcip serve`: {proto} | {seen.counted[proto]:,} |")
+    print(f"| counted as lost | {seen.lost} |")
+    print(f"| made - counted - counted as lost | {seen.missing} |")
+    print(f"| series that went backwards | {len(seen.backwards)} |")
+    print(f"| answers of /healthz and /readyz that were not 200 | {len(seen.unwell)} |")
+    print(f"| series of the Service that is gone: then, removed | {seen.gone_series}, ", end="")
+    print(f"{seen.removed_series} |")
+    print(f"| resident, MiB: before, after | {seen.resident_mib} |")
+    print(f"| open files: before, after | {seen.files} |")
+    print(f"| kube-proxy's mode, as it was told | {', '.join(seen.modes)} |")
+
+
+if __name__ == "__main__":
+    main()
