@@ -13,8 +13,8 @@ from prometheus_client.exposition import choose_encoder
 
 from exporters.exposition import CounterText, Encoder, Metrics
 
-# A drain is due every few seconds.
-_DEAD_S = 60
+# A drain is due every few seconds. The first one waits for the programs and for the cluster.
+_DEAD_S, _STILLBORN_S = 60, 180
 # What tells of the cluster, and so is not for everyone.
 GUARDED = frozenset({"/metrics"})
 
@@ -239,6 +239,7 @@ class Page:
     def __init__(self, version: str, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.snapshot = Snapshot(version=version, not_ready="the agent is starting")
         self._clock_s = clock_s
+        self._made_s = clock_s()
         self._process = ProcessCollector(registry=None)
         self._lock = threading.Lock()
         self._texts: dict[str, _Text] = {}
@@ -263,8 +264,9 @@ class Page:
                 text, content_type = self.text(accept)
                 return 200, content_type, text
             case "/healthz":
-                drained_s = snapshot.drained_s
-                if drained_s is not None and (age_s := self._clock_s() - drained_s) > _DEAD_S:
+                since_s = self._made_s if snapshot.drained_s is None else snapshot.drained_s
+                patience_s = _STILLBORN_S if snapshot.drained_s is None else _DEAD_S
+                if (age_s := self._clock_s() - since_s) > patience_s:
                     return 503, plain, f"no drain for {age_s:.0f} s\n".encode()
                 return 200, plain, b"ok\n"
             case "/readyz":

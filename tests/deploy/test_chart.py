@@ -41,6 +41,10 @@ def test_version():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == project["version"]
     assert daemonset()[1]["image"] == f"srcip:{project['version']}"
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', dockerfile))
+    assert labels["version"] == project["version"]
+    assert labels["licenses"] == project["license"]
 
 
 def test_manifests_are_in_step():
@@ -188,8 +192,8 @@ def test_https():
     spec, container = daemonset(EVERYTHING)
     (mount,) = (each for each in container["volumeMounts"] if each["name"] == "tls")
     assert f"--tls-cert={mount['mountPath']}/tls.crt" in container["args"]
-    assert container["livenessProbe"]["httpGet"]["scheme"] == "HTTPS"
-    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    for probe in PROBES:
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
     # Nobody reads it again when it is renewed.
     (volume,) = (each for each in spec["volumes"] if each["name"] == "tls")
     assert volume["secret"] == {"secretName": "srcip-tls", "defaultMode": 0o444}
@@ -215,13 +219,27 @@ def test_arguments(values):
     assert context.params["node_name"] == "node1"
 
 
+PROBES = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+
+
 def test_probes():
-    """They ask the agent's own paths, at its port."""
+    """They ask the agent's own paths, at its port; a start on a busy node may take two minutes."""
     _, container = daemonset()
     (port,) = container["ports"]
     assert port["name"] == "metrics"
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    for probe, path in PROBES.items():
+        assert container[probe]["httpGet"] == {"path": path, "port": "metrics"}
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 120
+
+
+@pytest.mark.parametrize(
+    ("bind", "host"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", None)]
+)
+def test_probes_of_one_that_listens_on_loopback(bind, host):
+    """The kubelet asks there, too, and not at the pod's address, where nobody listens."""
+    _, container = daemonset({"agent": {"bind": bind}})
+    assert {container[probe]["httpGet"].get("host") for probe in PROBES} == {host}
 
 
 def test_stream():

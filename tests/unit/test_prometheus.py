@@ -183,6 +183,14 @@ def test_health():
     assert Page("1").answer("/readyz", "")[0] == 503
 
 
+def test_health_of_one_that_never_drains():
+    """What hangs before its first drain is not taken for one that starts."""
+    times = iter([1000.0, 1179.0, 1181.0])
+    page = Page("1", clock_s=lambda: next(times))
+    assert page.answer("/healthz", "")[0] == 200
+    assert page.answer("/healthz", "")[::2] == (503, b"no drain for 181 s\n")
+
+
 def test_server():
     """It answers over IPv4 and IPv6, and lets go of its port."""
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):

@@ -39,3 +39,18 @@ relabelings:
   - sourceLabels: [__meta_kubernetes_pod_node_name]
     targetLabel: instance
 {{- end }}
+
+{{/* What each probe asks, and how long it waits. */}}
+{{- define "srcip.probe" -}}
+httpGet:
+  path: {{ .path }}
+  port: metrics
+  {{- if .Values.tls.secretName }}
+  scheme: HTTPS
+  {{- end }}
+  {{- if or (hasPrefix "127." .Values.agent.bind) (has .Values.agent.bind (list "::1" "localhost")) }}
+  # The kubelet is on the same network.
+  host: {{ .Values.agent.bind | quote }}
+  {{- end }}
+timeoutSeconds: 5
+{{- end }}
