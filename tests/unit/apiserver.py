@@ -62,6 +62,8 @@ class ApiServer:
         self.page = None
         self.requests = []
         self.authority = trustme.CA()
+        # From when to when its certificate is good, as trustme names it.
+        self.validity = {}
         self.open_watches = 0
         self._server = None
         self.port = 0
@@ -123,7 +125,7 @@ class ApiServer:
 
     def start(self, port=0):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.authority.issue_cert("127.0.0.1").configure_cert(context)
+        self.authority.issue_cert("127.0.0.1", **self.validity).configure_cert(context)
         if self.token is None:
             context.verify_mode = ssl.CERT_REQUIRED
             self.authority.configure_trust(context)
