@@ -268,7 +268,7 @@ class Agent:
             drops=dict(self.drops.totals),
             overflow={CONNECTIONS: self.paths.tally.overflow, DROPS: self.drops.overflow},
             lost={("agent", "rate_limited"): 0, **lost},
-            undecodable=self.paths.undecodable + self._pipeline.undecodable,
+            undecodable=self.paths.undecodable.total + self._pipeline.undecodable,
             untracked=untracked,
             maps=self._kernel.map_usage(),
             programs=self._kernel.run_statistics(),

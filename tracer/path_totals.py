@@ -4,7 +4,6 @@ Connections as the kernel counts them, by path, and as what judging makes of eac
 A path is judged when it is new, and again when what surrounds it has changed.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from tracer.judge.view import View
 from tracer.kernel.counters import AddressClass
 from tracer.model import Connection, IPNetwork, PathKey, protocol_name
 from tracer.tally import KEEP_S, OTHER, Tally
-
-_log = logging.getLogger(__name__)
+from tracer.undecodable import Undecodable
 
 OTHER_CONNECTIONS = ConnectionLabels(*(OTHER,) * len(ConnectionLabels._fields))
 
@@ -65,7 +63,7 @@ class PathTotals:
         self._counts = counts
         self._view = view_of
         self.tally = Tally(OTHER_CONNECTIONS, max_series)
-        self.undecodable = 0
+        self.undecodable = Undecodable("path")
         self._paths: dict[bytes, _Path] = {}
         self._pending: Counter[bytes] = Counter()
 
@@ -78,8 +76,7 @@ class PathTotals:
             try:
                 labels = self._labels(raw, now_s)
             except DecodeError as error:
-                self.undecodable += 1
-                _log.debug("undecodable path: %s", error)
+                self.undecodable.add(str(error))
                 labels = OTHER_CONNECTIONS
             if labels is None and raw not in late:
                 # The sample is written just after the count: it is there next time.

@@ -1,6 +1,5 @@
 """A run: records from a source, decoded, judged, filtered and counted."""
 
-import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,15 +26,12 @@ from tracer.judge.view import View
 from tracer.model import Accept, Connection, Declared, Drop, Filter, FiveTuple, Hop, Record
 from tracer.proxies import Proxies
 from tracer.source import Source
+from tracer.undecodable import Undecodable
 from tracer.views import FixedViews, Views
 from tracer.waiting import PATIENCE_NS, Ready, Waiting, must_wait
 
-_log = logging.getLogger(__name__)
-
 # An accept follows its connection within a round trip: more than a burst's worth is enough.
 _REMEMBERED = 8192
-# Reasons carry values, so a damaged recording has any number of them.
-_REASONS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +167,7 @@ class Pipeline:
         self._source = source
         self._views = views or FixedViews()
         self._selection = Selection(wanted or Wanted())
-        self._undecodable: Counter[str] = Counter()
+        self._undecodable = Undecodable("record")
         self._counts: Counter[type[Judged]] = Counter()
         self._proxies = proxies or Proxies()
         self._clock = clock
@@ -184,7 +180,7 @@ class Pipeline:
             try:
                 record = decode(raw)
             except DecodeError as error:
-                self._count_undecodable(str(error))
+                self._undecodable.add(str(error))
                 continue
             yield from self._count(self._next(record))
         if self._waiting is not None and self._clock is not None:
@@ -215,7 +211,7 @@ class Pipeline:
     @property
     def undecodable(self) -> int:
         """How many records could not be decoded."""
-        return self._undecodable.total()
+        return self._undecodable.total
 
     def _count(self, found: Iterator[Judged]) -> Iterator[Judged]:
         for judged in found:
@@ -276,10 +272,3 @@ class Pipeline:
 
     def _symbol(self, address: int | None) -> str | None:
         return self._source.symbol(address) if address else None
-
-    def _count_undecodable(self, reason: str) -> None:
-        if reason not in self._undecodable and len(self._undecodable) >= _REASONS:
-            reason = "for yet other reasons"
-        self._undecodable[reason] += 1
-        if self._undecodable[reason] == 1:
-            _log.warning("undecodable record: %s (further ones are counted)", reason)

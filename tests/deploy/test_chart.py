@@ -234,7 +234,7 @@ def test_probes():
 
 
 @pytest.mark.parametrize(
-    ("bind", "host"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", None)]
+    ("bind", "host"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("$(HOST_IP)", None)]
 )
 def test_probes_of_one_that_listens_on_loopback(bind, host):
     """The kubelet asks there, too, and not at the pod's address, where nobody listens."""

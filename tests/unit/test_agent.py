@@ -420,13 +420,15 @@ def test_a_full_map_of_classes_is_told(setup):
     assert setup.snapshots[-1].lost["agent", "prefixes_full"] == 3
 
 
-def test_undecodable_keys_are_in_other(setup):
-    """A key that cannot be read is counted as such; its connections are not lost."""
+def test_undecodable_keys_are_in_other(setup, caplog):
+    """A key that cannot be read is counted as such, and told; its connections are not lost."""
     key = bytearray(setup.make(REPLACED, 3))
     setup.kernel.added = Counter({bytes(key[:59]) + b"\x03" + bytes(key[60:]): 3})
     setup.kernel.samples = dict.fromkeys(setup.kernel.added, encode_connection(REPLACED))
     assert setup.totals() == {("other", "other", "other"): 3}
     assert setup.snapshots[-1].undecodable == 1
+    (record,) = caplog.records
+    assert record.getMessage().startswith("undecodable path: ")
 
 
 def test_max_series():

@@ -21,7 +21,7 @@ LAYERS = (
     {"tracer.proxies", "tracer.waiting"},
     # A recording keeps of a node what its connections cannot be judged without.
     {"tracer.path_totals"},
-    {"tracer.tally", "tracer.address_classes", "tracer.budget"},
+    {"tracer.tally", "tracer.address_classes", "tracer.budget", "tracer.undecodable"},
     {"tracer.recording"},
     {"tracer.place"},
     {"tracer.views"},

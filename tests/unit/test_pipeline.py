@@ -114,7 +114,7 @@ def test_undecodable_for_many_reasons(caplog):
     with caplog.at_level(logging.WARNING):
         pipeline, _ = run(wrong)
     assert pipeline.summary().lost == {"undecodable": 1000}
-    assert len(caplog.records) == len(pipeline._undecodable) < 50
+    assert 1 < len(caplog.records) < 50
 
 
 def test_undecodable_adds_to_the_source_s():
