@@ -15,7 +15,7 @@ DEBIAN_BROWSER := chromium chromium-driver fonts-dejavu-core
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy setup-browser setup-proxies manifests man demo test vm lint format fuzz bench soak pictures clean
+.PHONY: setup setup-deploy setup-browser setup-proxies manifests man demo test vm lint format fuzz bench soak outage pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -87,6 +87,10 @@ bench: setup
 # A million connections while the cluster changes: what is counted is what was made. Three minutes.
 soak: setup
 	$(VENV)/bin/python -m tests.bench.soak
+
+# The API server is away for minutes, twice, and comes back as another. Fifteen minutes.
+outage: setup
+	$(VENV)/bin/python -m tests.bench.outage
 
 # The pictures in docs, as the program draws them.
 pictures: setup

@@ -394,6 +394,8 @@ def outage(directory, *, away_s, between_s, keeps_gone_s=None):
 def away(watcher, cluster, gate_, traffic, mode, away_s, *, is_cut):
     """Take the API server away, change kube-proxy's mode meanwhile, bring another one back."""
     told = Outage()
+    # It has come further than another will have that begins anew.
+    cluster.api.bookmark()
     watcher.ages, watcher.is_stale = [], False
     began, cpu_s, asked = time.monotonic(), watcher._served.cpu_s(), [gate_.attempts()]
     if is_cut:
@@ -421,10 +423,11 @@ def away(watcher, cluster, gate_, traffic, mode, away_s, *, is_cut):
     returned_s = time.monotonic()
 
     def is_known():
+        # Each resource was heard since then.
         watcher.look()
-        return watcher.age_s < min(5, away_s / 2) and is_listed(cluster.api)
+        return is_listed(cluster.api) and watcher.age_s < time.monotonic() - returned_s
 
-    wait_for(is_known, 180)
+    wait_for(is_known, 60)
     told.back_s = time.monotonic() - returned_s
     told.back_requests = Counter(verb for verb, _, _ in cluster.api.requests)
     return told

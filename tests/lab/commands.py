@@ -36,8 +36,8 @@ def netns_options(lab, nodes=("node1", "node2")):
     return [f"--netns={lab.netns(node)}={node}" for node in nodes]
 
 
-def wait_until(condition):
-    end = time.monotonic() + PATIENCE_S
+def wait_until(condition, patience_s=PATIENCE_S):
+    end = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import node as nodes
+from tests.bench.outage import outage, well
 from tests.bench.soak import soak
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -31,3 +32,16 @@ def test_counted_and_lost_are_what_was_made():
     everything, tcp = seen.streams
     assert all(told["connections"] for told in (everything, tcp))
     assert tcp["connections"] == seen.tcp_made or any(tcp["lost"].values())
+
+
+def test_while_the_api_server_is_away():
+    """
+    Refused, then cut off, it comes back as another; kube-proxy changes its mode meanwhile. No
+    connection is missed, by conntrack's own events, and the agent stays well.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        seen = outage(Path(directory), away_s=3, between_s=2)
+    assert well(seen, is_long=False) == []
+    assert seen.made.total() > 100
+    assert len(seen.outages) == 2

@@ -75,7 +75,7 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(agents, directory, **how):
+def scraping(agents, directory, *, rules=RULES, **how):
     """A Prometheus with the project's rules, which scrapes these agents each second."""
     program = tool("prometheus")
     targets = [
@@ -84,7 +84,7 @@ def scraping(agents, directory, **how):
     ]
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES)],
+        "rule_files": [str(rules)],
         "scrape_configs": [{"job_name": "srcip", "static_configs": targets, **how}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))

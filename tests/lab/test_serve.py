@@ -102,14 +102,14 @@ class Served:
 
 
 @contextmanager
-def serving(lab, *arguments, nodes=NODES, cluster=OPTIONS, is_ready=True):
+def serving(lab, *arguments, nodes=NODES, cluster=OPTIONS, is_ready=True, cwd=None):
     """A 'srcip serve' beside the block."""
     where = [f"--netns={lab.netns(node)}={node}" for node in nodes]
     command = [*SRCIP, "serve", *cluster, *where, "--port", "0", "--drain-interval", "1"]
     if "--stream-socket" not in arguments:
         command.append("--no-stream")
     command += map(str, arguments)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd)
     try:
         port = None
         while port is None:

@@ -31,8 +31,10 @@ def translated(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except TimeoutError:
-        raise ClusterError(f"{doing}: the server did not end it in time") from None
+    except TimeoutError as error:
+        # A limit of ours says nothing; the kernel does, and TLS, which waits for an end in order.
+        why = _line(str(error)) or "the server did not end it in time"
+        raise ClusterError(f"{doing}: {why}") from None
     except httpx.TimeoutException as error:
         what = "connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
         raise ClusterError(f"{doing}: no {what} in time") from None

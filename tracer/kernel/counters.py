@@ -81,6 +81,8 @@ class PathCounters:
         self._configure = configure
         self._turn = Turn()
         self._is_idle_full = False
+        # How many paths there were in the map that counts, at the last drain.
+        self.entries = 0
         self.sizes = sizes
 
     def read(self) -> list[tuple[bytes, int]]:
@@ -106,13 +108,10 @@ class PathCounters:
                 if more:
                     half.totals[key] = total
                     added[key] = added.get(key, 0) + more
+        # Before another takes its turn: one that is filled between two drains shall be seen so.
+        self.entries = len(self._halves[self._turn.active_paths].totals)
         self._take_turns()
         return added
-
-    @property
-    def entries(self) -> int:
-        """How many paths there were in the map that counts, at the last drain."""
-        return len(self._halves[self._turn.active_paths].totals)
 
     @property
     def class_entries(self) -> int:

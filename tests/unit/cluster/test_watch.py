@@ -207,6 +207,7 @@ def test_a_new_history_behind_the_same_address(api, config, silence_s):
     """A watch that falls silent, or is cut off, is not resumed before the version was looked at."""
     with Watch(kubeconfig=config, timing=replace(FAST, silence_s=silence_s)) as watch:
         watch.start()
+        api.wait_for(lambda: api.open_watches == 3)
         with api.changed:
             api.version = 1
             api.events.clear()
