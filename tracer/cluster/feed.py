@@ -21,7 +21,7 @@ _MAX_EVENT = 8 << 20
 _PAGE = "100"
 # How many times the limit for one read a whole page may take.
 _PAGE_PATIENCE = 4
-_HANDSHAKE_S = 0.5
+_HANDSHAKE_S = 2.0
 
 Json = dict[str, object]
 
