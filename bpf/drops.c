@@ -32,6 +32,21 @@ SRCIP_INLINE bool is_asked_for(const struct srcip_config *settings, __u64 reason
 	return settings->reasons[reason / 64 & 3] >> (reason & 63) & 1;
 }
 
+/* Before Linux 5.17 there are no reasons, and kfree_skb() is also how packets end
+ * that nobody lost. Of what nf_hook_slow() gives up one thing is certain.
+ */
+SRCIP_INLINE bool read_reason(struct srcip_drop *record, const struct bpf_raw_tracepoint_args *ctx)
+{
+	record->location = ctx->args[1];
+#if SRCIP_HAS_DROP_REASONS
+	record->reason = ctx->args[2];
+	return true;
+#else
+	record->reason = SRCIP_REASON_NETFILTER_DROP;
+	return record->location > SRCIP_NF_HOOK_SLOW && record->location <= SRCIP_NF_HOOK_SLOW_END;
+#endif
+}
+
 SRCIP_INLINE __u64 route_of(__u64 skb)
 {
 	/* The lowest bit says whether a reference is held. */
@@ -146,7 +161,8 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 	settings = config.lookup(&zero);
 	if (!settings || !settings->is_streaming)
 		return 0;
-	record.reason = ctx->args[2];
+	if (!read_reason(&record, ctx))
+		return 0;
 	/* All reasons of a wanted flow: the flow is looked at later. */
 	if (!settings->is_filtered && !is_asked_for(settings, record.reason))
 		return 0;
@@ -165,7 +181,6 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 	record.header.size = sizeof(record);
 	record.header.version = SRCIP_WIRE_VERSION;
 	record.header.kind = SRCIP_KIND_DROP;
-	record.location = ctx->args[1];
 	read_place(&record, skb, dst);
 	if (drops.ringbuf_output(&record, sizeof(record), BPF_RB_NO_WAKEUP))
 		count_lost(SRCIP_LOST_RING_FULL);

@@ -71,6 +71,9 @@ enum srcip_connection_flag {
 	SRCIP_CONNECTION_RELATED = 2,  /* expected by a conntrack helper */
 };
 
+/* The only drop that is told of a kernel that gives no reasons: by its place. */
+#define SRCIP_REASON_NETFILTER_DROP 1
+
 enum srcip_drop_flag {
 	SRCIP_DROP_HAS_TUPLE = 1, /* the packet's own addresses were readable */
 	SRCIP_DROP_HAS_ORIG = 2,  /* the packet had a conntrack entry */
@@ -173,7 +176,7 @@ struct srcip_drop {
 	struct srcip_tuple orig;
 	__u64 location;	 /* address of the code that gave the packet up */
 	__u64 dst_input; /* address of the route's input function */
-	__u32 reason;	 /* enum skb_drop_reason of the running kernel */
+	__u32 reason;	 /* enum skb_drop_reason of the running kernel, if it has one */
 	__u32 mark;
 	__u32 ifindex;	   /* interface the packet is on now */
 	__u32 iif;	   /* interface it came in by, 0 if made here */

@@ -253,7 +253,8 @@ class Agent:
         lost, untracked = Counter(self._lost), 0
         for stage, reasons in self._kernel.lost_by_program().items():
             untracked += reasons.get("untracked", 0)
-            lost.update({(stage, reason): reasons[reason] for reason in _REASONS[stage]})
+            told = _REASONS[stage] & reasons.keys()
+            lost.update({(stage, reason): reasons[reason] for reason in told})
         lost.update({("stream", reason): n for reason, n in self._live.lost().items()})
         status, cluster = self._cluster_status(), self._cluster()
         not_seen = list(self._kernel.info.not_seen)
@@ -286,9 +287,9 @@ class Agent:
 
 # What each program can lose at all.
 _REASONS = {
-    "connections": ("paths_full", "mark_overtaken", "unreadable"),
-    "drops": ("ring_full",),
-    "accepts": (),
+    "connections": {"paths_full", "mark_overtaken", "unreadable", "probe_missed"},
+    "drops": {"ring_full"},
+    "accepts": set[str](),
 }
 
 

@@ -22,6 +22,10 @@ class Kind(IntEnum):
     DECLARED = 6
 
 
+# What the only drop is told with, of a kernel that gives no reasons.
+REASON_NETFILTER_DROP = 1
+
+
 class Lost(IntEnum):
     """``enum srcip_lost``: slots of each program's array of things it could not report."""
 

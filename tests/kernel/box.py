@@ -163,9 +163,9 @@ def flat(flow):
     return (flow.src, flow.dst, flow.sport, flow.dport)
 
 
-def wait_until(condition):
+def wait_until(condition, patience_s=_PATIENCE_S):
     """Wait for a condition; return its value."""
-    end = time.monotonic() + _PATIENCE_S
+    end = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)

@@ -76,6 +76,7 @@ def test_offsets_header(defines):
         *(f"SRCIP_SIZE_{name}" for name in SIZES),
         "SRCIP_NF_CONN_FIRST",
         "SRCIP_NF_CONN_SPAN",
+        "SRCIP_HAS_DROP_REASONS",
         *(f"SRCIP_ARGUMENT_{number}" for number in range(3)),
     }
 

@@ -1,5 +1,7 @@
 """Names of kernel functions by address, from a file like /proc/kallsyms."""
 
+from contextlib import closing
+
 import pytest
 
 from tracer.errors import LoadError
@@ -85,3 +87,26 @@ def test_of_this_kernel():
     kallsyms = Kallsyms()
     kallsyms.function(0xFFFF_FFFF_FFFF_FFFF)
     kallsyms.close()
+
+
+def test_addresses(kallsyms):
+    """Functions are found by name, of modules too; what is none, or not there, is left out."""
+    assert kallsyms.addresses({"nf_hook_slow", "nft_do_chain", "not_a_function", "gone"}) == {
+        "nf_hook_slow": 0xFFFF_FFFF_8100_1000,
+        "nft_do_chain": 0xFFFF_FFFF_C020_0000,
+    }
+
+
+def test_span(kallsyms):
+    """A function of the core kernel ends where the next symbol begins."""
+    assert kallsyms.span("nf_hook_slow") == (0xFFFF_FFFF_8100_1000, 0xFFFF_FFFF_8100_2000)
+    assert kallsyms.span("gone") == (0, 0)
+
+
+def test_hidden_addresses(tmp_path):
+    """Where the kernel hides addresses, functions are known to be there, and nothing more."""
+    path = tmp_path / "kallsyms"
+    path.write_text("0000000000000000 T nf_hook_slow\n0000000000000000 T ip_rcv\n")
+    with closing(Kallsyms(path)) as kallsyms:
+        assert kallsyms.addresses({"nf_hook_slow"}) == {"nf_hook_slow": 0}
+        assert kallsyms.span("nf_hook_slow") == (0, 0)

@@ -132,6 +132,7 @@ def test_constants(tmp_path):
         "SRCIP_WIRE_VERSION",
         "SRCIP_COUNT_BITS",
         "SRCIP_CLASS_BITS",
+        "SRCIP_REASON_NETFILTER_DROP",
         "SRCIP_LOST_SLOTS",
         "sizeof(struct srcip_header)",
     ]
@@ -139,6 +140,7 @@ def test_constants(tmp_path):
         wire.WIRE_VERSION,
         wire.COUNT_BITS,
         wire.CLASS_BITS,
+        wire.REASON_NETFILTER_DROP,
         len(wire.Lost),
         wire.HEADER_SIZE,
     ]

@@ -22,10 +22,12 @@ from lab.topology import Lab
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, live_views
 from tracer.commands.run import stop_on_signals
+from tracer.judge.cause import Cause
 from tracer.judge.verdict import Judged
 from tracer.kernel import ladder, netns, privileges
 from tracer.kernel.ladder import Rung
 from tracer.kernel.probes import has_tcx_links
+from tracer.kernel.probing import NO_REASONS
 from tracer.kernel.source import NO_TCX, KernelSource, Settings
 from tracer.pipeline import Pipeline, Wanted
 from tracer.proxies import Proxies
@@ -165,8 +167,18 @@ def _run_mode(
             pipeline = Pipeline(
                 source, Wanted(), views, proxies=Proxies(trusted), clock=time.monotonic_ns
             )
-            answers = _probe(lab, mode, chosen)
-            return _collect(pipeline, source, chosen, answers)
+            told = _without_reasons(chosen) if NO_REASONS in source.info.not_seen else chosen
+            answers = _probe(lab, mode, told)
+            return _collect(pipeline, source, told, answers)
+
+
+def _without_reasons(chosen: Sequence[Case]) -> list[Case]:
+    """Leave out what takes the kernel's reasons for a drop."""
+    told = [case for case in chosen if case.cause != Cause.NO_LISTENER]
+    left = sorted({case.scenario.id for case in chosen} - {case.scenario.id for case in told})
+    if left:
+        click.echo(f"without {', '.join(left)}: {NO_REASONS}", err=True)
+    return told
 
 
 def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:

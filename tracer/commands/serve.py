@@ -186,12 +186,12 @@ def serve(
         )
         views = stack.enter_context(live_views(choice, namespaces, is_agent=True))
         stream = None if no_stream else _stream(stream_socket, stream_group, stream_https)
-        settings = Settings(is_streaming=False, has_drops=True, sizes=_SIZES)
+        settings = Settings(is_streaming=False, has_drops=True, is_restarted=True, sizes=_SIZES)
         kernel = stack.enter_context(closing(ladder.open_programs(namespaces, settings, asked)))
         stop = stack.enter_context(stop_on_signals())
         if ready_file:
             options.make_ready_file(ready_file)
-        privileges.drop()
+        privileges.drop(reads_maps=True)
 
         def publish(told: Snapshot) -> None:
             page.snapshot = told

@@ -23,6 +23,7 @@ from tracer.commands.through_agent import (
 )
 from tracer.commands.values import Seconds
 from tracer.kernel import privileges, sources
+from tracer.kernel.source import KernelSource
 from tracer.model import IPNetwork
 from tracer.paths import live_paths
 from tracer.pipeline import Pipeline
@@ -158,7 +159,7 @@ def trace(
         with stop_on_signals() as stop:
             if ready_file:
                 options.make_ready_file(ready_file)
-            privileges.drop()
+            privileges.drop(reads_maps=isinstance(source, KernelSource))
             sinks.start()
             click.echo(f"tracing {_names(source.info.nodes.values())}; Ctrl-C ends", err=True)
             run(

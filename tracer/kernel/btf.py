@@ -59,6 +59,7 @@ FIELDS = (
     ("sock_common", "skc_v6_daddr"),
     ("sock_common", "skc_v6_rcv_saddr"),
 )
+DROP_REASONS = "skb_drop_reason"
 SIZES = ("nf_conntrack_tuple", "nf_conntrack_tuple_hash")
 
 

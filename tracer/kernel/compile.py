@@ -20,7 +20,7 @@ from typing import Any
 import bcc
 
 from tracer.errors import LoadError
-from tracer.kernel.btf import KernelTypes
+from tracer.kernel.btf import DROP_REASONS, KernelTypes
 from tracer.kernel.headers import write_tree
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - named by us alone, and ours
@@ -61,7 +61,7 @@ def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
                 fds.append(fd)
     reasons = {
         number: name.removeprefix("SKB_DROP_REASON_")
-        for number, name in types.enumerators("skb_drop_reason").items()
+        for number, name in types.enumerators(DROP_REASONS).items()
         if not name.endswith(("_MAX", "_MASK"))
     }
     return {"fds": named, "drop_reasons": reasons}, fds

@@ -5,7 +5,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from tracer.errors import ConntrackError, LoadError, NetnsError
@@ -17,7 +17,6 @@ from tracer.kernel import (
     kprobe,
     ladder,
     privileges,
-    probing,
     programs,
     proxy_mode,
 )
@@ -25,7 +24,7 @@ from tracer.kernel.conntrack import ConntrackSource
 from tracer.kernel.ladder import Rung
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_netfilter_links, has_tcx_links
-from tracer.kernel.source import RUNG, Settings
+from tracer.kernel.source import Settings
 from tracer.ruleset import reader
 from tracer.ruleset.model import Ruleset
 
@@ -54,7 +53,7 @@ class _Attempt:
     """A way of looking that was tried, and what it leaves out."""
 
     check: Check
-    rung: str
+    rung: str | None = None
     not_seen: Sequence[str] = ()
 
 
@@ -171,14 +170,12 @@ def _conntrack_fill(netns: Netns) -> tuple[int, int]:
 def _attempts(namespaces: Sequence[Netns], asked: Rung | None) -> Iterator[_Attempt]:
     """Try the ladder from the top, as 'srcip trace' does. The last one is what is used."""
     if asked is Rung.LINKS or (asked is None and has_netfilter_links()):
-        yield _Attempt(check=_attach_check(namespaces, Rung.LINKS), rung=RUNG)
+        yield _attach_attempt(namespaces, Rung.LINKS)
         return
     if asked is not Rung.EVENTS:
-        check = _attach_check(namespaces, Rung.PROBES)
-        if asked is None and not check.is_ok:
-            check = replace(check, is_needed=False)
-        yield _Attempt(check=check, rung=probing.RUNG, not_seen=probing.NOT_SEEN)
-        if check.is_ok or asked is not None:
+        attempt = _attach_attempt(namespaces, Rung.PROBES, is_needed=asked is not None)
+        yield attempt
+        if attempt.check.is_ok or asked is not None:
             return
     yield _Attempt(
         check=_events_check(namespaces),
@@ -187,21 +184,23 @@ def _attempts(namespaces: Sequence[Netns], asked: Rung | None) -> Iterator[_Atte
     )
 
 
-def _attach_check(namespaces: Sequence[Netns], rung: Rung) -> Check:
+def _attach_attempt(namespaces: Sequence[Netns], rung: Rung, *, is_needed: bool = True) -> _Attempt:
     name = "attach" if rung is Rung.LINKS else "attach probes"
     start_ns = time.monotonic_ns()
     try:
         source = ladder.open_programs(namespaces, Settings(), rung)
     except (LoadError, NetnsError) as error:
-        return Check(name=name, is_ok=False, detail=str(error))
+        check = Check(name=name, is_ok=False, detail=str(error), is_needed=is_needed)
+        return _Attempt(check=check)
     took_ms = (time.monotonic_ns() - start_ns) // 1_000_000
     source.close()
     names = ", ".join(netns.node for netns in namespaces)
-    return Check(
+    check = Check(
         name=name,
         is_ok=True,
         detail=f"every program compiled, loaded and attached in {names} in {took_ms} ms, and gone",
     )
+    return _Attempt(check=check, rung=source.info.rung, not_seen=source.info.not_seen)
 
 
 def _events_check(namespaces: Sequence[Netns]) -> Check:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from tracer.errors import LoadError
-from tracer.kernel.btf import FIELDS, SIZES, KernelTypes
+from tracer.kernel.btf import DROP_REASONS, FIELDS, SIZES, KernelTypes
 
 # BCC asks for a kernel source tree but needs only these files of it. __LINUX_BPF_H__ keeps the
 # system's bpf.h away from the newer copy that BCC brings.
@@ -71,6 +71,7 @@ def offsets_header(types: KernelTypes) -> str:
     lines.append(f"#define SRCIP_NF_CONN_FIRST {first}")
     lines.append(f"#define SRCIP_NF_CONN_SPAN {last - first}")
     lines += [f"#define SRCIP_SIZE_{struct} {types.size(struct)}" for struct in SIZES]
+    lines.append(f"#define SRCIP_HAS_DROP_REASONS {int(bool(types.enumerators(DROP_REASONS)))}")
     # Only probes on functions want them, and those are not tried on other machines.
     for number, (path, more) in enumerate(_ARGUMENTS.get(os.uname().machine, ())):
         lines.append(f"#define SRCIP_ARGUMENT_{number} {types.offset('pt_regs', path) + more}")

@@ -45,6 +45,15 @@ class Kallsyms:
                 found.setdefault(name, int(line[:16], 16))
         return found
 
+    def span(self, name: str) -> tuple[int, int]:
+        """Return where a function of the core kernel begins and ends; 0 and 0 without it."""
+        start = self.addresses({name}).get(name, 0)
+        if not start or self._stream is None:
+            return 0, 0
+        self._stream.seek(0)
+        # The core kernel's symbols are sorted, up to those of modules.
+        return start, next(filter(start.__lt__, (int(line[:16], 16) for line in self._stream)), 0)
+
     def close(self) -> None:
         """Close the file. Known names stay known."""
         if self._stream is not None:

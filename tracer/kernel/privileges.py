@@ -1,11 +1,14 @@
 """What tracing takes, and giving it up once everything is attached."""
 
 import ctypes
+import errno
 import logging
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 
 from tracer.errors import LoadError
@@ -28,7 +31,7 @@ class Capability(IntEnum):
 
 
 _VERSION_3 = 0x20080522
-_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
+_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 8, 38, 24
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _NOBODY = 65534
 # To become nobody takes both.
@@ -53,6 +56,8 @@ def missing_for_tracing() -> list[str]:
     needed = [Capability.CAP_NET_ADMIN, Capability.CAP_SYSLOG]
     if not _has({Capability.CAP_SYS_ADMIN}):
         needed += [Capability.CAP_BPF, Capability.CAP_PERFMON]
+    elif maps_take_bpf():
+        needed.append(Capability.CAP_BPF)
     return [each.name for each in needed if not _has({each})]
 
 
@@ -79,16 +84,18 @@ def require_for_tracing() -> None:
         )
 
 
-def drop(*, is_quiet: bool = False) -> None:
+def drop(*, is_quiet: bool = False, reads_maps: bool = False) -> None:
     """
     Give up root for good: become nobody, without capabilities or a way to regain them.
 
     Open descriptors keep working: links stay attached, rings and counters stay readable. Files
     cannot be opened or made any more that nobody may not. Other threads become nobody, too, if they
     have begun by `restrict_thread`. What cannot be given up for want of a capability is a warning,
-    unless ``is_quiet``.
+    unless ``is_quiet``. This thread keeps CAP_BPF if it ``reads_maps`` and the kernel wants it for
+    that.
     """
     can_change = os.geteuid() == 0 and _has(_IDENTITY)
+    kept = frozenset({Capability.CAP_BPF}) if reads_maps and maps_take_bpf() else _NONE
     if not is_quiet:
         _tell_what_stays()
     _limit_bounding_set(_NONE)
@@ -96,10 +103,33 @@ def drop(*, is_quiet: bool = False) -> None:
     if can_change:
         # The C library has every thread do the same, and ends the process where one cannot.
         os.setgroups([])
+        if kept:
+            _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    _set_capabilities(_NONE)
+    _set_capabilities(kept)
     _forbid_regaining()
+
+
+@cache
+def maps_take_bpf() -> bool:
+    """
+    Whether reading maps takes CAP_BPF, to be asked with privileges.
+
+    Before Linux 5.19 (bpf: refine kernel.unprivileged_bpf_disabled behaviour) the sysctl of that
+    name, which distributions set, forbids every bpf() call to others.
+    """
+    answers: list[int] = []
+
+    def ask() -> None:
+        _set_capabilities(_NONE)
+        answers.append(probes.lookup_error())
+
+    # Capabilities belong to threads: this one gives up its own, and ends.
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()
+    return answers == [errno.EPERM]
 
 
 def restrict_thread() -> None:

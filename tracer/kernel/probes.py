@@ -42,6 +42,12 @@ def may_load() -> bool:
     return True
 
 
+def lookup_error() -> int:
+    """Ask for an element of a map that is none: EBADF, or why we may not ask at all."""
+    btf.libbpf().bpf_map_lookup_elem(-1, bytes(8), ctypes.create_string_buffer(8))
+    return ctypes.get_errno()
+
+
 def has_netfilter_links() -> bool:
     """Whether the kernel loads netfilter programs; it then also has links for them (6.4)."""
     return _loads(NETFILTER, ATTACH_NETFILTER)

@@ -6,22 +6,24 @@ Where they are, and why: docs/decisions/0080-probes-in-conntrack.md.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tracer.errors import ConntrackError, LoadError
 from tracer.kernel import conntrack, kprobe
 from tracer.kernel.attach import Links
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
-from tracer.kernel.programs import PROBED_CONNECTIONS, Program
+from tracer.kernel.programs import DROPS, PROBED_CONNECTIONS, Program
 
 RUNG = "probes in conntrack"
 NOT_SEEN = (
     "packets that conntrack was told not to track",
-    "how many connections a probe missed while another one ran on its CPU",
+    "connections whose packet interrupted another probe on its CPU",
 )
+NO_REASONS = "drops, but netfilter's: this kernel gives no reasons (Linux 5.17)"
 NO_HOPS = "hops: they take BPF netfilter links (Linux 6.4)"
 
 _CONFIRM = "__nf_conntrack_confirm"
@@ -33,6 +35,10 @@ _LEGACY_NAT = {
     "iptable_nat_table_init": "nf_nat_ipv4_out",
     "ip6table_nat_table_init": "nf_nat_ipv6_out",
 }
+_CONNTRACK = "nf_conntrack"
+_NAT_MODULES = ("nft_chain_nat", "iptable_nat", "ip6table_nat")
+_MODULES = Path("/sys/module")
+_GIVES_UP = "nf_hook_slow"
 _DELIVERY = ("ip_local_deliver", "ip6_input", "ip6_mc_input")
 
 _log = logging.getLogger(__name__)
@@ -40,10 +46,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """Which functions of the running kernel to probe, and the program for it."""
+    """
+    Which functions of the running kernel to probe, and the programs as they are for it.
 
-    program: Program
+    ``drops`` tells a drop by its place where the kernel gives no reasons. ``modules`` are those
+    that matter, as they are now.
+    """
+
+    connections: Program
+    drops: Program
     nat: Sequence[str]
+    modules: Mapping[str, int | None]
 
     def attach(self, links: Links, functions: Mapping[str, int]) -> None:
         """
@@ -57,6 +70,25 @@ class Probes:
             links.attach_probe(name, functions["srcip_nat"])
         links.attach_probe(_CONFIRM, functions["srcip_confirm"])
 
+    def unseen(self) -> str | None:
+        """
+        Say which module was loaded or unloaded since: a probe goes with its function's module.
+
+        Raises:
+            LoadError: If it was conntrack itself, so that no connection is seen any more.
+        """
+        if _module(_CONNTRACK) != self.modules[_CONNTRACK]:
+            raise LoadError(
+                f"the module {_CONNTRACK} was unloaded, and the probes with it: start srcip anew"
+            )
+        new = [name for name, was in self.modules.items() if _module(name) not in (None, was)]
+        if not new:
+            return None
+        return (
+            f"marks where {', '.join(new)} replaces sources: loaded after srcip, which must be"
+            " started anew"
+        )
+
 
 def find(namespaces: Sequence[Netns]) -> Probes:
     """
@@ -68,22 +100,43 @@ def find(namespaces: Sequence[Netns]) -> Probes:
     """
     kprobe.require()
     _load_conntrack(namespaces)
-    symbols = _addresses()
-    if _CONFIRM not in symbols:
+    symbols = Kallsyms()
+    try:
+        functions = symbols.addresses({_CONFIRM, *_NAT_CHAINS, *_LEGACY_NAT, *_DELIVERY})
+        start, end = symbols.span(_GIVES_UP)
+    finally:
+        symbols.close()
+    if _CONFIRM not in functions:
         raise LoadError(f"this kernel ({os.uname().release}) has no function {_CONFIRM}")
-    deliveries = {name: symbols.get(name, 0) for name in _DELIVERY}
-    if not any(deliveries.values()):
+    if not any(functions.get(name) for name in _DELIVERY):
         raise LoadError("addresses of kernel functions are hidden (sysctl kernel.kptr_restrict)")
-    defines = {f"SRCIP_{name.upper()}": address for name, address in deliveries.items()}
-    program = replace(PROBED_CONNECTIONS, defines={**PROBED_CONNECTIONS.defines, **defines})
-    legacy = [
-        called
-        for table, called in _LEGACY_NAT.items()
-        if table in symbols and "iptable_nat_do_chain" not in symbols
-    ]
+    delivery = {name: functions.get(name, 0) for name in _DELIVERY}
     return Probes(
-        program=program, nat=(*(name for name in _NAT_CHAINS if name in symbols), *legacy)
+        connections=_with_addresses(PROBED_CONNECTIONS, delivery),
+        drops=_with_addresses(DROPS, {_GIVES_UP: start, f"{_GIVES_UP}_end": end}),
+        nat=[*_nat_functions(functions)],
+        modules={name: _module(name) for name in (_CONNTRACK, *_NAT_MODULES)},
     )
+
+
+def _module(name: str) -> int | None:
+    """Return what tells a loaded module from the same loaded again; None if it is not there."""
+    # Built into the kernel it has a directory, too, if it has parameters, and keeps it.
+    try:
+        return (_MODULES / name).stat().st_ino
+    except OSError:
+        return None
+
+
+def _with_addresses(program: Program, addresses: Mapping[str, int]) -> Program:
+    macros = {f"SRCIP_{name.upper()}": address for name, address in addresses.items()}
+    return replace(program, defines={**program.defines, **macros})
+
+
+def _nat_functions(functions: Mapping[str, int]) -> Iterator[str]:
+    yield from (name for name in _NAT_CHAINS if name in functions)
+    if not {"iptable_nat_do_chain", "ip6table_nat_do_chain"} & functions.keys():
+        yield from (called for table, called in _LEGACY_NAT.items() if table in functions)
 
 
 def _load_conntrack(namespaces: Sequence[Netns]) -> None:
@@ -91,11 +144,3 @@ def _load_conntrack(namespaces: Sequence[Netns]) -> None:
     for netns in namespaces:
         with suppress(ConntrackError):
             next(conntrack.dump(netns), None)
-
-
-def _addresses() -> Mapping[str, int]:
-    symbols = Kallsyms()
-    try:
-        return symbols.addresses({_CONFIRM, *_NAT_CHAINS, *_LEGACY_NAT, *_DELIVERY})
-    finally:
-        symbols.close()

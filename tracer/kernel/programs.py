@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tracer.errors import LoadError
+from tracer.wire import REASON_NETFILTER_DROP
 
 # enum bpf_prog_type, enum bpf_attach_type: include/uapi/linux/bpf.h
 _KPROBE, _SCHED_CLS, _RAW_TRACEPOINT, _NETFILTER = 2, 3, 17, 32
@@ -23,6 +24,8 @@ _BOOTSTRAP = (
     "import sys, bcc; sys.path.insert(0, sys.argv[2]); "
     "from tracer.kernel.compile import main; main(int(sys.argv[1]))"
 )
+# The drop reasons of a kernel that gives none.
+NO_REASONS: Mapping[int, str] = {REASON_NETFILTER_DROP: "NETFILTER_DROP"}
 _MAX_ANSWER = 1 << 17
 _MAX_FDS = 64
 
@@ -231,7 +234,7 @@ def _why_silent(status: int, output: int) -> str:
 
 def _loaded(answer: dict[str, Any], fds: list[int]) -> Loaded:
     reasons = {int(number): name for number, name in answer["drop_reasons"].items()}
-    loaded = Loaded(drop_reasons=reasons)
+    loaded = Loaded(drop_reasons=reasons or NO_REASONS)
     for (file, kind, name), fd in zip(answer["fds"], fds, strict=True):
         os.set_inheritable(fd, False)
         (loaded.functions if kind == "function" else loaded.maps)[file, name] = fd

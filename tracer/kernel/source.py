@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ from tracer.kernel.bpf_syscall import (
     TCX_INGRESS,
     Map,
     possible_cpus,
+    program_misses,
     program_runs,
     sum_cpus,
 )
@@ -73,6 +75,8 @@ _RINGS = (
 NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
 _NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 _RECORD_BYTES = 128 + 8
+# Connections whose probe did not run because another one did on its CPU, as far as that is told.
+_MISSED = "probe_missed"
 _CHECK_INTERVAL_NS = 500_000_000
 _STEP_NS = 1_000_000
 _ZERO = bytes(4)
@@ -87,7 +91,8 @@ class Settings:
     ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of all drops,
     whatever else is streamed or wanted. ``packets`` is of how many packets of each direction hops
     are reported; with 0 their programs are not even loaded. ``has_proxy_headers`` reads what the
-    first bytes of TCP connections declare; without it nothing of that is loaded either.
+    first bytes of TCP connections declare; without it nothing of that is loaded either. Who
+    ``is_restarted`` when it fails shall fail rather than go on with less than a new start sees.
     """
 
     wanted: Filter = field(default_factory=Filter)
@@ -96,6 +101,7 @@ class Settings:
     has_drops: bool = False
     packets: int = 0
     has_proxy_headers: bool = False
+    is_restarted: bool = False
     masquerade_mark: int = 0x4000
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -133,9 +139,9 @@ class KernelSource:
                 self._settings = replace(self._settings, packets=0)
         self._namespaces = {netns.inode: netns for netns in namespaces}
         self._kallsyms = Kallsyms()
-        self._connections = CONNECTIONS if probes is None else probes.program
+        self._connections = CONNECTIONS if probes is None else probes.connections
         self._programs = (
-            *(self._connections, ACCEPTS, DROPS),
+            *(self._connections, ACCEPTS, DROPS if probes is None else probes.drops),
             *((HOPS,) if self._settings.packets else ()),
             *((SEGMENTS,) if self._settings.has_proxy_headers else ()),
         )
@@ -147,6 +153,8 @@ class KernelSource:
         self._next_check_ns = 0
         try:
             self._loaded = programs.load(self._programs, self._settings.sizes)
+            if self._loaded.drop_reasons == programs.NO_REASONS:
+                self._not_seen.append(probing.NO_REASONS)
             self._configure()
             self.counters = PathCounters(
                 self._loaded, self._namespaces, self._settings.sizes, self._set_turn
@@ -196,17 +204,16 @@ class KernelSource:
             self.info = replace(self.info, clock_offset_ns=offset_ns)
         if SEGMENTS in self._programs:
             batch = self._declared.read(batch, time.monotonic_ns())
-        self._release_gone_namespaces()
+        self._check_surroundings()
         if not batch and not self._links.by_namespace:
             return None
         return batch
 
     def lost(self) -> Mapping[str, int]:
         """Sum up what the programs could not report, by reason."""
-        totals = {slot.name.lower(): 0 for slot in Lost}
+        totals = Counter[str]()
         for lost in self.lost_by_program().values():
-            for reason, count in lost.items():
-                totals[reason] += count
+            totals.update(lost)
         if SEGMENTS in self._programs:
             totals.update(self._declared.lost())
         return totals
@@ -250,7 +257,10 @@ class KernelSource:
     def _lost(self, program: Program) -> dict[str, int]:
         counters = Map(self._loaded.map(program, "lost"), 4, 8, is_per_cpu=True)
         values = {slot: counters.lookup(slot.to_bytes(4, "little")) for slot in Lost}
-        return {slot.name.lower(): sum_cpus(value or b"") for slot, value in values.items()}
+        lost = {slot.name.lower(): sum_cpus(value or b"") for slot, value in values.items()}
+        if self._probes is not None and program is self._connections:
+            lost[_MISSED] = program_misses(self._loaded.function(program, "srcip_confirm"))
+        return lost
 
     def _set_turn(self, turn: Turn) -> None:
         self._turn = turn
@@ -266,7 +276,7 @@ class KernelSource:
         ring_records = (
             settings.sizes.connection_ring_pages * os.sysconf("SC_PAGE_SIZE") // _RECORD_BYTES
         )
-        has_all = settings.has_drops and program is DROPS
+        has_all = settings.has_drops and program.file == DROPS.file
         return encode_config(
             wanted=Filter() if has_all else settings.wanted,
             reasons=[n for n, name in self._loaded.drop_reasons.items() if name in REASONS],
@@ -350,12 +360,21 @@ class KernelSource:
     def _functions(self, program: Program) -> dict[str, int]:
         return {name: self._loaded.function(program, name) for name, _, _ in program.functions}
 
-    def _release_gone_namespaces(self) -> None:
-        """Let go of namespaces that were removed: our links would keep them alive."""
+    def _check_surroundings(self) -> None:
         now_ns = time.monotonic_ns()
         if now_ns < self._next_check_ns:
             return
         self._next_check_ns = now_ns + _CHECK_INTERVAL_NS
+        self._release_gone_namespaces()
+        unseen = self._probes.unseen() if self._probes is not None else None
+        if unseen is not None and unseen not in self.info.not_seen:
+            if self._settings.is_restarted:
+                raise LoadError(f"not seen: {unseen}")
+            _log.warning("not seen: %s", unseen)
+            self.info = replace(self.info, not_seen=(*self._not_seen, unseen))
+
+    def _release_gone_namespaces(self) -> None:
+        """Let go of namespaces that were removed: our links would keep them alive."""
         for inode in list(self._links.by_namespace):
             netns = self._namespaces[inode]
             if not netns.is_present():
