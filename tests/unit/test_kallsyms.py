@@ -103,7 +103,7 @@ def test_span(kallsyms):
     assert kallsyms.span("gone") == (0, 0)
 
 
-def test_hidden_addresses(tmp_path):
+def test_no_address_of_hidden_functions(tmp_path):
     """Where the kernel hides addresses, functions are known to be there, and nothing more."""
     path = tmp_path / "kallsyms"
     path.write_text("0000000000000000 T nf_hook_slow\n0000000000000000 T ip_rcv\n")

@@ -75,7 +75,7 @@ def test_conntrack_that_went_away(machine):
     (machine / "nf_conntrack").mkdir()
     probes = probes_of(machine)
     (machine / "nf_conntrack").rmdir()
-    with pytest.raises(LoadError, match="^the module nf_conntrack was unloaded"):
+    with pytest.raises(LoadError, match=r"^the module nf_conntrack was unloaded"):
         probes.unseen()
 
 
