@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tests.bench import node as nodes
 from tests.kernel.box import package_root, wait_until
+from tests.kernel.trace import open_source
 from tracer.kernel import attach, bpf_syscall, probes
 from tracer.kernel.btf import libbpf
 from tracer.kernel.netns import inside
-from tracer.kernel.source import KernelSource, Settings
+from tracer.kernel.source import Settings
 
 # Masquerading to one address leaves ports for 64,512 flows.
 PACKETS, FLOWS, ROUNDS = 640_000, 50_000, 7
@@ -82,7 +83,7 @@ def no_tracer():
 
 def kernel_source(node, **settings):
     """The programs attached by this process; nobody reads while traffic runs."""
-    return closing(KernelSource([node.box.target()], Settings(**settings)))
+    return closing(open_source([node.box.target()], Settings(**settings)))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A client, a node that routes, and a server, as network namespaces with one cable each."""
 
+import os
 import re
 import secrets
 import socket
@@ -17,7 +18,8 @@ NODE = {4: "198.51.100.1", 6: "2001:db8:c::1"}
 NODE_INSIDE = {4: "10.9.0.1", 6: "2001:db8:9::1"}
 SERVER = {4: "10.9.0.2", 6: "2001:db8:9::2"}
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-_PATIENCE_S = 10
+# A virtual machine is slow.
+_PATIENCE_S = int(os.environ.get("SRCIP_TEST_PATIENCE_S", "10"))
 
 _LINKS = """\
 link add c0 netns {client} type veth peer name n0 netns {node}

@@ -145,6 +145,20 @@ def test_probes_are_switched_off(box):
             assert source.info.rung == "conntrack events"
 
 
+def read_flows(source, count):
+    """Read until so many UDP flows were reported; none may be lost."""
+    found = []
+
+    def are_all_here():
+        records = map(decode, source.read(0.05))
+        found.extend(each for each in records if each.orig.proto == UDP)
+        return len(found) >= count
+
+    wait_until(are_all_here)
+    assert not any(source.lost().values())
+    return found
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_first_of_several_chains(box, version):
     """The mark is that before the first nat chain, whatever later ones get to see."""
@@ -154,17 +168,27 @@ table inet t {
   chain first { type nat hook postrouting priority 100; meta l4proto udp meta mark set 1; }
   chain last { type nat hook postrouting priority 101; meta l4proto udp masquerade; }
 }""")
-    found = []
     with opened(box) as source, box.socket("client", version, socket.SOCK_DGRAM) as client:
-
-        def are_all_here():
-            records = map(decode, source.read(0.05))
-            found.extend(each for each in records if each.orig.proto == UDP)
-            return len(found) >= COUNT
-
         for port in range(PORT, PORT + COUNT):
             client.sendto(b"x", (SERVER[version], port))
-        wait_until(are_all_here)
-        assert not any(source.lost().values())
+        found = read_flows(source, COUNT)
+    assert [connection.mark for connection in found] == [0x4000] * COUNT
+    assert all(connection.is_snat for connection in found)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_legacy_iptables(box, version):
+    """Its nat table is no chain of nftables: the mark is seen all the same."""
+    tool = "iptables-legacy" if version == 4 else "ip6tables-legacy"
+    for rule in (
+        "-t mangle -A PREROUTING -p udp -j MARK --set-mark 0x4000",
+        "-t nat -A POSTROUTING -p udp -m mark --mark 0x4000 -j MARK --set-mark 0",
+        "-t nat -A POSTROUTING -p udp -j MASQUERADE",
+    ):
+        box.run("node", tool, *rule.split())
+    with opened(box) as source, box.socket("client", version, socket.SOCK_DGRAM) as client:
+        for port in range(PORT, PORT + COUNT):
+            client.sendto(b"x", (SERVER[version], port))
+        found = read_flows(source, COUNT)
     assert [connection.mark for connection in found] == [0x4000] * COUNT
     assert all(connection.is_snat for connection in found)

@@ -206,6 +206,13 @@ def link_ids() -> Iterator[int]:
         yield link_id.value
 
 
+def program_ids() -> Iterator[int]:
+    """Yield the ids of all BPF programs of the machine. Takes CAP_SYS_ADMIN."""
+    program_id = ctypes.c_uint32(0)
+    while not libbpf().bpf_prog_get_next_id(program_id, ctypes.byref(program_id)):
+        yield program_id.value
+
+
 def link_info(link_id: int) -> tuple[int, int] | None:
     """Return a link's type and its program's id; None if it has gone."""
     fd = libbpf().bpf_link_get_fd_by_id(link_id)

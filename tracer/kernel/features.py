@@ -256,7 +256,12 @@ def _other_tracers() -> Iterator[Check]:
             names[bpf_syscall.program_name(info[1]) or "?"] += 1
     ours = sum(count for name, count in names.items() if name.startswith("srcip_"))
     others = [f"{name} ({n})" for name, n in names.items() if not name.startswith("srcip_")]
-    detail = f"{ours} netfilter links of running srcip" if ours else "no running srcip"
+    # A probe's event is no link: only its program is to be seen.
+    programs = map(bpf_syscall.program_name, bpf_syscall.program_ids())
+    probing = sum(name == "srcip_confirm" for name in programs)
+    found = [f"{ours} netfilter links of running srcip"] if ours else []
+    found += [f"{probing} running srcip with probes"] if probing else []
+    detail = "; ".join(found) or "no running srcip"
     if others:
         detail += f"; netfilter programs of others: {', '.join(sorted(others))}"
     yield Check(name="other tracers", is_ok=True, detail=detail, is_needed=False)
