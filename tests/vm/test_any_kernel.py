@@ -86,17 +86,21 @@ def of_output(printed):
     return tuples, seen
 
 
+@pytest.mark.parametrize("rung", [None, "events"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_trace_and_flows_equal_the_table(box, tmp_path, version):
+def test_trace_and_flows_equal_the_table(box, tmp_path, version, rung):
     """
     'srcip trace' and 'srcip flows' show each connection once, as conntrack -L does, and with the
-    source that the server saw.
+    source that the server saw; by the highest rung, and by the lowest.
     """
     ready, output, errors = (tmp_path / name for name in ("ready", "output", "errors"))
     where = ["--no-cluster", f"--netns={box.names['node']}=node", "-o", "json"]
+    asked = ["--rung", rung] if rung else []
     with output.open("w") as stdout, errors.open("w") as stderr:
         process = subprocess.Popen(
-            [*SRCIP, "trace", *where, "--ready-file", str(ready)], stdout=stdout, stderr=stderr
+            [*SRCIP, "trace", *where, *asked, "--ready-file", str(ready)],
+            stdout=stdout,
+            stderr=stderr,
         )
         try:
             end = time.monotonic() + START_S
