@@ -2,18 +2,22 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
+from itertools import product
 
 import pytest
 
 from tests.conftest import SWITCH
 from tests.kernel import box as boxes
 from tests.kernel.box import NODE, SERVER, flat, wait_until
+from tests.kernel.test_privileges import serving
 from tracer.decode import decode
 from tracer.errors import ConntrackError
 from tracer.kernel.conntrack import ConntrackSource
@@ -50,6 +54,7 @@ def talk(box, version, count=COUNT):
     seen = set()
     with ExitStack() as stack:
         listener = stack.enter_context(box.socket("server", version, socket.SOCK_STREAM))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("", PORT))
         listener.listen(count)
         server = stack.enter_context(box.socket("server", version, socket.SOCK_DGRAM))
@@ -122,6 +127,30 @@ def test_trace_and_flows_equal_the_table(box, tmp_path, version, rung):
 
     flows = subprocess.run([*SRCIP, "flows", *where], capture_output=True, text=True, check=True)
     assert of_output(flows.stdout) == (table, seen)
+
+
+def test_the_agents_totals_are_the_table(box):
+    """'srcip serve' counts in the kernel as many connections as conntrack -L shows."""
+
+    def totals(served):
+        found = Counter()
+        for line in served.samples("srcip_connections_total{"):
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+            key = (labels["family"], labels["proto"], labels["verdict"])
+            # Who asks for /metrics is on the node itself.
+            if labels["client_class"] == "external" and labels["proto"] in ("tcp", "udp"):
+                found[key] += int(float(line.rsplit(" ", 1)[1]))
+        return found
+
+    with serving(box) as served:
+        for version in (4, 6):
+            talk(box, version)
+        assert len(of_table(box)) == 4 * COUNT
+        families, protos = ("ipv4", "ipv6"), ("tcp", "udp")
+        expected = {
+            (family, proto, "replaced"): COUNT for family, proto in product(families, protos)
+        }
+        wait_until(lambda: totals(served) == expected)
 
 
 def read_all(source, count):
