@@ -15,6 +15,7 @@ from exporters.exposition import CounterText, Encoder, Metrics
 
 # A drain is due every few seconds. The first one waits for the programs and for the cluster.
 _DEAD_S, _STILLBORN_S = 60, 180
+_OPENMETRICS = "application/openmetrics-text"
 # What tells of the cluster, and so is not for everyone.
 GUARDED = frozenset({"/metrics"})
 
@@ -229,6 +230,21 @@ def _by_one(values: Mapping[str, float]) -> dict[tuple[str], float]:
     return {(name,): value for name, value in values.items()}
 
 
+def _chosen(accept: str) -> str:
+    """
+    Return one of two headers for any.
+
+    prometheus_client takes a version for a number, and hands it back as it came: each would have a
+    text of its own.
+    """
+    for each in accept.split(","):
+        media_type, *parameters = (part.strip() for part in each.lower().split(";"))
+        versions = [part.replace('"', "") for part in parameters if part.startswith("version=")]
+        if media_type == _OPENMETRICS and versions in ([], ["version=1.0.0"]):
+            return f"{_OPENMETRICS}; version=1.0.0"
+    return ""
+
+
 class Page:
     """
     The latest snapshot, and its text in the formats that scrapers asked for.
@@ -246,13 +262,10 @@ class Page:
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """Return the text in the format that a scraper accepts, and its content type."""
-        encoder, content_type = choose_encoder(accept)
+        encoder, content_type = choose_encoder(_chosen(accept))
         with self._lock:
             text = self._texts.get(content_type)
             if text is None:
-                # Whoever asks for formats that nobody heard of fills no memory.
-                if len(self._texts) > 8:
-                    self._texts.clear()
                 text = self._texts[content_type] = _Text(encoder)
             return text.of(self.snapshot, self._process), content_type
 

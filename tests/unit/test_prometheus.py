@@ -159,13 +159,48 @@ def test_lines_that_are_kept_are_the_encoders(accept, rounds):
         assert kept.text(each) == expected
 
 
-def test_strange_accept_headers_fill_no_memory():
-    """Whatever scrapers ask for, a handful of texts is kept."""
-    page = page_of(SNAPSHOT)
-    for i in range(50):
-        page.text(f"application/openmetrics-text; version=1.0.0; escaping=x{i}")
-        page.text(f"text/plain; version=0.0.{i}")
-    assert len(page._texts) < 12
+_PAGE = page_of(SNAPSHOT)
+_PIECES = st.sampled_from(
+    [
+        "application/openmetrics-text",
+        "text/plain",
+        "version=",
+        "1.0.0",
+        "abc",
+        "escaping=",
+        ";",
+        ",",
+    ]
+)
+
+
+@given(st.lists(_PIECES | st.text(max_size=5)).map("".join))
+def test_any_accept_header_gets_one_of_two_formats(accept):
+    """Whatever a scraper asks for; nothing of it is handed back, and none fills memory."""
+    text, content_type = _PAGE.text(accept)
+    assert content_type in {_PAGE.text(each)[1] for each in ("", OPENMETRICS)}
+    assert text.endswith(b"# EOF\n") is content_type.startswith("application/openmetrics-text")
+    assert len(_PAGE._texts) <= 2
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_openmetrics"),
+    [
+        (OPENMETRICS, True),
+        ('application/openmetrics-text;version="1.0.0";q=0.5', True),
+        ("application/openmetrics-text", True),
+        ("application/vnd.google.protobuf;q=0.7,application/openmetrics-text;version=1.0.0", True),
+        ("application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4", False),
+        ("application/openmetrics-text;version=abc", False),
+        ("application/openmetrics-text; version=1.0.0\r\n x: y", False),
+        ("*/*", False),
+    ],
+)
+def test_formats_that_scrapers_ask_for(accept, is_openmetrics):
+    """OpenMetrics to who knows its version 1.0.0, text to all others."""
+    content_type = _PAGE.text(accept)[1]
+    assert content_type.startswith("application/openmetrics-text") is is_openmetrics
+    assert "\n" not in content_type
 
 
 def test_health():
