@@ -24,6 +24,7 @@ from tracer.judge.connection import judge_connection
 from tracer.judge.verdict import JudgedConnection, SeenAccept, Verdict
 from tracer.model import PROTOCOLS, Filter
 from tracer.pipeline import Selection, Wanted
+from tracer.stream import audience
 from tracer.stream import server as servers
 from tracer.stream.client import AgentStream
 from tracer.stream.errors import StreamError
@@ -320,8 +321,8 @@ def test_an_accept_follows_its_connection(stream):
 
 def test_what_is_remembered_is_bounded(stream, monkeypatch):
     """However many filters there are, all together remember so many connections."""
-    monkeypatch.setattr(servers, "_REMEMBERED_ALL", 40)
-    monkeypatch.setattr(servers, "_REMEMBERED_EACH", 2)
+    monkeypatch.setattr(audience, "_REMEMBERED_ALL", 40)
+    monkeypatch.setattr(audience, "_REMEMBERED_EACH", 2)
     with ExitStack() as stack:
         verdicts = list(Verdict)[:4]
         for verdict in verdicts:
@@ -330,7 +331,7 @@ def test_what_is_remembered_is_bounded(stream, monkeypatch):
         for port in range(1, 60):
             reply = flow(samples.BACKEND, 8080, samples.NODE, port)
             stream.server.offer(samples.judged(samples.SENT, reply))
-        remembered = [len(each._shown) for each, _ in stream.server._by_wanted.values()]
+        remembered = [len(each._shown) for each, _ in stream.server._audience._by_wanted.values()]
     assert remembered == [10] * 4
 
 

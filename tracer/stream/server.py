@@ -20,8 +20,9 @@ from exporters.jsonl import summary_to_line, to_line
 from tracer.channel import Channel, ClearChannel, keep_alive
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
 from tracer.model import Filter
-from tracer.pipeline import Selection, Wanted, untold
+from tracer.pipeline import untold
 from tracer.stream import unix_socket
+from tracer.stream.audience import Audience
 from tracer.stream.door import Door
 from tracer.stream.errors import StreamError
 from tracer.stream.listener import Listener
@@ -41,9 +42,6 @@ MAX_CLIENTS = 256
 # What may wait for a client, and for all of them together, in bytes. Where there are many, each
 # gets his share of the latter.
 QUEUE_BYTES, QUEUES_BYTES = 256 << 10, 8 << 20
-# Connections whose accepts are recognized, at about half a kilobyte: for all filters together, and
-# for each at the least. An accept comes a tenth of a second after its connection at the latest.
-_REMEMBERED_ALL, _REMEMBERED_EACH = 8192, 64
 # The kernel doubles it; what is in it has left our memory, but not the node's.
 _SEND_BUFFER = 64 << 10
 # What is received at once over the Unix socket, and how often in a row: nobody has more to say than
@@ -95,7 +93,7 @@ class StreamServer:
         self.path = path
         self._clock_s = clock_s
         self._clients: set[Listener] = set()
-        self._by_wanted: dict[Wanted, tuple[Selection, list[Listener]]] = {}
+        self._audience = Audience()
         self._lost_before = 0
         self._socket = unix_socket.listen(path, group, MAX_CLIENTS) if path else None
         self._door = Door(MAX_CLIENTS)
@@ -174,12 +172,8 @@ class StreamServer:
             return
         losses = origin.losses()
         for client in waiting:
-            assert client.wanted is not None  # noqa: S101 - so they were chosen
-            fresh = (Selection(client.wanted), list[Listener]())
-            client.selection, members = self._by_wanted.setdefault(client.wanted, fresh)
-            members.append(client)
+            self._audience.join(client)
             client.before = losses
-            self._share_memory()
             self._put(client, hello_line(origin.version, origin.nodes))
             self._flush(client)
 
@@ -189,14 +183,10 @@ class StreamServer:
         if self._offered % _OFTEN == 0:
             self._flush_ready()
         line = None
-        # Copies: who turns out to be gone is removed meanwhile.
-        for selection, members in list(self._by_wanted.values()):
-            if not selection.takes(judged):
-                continue
+        for client in self._audience.wanting(judged):
             if line is None:
                 line = to_line(judged).encode() + b"\n"
-            for client in list(members):
-                self._offer(client, line, judged)
+            self._offer(client, line, judged)
 
     def flush(self) -> None:
         """Write what clients can take."""
@@ -216,9 +206,12 @@ class StreamServer:
 
         What happened until then must have been offered meanwhile.
         """
-        for client in list(self._clients):
-            if client.is_ending and client.selection is not None:
-                self._summarize(client, origin)
+        ending = [each for each in self._clients if each.is_ending and each.selection is not None]
+        if ending:
+            # Once for all of them: it is read from the kernel.
+            losses, not_seen = origin.losses(), origin.not_seen()
+            for client in ending:
+                self._summarize(client, losses, not_seen)
         for client in [each for each in self._clients if each.is_over and not each.has_unsent]:
             self._remove(client)
 
@@ -316,8 +309,7 @@ class StreamServer:
         self._watch(client, client.events & ~_READ)
 
     def _refuse(self, client: Listener, why: str) -> None:
-        self._forget_selection(client)
-        client.selection = None
+        self._audience.leave(client)
         self._leave(client)
         self._tell_last(client, error_line(why))
 
@@ -325,17 +317,18 @@ class StreamServer:
         client.is_ending = True
         client.deadline_s = self._clock_s() + _LINGER_S
 
-    def _summarize(self, client: Listener, origin: Origin) -> None:
-        losses = {key: n - client.before.get(key, 0) for key, n in origin.losses().items()}
-        lost, untracked = untold(losses)
+    def _summarize(
+        self, client: Listener, losses: Mapping[str, int], not_seen: Sequence[str]
+    ) -> None:
+        since = {key: n - client.before.get(key, 0) for key, n in losses.items()}
+        lost, untracked = untold(since)
         summary = Summary(
             connections=client.connections,
             drops=client.drops,
             lost={**lost, "queue_full": client.lost},
-            not_seen=(*origin.not_seen(), *untracked),
+            not_seen=(*not_seen, *untracked),
         )
-        self._forget_selection(client)
-        client.selection = None
+        self._audience.leave(client)
         self._tell_last(client, summary_to_line(summary).encode() + b"\n")
 
     def _tell_last(self, client: Listener, line: bytes) -> None:
@@ -355,26 +348,10 @@ class StreamServer:
         if client not in self._clients:
             return
         self._clients.discard(client)
-        self._forget_selection(client)
+        self._audience.leave(client)
         self._lost_before += client.lost
         self._watch(client, 0)
         client.channel.close()
-
-    def _forget_selection(self, client: Listener) -> None:
-        if client.selection is None:
-            return
-        wanted = client.selection.wanted
-        members = self._by_wanted[wanted][1]
-        members.remove(client)
-        if not members:
-            del self._by_wanted[wanted]
-            self._share_memory()
-
-    def _share_memory(self) -> None:
-        """Bound what all filters together remember of connections."""
-        share = max(_REMEMBERED_EACH, _REMEMBERED_ALL // max(1, len(self._by_wanted)))
-        for selection, _ in self._by_wanted.values():
-            selection.remembered = share
 
     # Queues
 
