@@ -17,6 +17,7 @@ from tracer.judge.path import Direction, Path
 
 WIDTH = 100
 _ARROW = " --> "
+_COMMAND = "kubectl "
 _MARK_COLOURS = {
     Mark.SNAT: "yellow",
     Mark.DNAT: "cyan",
@@ -104,6 +105,10 @@ class _Pen:
     def facts(self, facts: Sequence[tuple[str, str]]) -> None:
         """Write labels and what they say, under each other."""
         for label, text in facts:
+            if text.startswith(_COMMAND):
+                # In two lines it would be two commands to whoever pastes it.
+                self.line(f"{label:<10}{printable(text)}")
+                continue
             for line in self._wrapped(text, f"{label:<10}", " " * 10):
                 self.line(line)
 

@@ -357,6 +357,18 @@ def test_width(path, width):
     assert max(map(len, drawn(path, width=width))) <= width
 
 
+def test_a_command_stays_in_one_line():
+    """A command can be pasted: it is not broken, nor does it move the cursor."""
+    path = paths.s3()
+    leg = path.legs[0]
+    typed = "kubectl --namespace default patch service web -p '{\"spec\":\x1b[2J}' " + "x" * 90
+    opinion = replace(leg.judged.opinion, advice=(typed,))
+    judged = replace(leg.judged, opinion=opinion)
+    lines = drawn(replace(path, legs=(replace(leg, judged=judged), *path.legs[1:])), width=60)
+    shown = typed.replace("\x1b", "\\x1b")
+    assert f"to keep   {shown}" in lines
+
+
 def test_longest_names_are_whole():
     """What is continued on the next line is whole."""
     text = "".join(line.strip() for line in drawn(paths.hostile("n" * 253)))
