@@ -79,6 +79,11 @@ class LiveViews:
             view = self._views[netns] = self._view(netns, node, cluster)
         return view
 
+    def cluster(self) -> Cluster | None:
+        """Return the cluster as it is now; None while there is none."""
+        history = self.history()
+        return history.now if history else None
+
     def places(self) -> dict[int, Place]:
         """Return what a recording keeps of each namespace."""
         return {netns: self._recorded(netns) for netns in self._places}

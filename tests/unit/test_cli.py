@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from lab.services import OBJECTS
 from tests.unit import samples
 from tests.unit.samples import flow
 from tracer import cli
@@ -432,6 +433,25 @@ def test_expect_with_filter(srcip, recording):
     path = recording(REPLACED, PRESERVED)
     assert srcip("replay", path, "--expect", "preserved", "--filter-verdict", "preserved")[0] == 0
     assert srcip("replay", path, "--expect", "replaced", "--count", 1)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["replay", "stitch"])
+@pytest.mark.parametrize(
+    ("cluster", "service", "message"),
+    [
+        ([], "default/nodeport", "--filter-service matches nothing without cluster objects"),
+        (
+            ["--cluster", OBJECTS],
+            "default/nodport",
+            "no Service default/nodport in the cluster; there is default/nodeport",
+        ),
+        (["--cluster", OBJECTS], "default/nodeport", None),
+    ],
+)
+def test_filter_that_matches_nothing(srcip, recording, name, cluster, service, message):
+    """A Service that nothing can match is told at once: else silence would look like an answer."""
+    _, _, err = srcip(name, recording(REPLACED), *cluster, "--filter-service", service)
+    assert err.startswith(f"srcip: {message}") == (message is not None)
 
 
 @pytest.mark.parametrize("verdict", Verdict)

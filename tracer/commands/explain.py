@@ -1,6 +1,5 @@
 """srcip explain: what a backend will see on each way to a Service, before any packet flows."""
 
-import difflib
 import json
 import socket
 import sys
@@ -21,6 +20,7 @@ from tracer.cluster.index import Cluster
 from tracer.cluster.objects import Policy, Service, ServiceType
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, load_cluster
+from tracer.commands.services import find_service
 from tracer.commands.values import Seconds, ServiceName
 from tracer.errors import TracerError
 from tracer.judge.forecast import Forecaster, Proxy, facts_of
@@ -145,14 +145,7 @@ def explain(
 
 
 def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
-    service = cluster.service(*name)
-    if service is None:
-        near = [str(each.key) for each in cluster.services() if each.name == name[1]]
-        near = near or difflib.get_close_matches(
-            "/".join(name), [str(each.key) for each in cluster.services()], cutoff=0.8
-        )
-        hint = f"; there is {', '.join(near[:3])}" if near else ""
-        raise TracerError(f"no Service {'/'.join(name)} in the cluster{hint}")
+    service = find_service(cluster, name)
     if service.external_name is not None:
         raise TracerError(
             f"Service {service.key} is of type ExternalName: clients connect to "

@@ -11,6 +11,7 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.commands.services import warn_of_unknown
 from tracer.kernel.conntrack import DumpSource
 from tracer.kernel.source import clock_offset_ns
 from tracer.pipeline import Pipeline
@@ -51,6 +52,7 @@ def flows(
     namespaces = options.namespaces(parameters)
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces, is_recorded=record is not None))
+        warn_of_unknown(wanted.services, views.cluster())
         source = stack.enter_context(closing(DumpSource(namespaces, clock_offset_ns())))
         recorder = (
             stack.enter_context(

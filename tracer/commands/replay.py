@@ -11,6 +11,7 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.commands.services import warn_of_unknown
 from tracer.model import IPNetwork
 from tracer.paths import PathPipeline
 from tracer.pipeline import Pipeline
@@ -50,7 +51,7 @@ def replay(
     \b
     Examples:
       srcip replay night.srcip --filter-verdict dropped
-      srcip replay night.srcip -o diagram --filter-service default/web
+      srcip replay night.srcip --cluster objects.json -o diagram --filter-service default/web
       srcip replay night.srcip -o json | jq -r .seen_source
     """
     wanted = options.wanted(parameters, has_strays=output == "json")
@@ -58,6 +59,7 @@ def replay(
     expectation = Expectation.of(expect)
     with closing(RecordingSource(file)) as source:
         views = fixed_views(choice, source.places)
+        warn_of_unknown(wanted.services, views.cluster)
         pipeline = (PathPipeline if paths or output == "diagram" else Pipeline)(
             source, wanted, views, proxies=Proxies(trusted_proxy)
         )

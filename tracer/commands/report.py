@@ -12,6 +12,7 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.joined import joined
 from tracer.commands.run import stop_on_signals
+from tracer.commands.services import warn_of_unknown
 from tracer.errors import TracerError
 from tracer.model import IPNetwork
 
@@ -56,6 +57,7 @@ def report(
     _refuse_to_overwrite(output, recordings)
     page = Report()
     views = fixed_views(choice, {})
+    warn_of_unknown(wanted.services, views.cluster)
     with (
         stop_on_signals() as stop,
         joined(recordings, wanted, views, stop, trusted=trusted_proxy) as reading,

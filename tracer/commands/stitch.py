@@ -12,6 +12,7 @@ from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.joined import joined
 from tracer.commands.output import Expectation, path_writer
 from tracer.commands.run import stop_on_signals
+from tracer.commands.services import warn_of_unknown
 from tracer.commands.sinks import path_sinks, sink_options
 from tracer.commands.values import Seconds
 from tracer.judge.join import WINDOW_NS
@@ -92,7 +93,7 @@ def stitch(
     \b
     Examples:
       srcip stitch node1.srcip node2.srcip --cluster objects.json
-      srcip stitch *.srcip -o diagram --filter-service default/web --count 1
+      srcip stitch *.srcip --cluster objects.json -o diagram --filter-service default/web --count 1
       srcip stitch *.srcip -o json | jq -c '[.orig.src, .seen_source, [.nodes[].node]]'
       srcip stitch node1.srcip node2.srcip --clock-offset node1=-2.5
     """
@@ -100,6 +101,7 @@ def stitch(
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
     views = fixed_views(choice, {})
+    warn_of_unknown(wanted.services, views.cluster)
     with path_sinks(parameters) as sinks, stop_on_signals() as stop:
         out = sinks.beside(path_writer(output, is_explaining=explain))
         with joined(

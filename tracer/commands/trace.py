@@ -14,6 +14,7 @@ from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run, stop_on_signals
+from tracer.commands.services import warn_of_unknown
 from tracer.commands.sinks import path_sinks, sink_options
 from tracer.commands.through_agent import (
     agent_at,
@@ -128,6 +129,7 @@ def trace(
     privileges.require_for_tracing()
     with ExitStack() as stack:
         views = stack.enter_context(live_views(choice, namespaces, is_recorded=record is not None))
+        warn_of_unknown(wanted.services, views.cluster())
         source = stack.enter_context(
             closing(
                 sources.live(

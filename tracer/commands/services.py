@@ -1,0 +1,48 @@
+"""Services that a user names: found among the objects, or told with those of nearly that name."""
+
+import difflib
+from collections.abc import Collection
+
+import click
+
+from exporters.terminal import printable
+from tracer.cluster.index import Cluster
+from tracer.cluster.objects import Service
+from tracer.errors import TracerError
+
+
+def find_service(cluster: Cluster, name: tuple[str, str]) -> Service:
+    """
+    Return a Service by namespace and name.
+
+    Raises:
+        TracerError: If it is not there, with those of nearly its name.
+    """
+    service = cluster.service(*name)
+    if service is not None:
+        return service
+    near = [str(each.key) for each in cluster.services() if each.name == name[1]]
+    near = near or difflib.get_close_matches(
+        "/".join(name), [str(each.key) for each in cluster.services()], cutoff=0.8
+    )
+    hint = f"; there is {', '.join(near[:3])}" if near else ""
+    raise TracerError(f"no Service {'/'.join(name)} in the cluster{hint}")
+
+
+def warn_of_unknown(services: Collection[tuple[str, str]], cluster: Cluster | None) -> None:
+    """
+    Say of which Services of ``--filter-service`` nothing can be shown as things are.
+
+    Args:
+        services: Namespaces and names.
+        cluster: The objects; None if there are none.
+    """
+    if cluster is None:
+        if services:
+            click.echo("srcip: --filter-service matches nothing without cluster objects", err=True)
+        return
+    for name in sorted(services):
+        try:
+            find_service(cluster, name)
+        except TracerError as error:
+            click.echo(f"srcip: {printable(str(error))}", err=True)
