@@ -1,12 +1,14 @@
 """The server that hands out a page over HTTP or HTTPS, to whom the gate lets in."""
 
+import errno
 import logging
 import threading
 import time
 from collections.abc import Callable
 from http.client import HTTPException, LineTooLong
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from socket import AF_INET6, socket
+from socketserver import TCPServer
 from typing import Any, Protocol, cast
 
 from exporters.certificate import Certificate
@@ -23,6 +25,7 @@ _PATIENCE_S = 10.0
 _MAX_HEAD, _CHUNK = 32 << 10, 4 << 10
 # How long to accept nobody when there are no descriptors left: asking again at once is a loop.
 _REST_S = 1.0
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PLAIN = "text/plain; charset=utf-8"
 
 # Takes the Authorization header and the path; returns None to let in, else status and reason.
@@ -104,11 +107,9 @@ class PageServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # Closing waits for nobody.
-    block_on_close = False
-    # Connections that wait for a slot: as many as streams may be opened at once.
+class _Server(TCPServer):
+    # Not an HTTPServer: that one looks up the name of its address, which can take long.
+    allow_reuse_address = True
     request_queue_size = 256
 
     def __init__(
@@ -124,7 +125,8 @@ class _Server(ThreadingHTTPServer):
         self.gate = gate
         self.streams: Streams | None = None
         self._certificate = certificate
-        self._slots = Slots()
+        # The kubelet's probes come from the node itself: no stranger shall keep them out.
+        self._from_here, self._from_elsewhere = Slots(self._begin), Slots(self._begin)
         super().__init__(where, _Handler)
 
     @property
@@ -135,29 +137,46 @@ class _Server(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket, Any]:
         try:
             return super().get_request()
-        except OSError:
-            time.sleep(_REST_S)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                time.sleep(_REST_S)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        try:
-            if self._slots.take(request):
-                super().process_request(request, client_address)
-                return
-        except RuntimeError as error:
-            # No more threads, for now.
-            _log.warning("a request to the page finds no thread: %s", error)
-            self._slots.leave(request)
-        self.shutdown_request(request)
+        is_from_here = client_address[0] == request.getsockname()[0]
+        (self._from_here if is_from_here else self._from_elsewhere).come(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def service_actions(self) -> None:
+        """Called twice a second, and after each connection that came."""
+        self._from_here.look()
+        self._from_elsewhere.look()
+
+    def server_close(self) -> None:
+        super().server_close()
+        self._from_here.close()
+        self._from_elsewhere.close()
+
+    def _begin(self, request: socket) -> bool:
+        try:
+            threading.Thread(target=self._answer, args=(request,), daemon=True).start()
+        except RuntimeError as error:
+            _log.warning("a request to the page finds no thread: %s", error)
+            request.close()
+            return False
+        return True
+
+    def _leave(self, request: socket) -> None:
+        self._from_here.leave(request)
+        self._from_elsewhere.leave(request)
+
+    def _answer(self, request: socket) -> None:
         """Shake hands in the client's own thread: who dawdles holds up nobody else."""
         channel = None
         try:
             channel = self._channel(request)
-            handler = _Handler(cast("socket", channel), client_address, self)
+            handler = _Handler(cast("socket", channel), None, self)
             if handler.has_left and self.streams is not None:
-                self._slots.leave(request)
+                self._leave(request)
                 self.streams.take_over(channel, handler.unread)
                 channel = None
         except (OSError, HTTPException):
@@ -165,7 +184,7 @@ class _Server(ThreadingHTTPServer):
         except Exception:
             _log.exception("a request to the page was not answered")
         finally:
-            self._slots.leave(request)
+            self._leave(request)
             if channel is not None:
                 channel.close()
 

@@ -227,7 +227,7 @@ def test_who_gives_way(monkeypatch):
 
 
 def test_threads_that_do_not_end(monkeypatch):
-    """Those that gave way but wait for the API server are bounded, too; then nobody is let in."""
+    """Those that gave way but wait for the API server are bounded, too; the next one waits."""
     monkeypatch.setattr(slots, "GRACE_S", 0)
     asked, answer = threading.Semaphore(0), threading.Event()
 
@@ -248,17 +248,39 @@ def test_threads_that_do_not_end(monkeypatch):
         for _ in range(slots.THREADS):
             ask()
             assert asked.acquire(timeout=10)
-        assert to_the_end(ask()) == b""
-        answer.set()
-
-        def is_answered():
-            with suppress(OSError):
-                return get(server, "/healthz")[0] == 200
-            return False
-
+        last, taken = ask(), server._server._from_here
         end_s = time.monotonic() + 10
-        while not is_answered():
+        while not taken._waiting:
             assert time.monotonic() < end_s
+        taken.look()
+        assert len(taken._threads) == slots.THREADS
+        answer.set()
+        assert to_the_end(last).startswith(b"HTTP/1.0 503 ")
+
+
+def test_strangers_keep_no_probe_out(monkeypatch):
+    """However many connections come from elsewhere, and stay: the node's own are answered."""
+    monkeypatch.setattr(slots, "GRACE_S", 1000)
+    monkeypatch.setattr(slots, "WAITING", 20)
+    with serving() as server, ExitStack() as stack:
+        strangers = [
+            stack.enter_context(
+                socket.create_connection(
+                    ("127.0.0.1", server.port), timeout=10, source_address=("127.0.0.2", 0)
+                )
+            )
+            for _ in range(SLOTS + 30)
+        ]
+        for path in ("/healthz", "/readyz") * 5:
+            assert get(server, path)[0] == 200
+        # Of those that wait the first are let go.
+        assert strangers[SLOTS].recv(1) == b""
+        elsewhere = server._server._from_elsewhere
+        assert (len(elsewhere._taken), len(elsewhere._waiting)) == (SLOTS, 20)
+        # Where one of them ends, the latest is next.
+        strangers[0].close()
+        strangers[-1].sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert to_the_end(strangers[-1]).startswith(b"HTTP/1.0 200 ")
 
 
 def test_scrapers_that_never_read(monkeypatch):

@@ -15,6 +15,7 @@ from exporters.prometheus import Page
 from tests.unit import samples
 from tests.unit.streaming import ASKING, KeyUpdates, Streaming, gate, to_the_end
 from tests.unit.test_page_server import Issued
+from tracer.commands import serve
 from tracer.judge.verdict import Verdict
 from tracer.pipeline import Wanted
 from tracer.stream import server as servers
@@ -443,6 +444,27 @@ def test_a_machine_that_is_gone(streaming):
             idle_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
             each_s = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
             assert idle_s + each_s * sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 90
+
+
+def test_without_a_socket(tmp_path, monkeypatch, capsys):
+    """Where the default socket cannot be made, the port is the only way, and one line says so."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(serve, "DEFAULT_SOCKET", f"{tmp_path}/file/agent.sock")
+    assert serve._stream(None, None, is_https=False) is None
+    assert capsys.readouterr().err.endswith("; there is no live stream\n")
+    server = serve._stream(None, None, is_https=True)
+    told = capsys.readouterr().err
+    assert told.endswith("; the live stream is on the port alone\n")
+    assert told.count("\n") == 1
+    mine, other = socket.socketpair()
+    origin = servers.Origin(version="1", nodes=(), losses=dict, not_seen=tuple)
+    with closing(other):
+        other.settimeout(10)
+        server.take_over(servers.ClearChannel(mine, chunk=100), ALL)
+        server.poll()
+        server.attach(origin)
+        assert json.loads(other.recv(1000))["kind"] == "hello"
+        server.close(origin)
 
 
 def test_the_door_is_closed(tmp_path):
