@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.kernel.box import CLIENT, NODE, SERVER, package_root, wait_until
 from tests.kernel.trace import open_source
 from tracer.decode import decode
 from tracer.errors import LoadError, NetnsError
-from tracer.kernel import programs
+from tracer.kernel import probing, programs
 from tracer.kernel.attach import CONNECTION_PLACES
 from tracer.kernel.netns import Netns
 
@@ -176,6 +177,16 @@ def test_no_interpreter(kernel, monkeypatch):
     monkeypatch.setenv("SRCIP_BCC_PYTHON", "/no/such/python")
     with pytest.raises(LoadError, match="SRCIP_BCC_PYTHON"):
         programs.load((programs.ACCEPTS,))
+
+
+def test_programs_for_probes_load(kernel):
+    """Also where no probe can be made, the verifier takes the programs for them."""
+    addresses = {f"SRCIP_{name.upper()}": 1 for name in probing._DELIVERY}
+    defines = {**programs.PROBED_CONNECTIONS.defines, **addresses}
+    program = replace(programs.PROBED_CONNECTIONS, defines=defines)
+    with programs.load((program,)) as loaded:
+        assert {name for _, name in loaded.functions} == {"srcip_nat", "srcip_confirm"}
+        assert ("connections.c", "traced") in loaded.maps
 
 
 def test_compiler_error(kernel):
