@@ -52,6 +52,7 @@ def path_object(path: Path, direction: Direction, number: int = 1) -> dict[str, 
     """Return a path and the hops of one packet of a direction as an object."""
     deciding = path.deciding
     opinion = deciding.opinion
+    nodes = [_leg(leg, direction, number) for leg in path.legs]
     found: dict[str, Any] = {
         "kind": "path",
         "version": VERSION,
@@ -60,11 +61,11 @@ def path_object(path: Path, direction: Direction, number: int = 1) -> dict[str, 
         "packet": number,
         "family": path.orig.family,
         "proto": protocol_name(path.orig.proto),
-        "orig": tuple_object(path.orig),
+        "orig": nodes[0]["orig"],
     }
     last = path.legs[-1]
     if last.reply is not None:
-        found["reply"] = tuple_object(last.reply)
+        found["reply"] = nodes[-1]["reply"]
     if opinion is not None:
         found["client"] = _client(path.orig.src, opinion)
     if path.seen_source is not None:
@@ -76,7 +77,7 @@ def path_object(path: Path, direction: Direction, number: int = 1) -> dict[str, 
     if deciding.judged is not None and deciding.judged.word is not None:
         found["proxy"] = word_object(deciding.judged.word)
     found["at"] = {"node": deciding.node}
-    found["nodes"] = [_leg(leg, direction, number) for leg in path.legs]
+    found["nodes"] = nodes
     found["hops"] = [_path_hop(leg, hop) for leg, hop in path.hops(direction, number)]
     if path.accept is not None:
         peer = path.accept.accept.peer

@@ -1,6 +1,7 @@
 """Kernel records to model objects: bytes in, values out, no I/O."""
 
 import ctypes
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from tracer.errors import DecodeError
@@ -53,6 +54,7 @@ AF_INET, AF_INET6 = 2, 10
 _ZONE_DIR_ORIG = 1
 _KIND_AT = WireHeader.kind.offset
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+_ADDRESSES = 16_384
 
 
 def kind_of(record: bytes) -> int:
@@ -287,8 +289,9 @@ def _five_tuple(wire: WireTuple) -> FiveTuple:
     )
 
 
-def _address(octets: ctypes.Array[ctypes.c_uint8], family: int) -> IPAddress:
-    raw = bytes(octets)[:16]
+# A node meets the same addresses again and again: of these there is one object each.
+@lru_cache(maxsize=_ADDRESSES)
+def _address_of(raw: bytes, family: int) -> IPAddress:
     if family == AF_INET:
         if not raw.startswith(_MAPPED):
             raise DecodeError(f"IPv4 address is not in mapped form: {raw.hex()}")
@@ -296,6 +299,10 @@ def _address(octets: ctypes.Array[ctypes.c_uint8], family: int) -> IPAddress:
     if family == AF_INET6:
         return IPv6Address(raw)
     raise DecodeError(f"record has unknown address family {family}")
+
+
+def _address(octets: ctypes.Array[ctypes.c_uint8], family: int) -> IPAddress:
+    return _address_of(bytes(octets)[:16], family)
 
 
 def _family_name(family: int) -> str:

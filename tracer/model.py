@@ -117,6 +117,12 @@ class FiveTuple:
         return FiveTuple(src=self.dst, dst=self.src, sport=sport, dport=dport, proto=self.proto)
 
     @property
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
+        """The tuple as a key to look up often: addresses are slow to hash, numbers are not."""
+        src = self.src
+        return src.version, int(src), int(self.dst), self.sport, self.dport, self.proto
+
+    @property
     def family(self) -> str:
         """``ipv4`` or ``ipv6``."""
         return f"ipv{self.src.version}"

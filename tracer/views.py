@@ -10,6 +10,9 @@ from tracer.model import IPAddress, IPNetwork
 from tracer.ruleset.model import ProxyMode, Ruleset
 from tracer.ruleset.printed import Printed
 
+# More than a machine has; a damaged recording names any number.
+_NAMESPACES = 4096
+
 
 class Views(Protocol):
     """Gives the judge a view of what surrounds a connection."""
@@ -82,10 +85,10 @@ class FixedViews:
     def at(self, netns: int, node: str, ktime_ns: int) -> View:  # noqa: ARG002 - the protocol's
         """Return what is known of a node: what was recorded, and the cluster's objects."""
         place = self.places.get(netns)
-        if place is None:
-            return self._view(None, node)
         made = self._made.get(netns)
         if made is None or made[0] is not place or made[1].node != node:
+            if len(self._made) >= _NAMESPACES:
+                self._made.clear()
             made = self._made[netns] = place, self._view(place, node)
         return made[1]
 

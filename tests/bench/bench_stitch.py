@@ -11,9 +11,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.kernel.box import package_root
+from tracer.decode import decode
 from tracer.encode import encode_connection
 from tracer.model import TCP, Connection, FiveTuple, Hook, Status
-from tracer.recording import Recorder
+from tracer.recording import Recorder, RecordingSource
 from tracer.source import FakeSource, SourceInfo
 
 RECORDS, NODES, RATE = 1_000_000, 10, 2000
@@ -32,11 +33,14 @@ def main():
         files = write(Path(directory), records)
         size = sum(file.stat().st_size for file in files)
         print(f"{records:,} recorded connections of {NODES} nodes, {size >> 20} MiB:\n")
+        decode_s = decoding_s(files)
         seconds, cpu_s, peak_mib = stitch(files)
+        print(f"Load {os.getloadavg()[0]:.1f}.\n")
         print("| `srcip stitch -o json` | |\n|---|---:|")
         print(f"| seconds | {seconds:.0f} |")
         print(f"| seconds of CPU | {cpu_s:.0f} |")
         print(f"| connections a second of CPU | {records / cpu_s:,.0f} |")
+        print(f"| ratio to reading and decoding them alone | {cpu_s / decode_s:.1f} |")
         print(f"| peak memory, MiB | {peak_mib:.0f} |")
     print()
 
@@ -98,6 +102,17 @@ def entry(ktime_ns, node, orig, reply, status):
             is_related=False,
         )
     )
+
+
+def decoding_s(files):
+    """Return the seconds of CPU that it takes to read and decode all records, and no more."""
+    start_s = time.process_time()
+    for file in files:
+        with closing(RecordingSource(file)) as source:
+            while (records := source.read(0)) is not None:
+                for record in records:
+                    decode(record)
+    return time.process_time() - start_s
 
 
 def stitch(files):

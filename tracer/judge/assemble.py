@@ -30,7 +30,8 @@ _OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
 # --packets takes. A recording may hold anything; of a flood of drops the first say enough.
 _HOPS, _PACKETS, _DROPS = 256, 4096, 64
 
-_Key = tuple[int, FiveTuple]
+# A network namespace, and `FiveTuple.numbers`.
+_Key = tuple[int, ...]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -39,6 +40,7 @@ _V = TypeVar("_V")
 class _Open:
     """A leg that may get more."""
 
+    key: _Key
     node: str
     netns: int
     orig: FiveTuple
@@ -64,7 +66,7 @@ class Assembler:
         self._done: OrderedDict[_Key, None] = OrderedDict()
         # Hops whose packet has not shown its connection yet, and the connection of those that have.
         self._strays: OrderedDict[int, list[SeenHop]] = OrderedDict()
-        self._owners: OrderedDict[int, _Key] = OrderedDict()
+        self._owners: OrderedDict[int, FiveTuple] = OrderedDict()
         # Legs of tuples that are done and have a first packet again: if conntrack keeps it now.
         self._again: OrderedDict[_Key, _Open] = OrderedDict()
         self._pushed_out: list[Leg] = []
@@ -76,17 +78,12 @@ class Assembler:
             case SeenHop():
                 self._add_hop(judged)
             case JudgedConnection():
-                key = (judged.connection.netns, judged.connection.orig)
-                self._done.pop(key, None)
-                self._end_former(key)
-                again = self._again.pop(key, None)
-                if again is not None:
-                    self._open.setdefault(key, again)
-                leg = self._leg(key, judged.node, judged.time_ns)
+                self._begin_anew(_key(judged.connection.netns, judged.connection.orig))
+                leg = self._leg(judged.connection.netns, judged.connection.orig, judged)
                 if leg is not None:
                     leg.judged = judged
             case JudgedDrop() if judged.flow is not None:
-                leg = self._leg((judged.drop.netns, judged.flow), judged.node, judged.time_ns)
+                leg = self._leg(judged.drop.netns, judged.flow, judged)
                 if leg is not None and len(leg.drops) < _DROPS:
                     leg.drops.append(judged)
 
@@ -101,13 +98,9 @@ class Assembler:
             ]
         )
         taken, self._pushed_out = self._pushed_out, []
-        for key, leg in list(self._open.items()):
-            if now_ns is None or _is_whole(leg, now_ns):
-                del self._open[key]
-                taken.append(self._close(key, leg))
-        for key, leg in list(self._again.items()):
-            if now_ns is None or _is_whole(leg, now_ns):
-                del self._again[key]
+        taken += map(self._close, _pop_whole(self._open, now_ns))
+        # Those were no new connections.
+        _pop_whole(self._again, now_ns)
         return taken
 
     def lost(self) -> dict[str, int]:
@@ -118,6 +111,14 @@ class Assembler:
     def open_since_ns(self) -> int | None:
         """When the oldest leg began that is not whole yet, in Unix time; None if there is none."""
         return min((leg.first_ns for leg in self._open.values()), default=None)
+
+    def _begin_anew(self, key: _Key) -> None:
+        """Have a new entry's leg begin, with what was kept by for it."""
+        self._done.pop(key, None)
+        self._end_former(key)
+        again = self._again.pop(key, None)
+        if again is not None:
+            self._open.setdefault(key, again)
 
     def _end_former(self, key: _Key) -> None:
         """
@@ -134,7 +135,7 @@ class Assembler:
         if hops and _is_on_its_way(hops):
             del former.packets[latest]
             first_ns, last_ns = hops[0].time_ns, hops[-1].time_ns
-            new = _Open(former.node, former.netns, former.orig, last_ns, first_ns)
+            new = _Open(key, former.node, former.netns, former.orig, last_ns, first_ns)
             new.packets[latest] = hops
             self._open[key] = new
         self._pushed_out.append(_leg(former))
@@ -143,7 +144,7 @@ class Assembler:
         hop = seen.hop
         owner = self._owners.get(hop.packet_id)
         if owner is None and hop.orig is not None:
-            owner = (hop.netns, hop.orig)
+            owner = hop.orig
             _put(self._owners, hop.packet_id, owner, _STRAYS)
         if owner is None:
             # It came before the packet had an entry, or it never gets one.
@@ -153,7 +154,7 @@ class Assembler:
             self._append(self._strays.setdefault(hop.packet_id, []), seen)
             return
         before = self._strays.pop(hop.packet_id, [])
-        leg = self._leg(owner, seen.node, seen.time_ns, is_first=hop.is_new and not hop.is_reply)
+        leg = self._leg(hop.netns, owner, seen, is_first=hop.is_new and not hop.is_reply)
         if leg is None:
             return
         if hop.packet_id not in leg.packets and len(leg.packets) >= _PACKETS:
@@ -176,17 +177,25 @@ class Assembler:
             first = hops[0]
             if _is_housekeeping(first.hop.packet):
                 continue
-            leg = self._leg((first.hop.netns, first.hop.packet), first.node, first.time_ns)
+            leg = self._leg(first.hop.netns, first.hop.packet, first)
             if leg is not None:
                 leg.packets[packet_id] = hops
                 leg.last_ns = max(leg.last_ns, hops[-1].time_ns)
 
-    def _leg(self, key: _Key, node: str, time_ns: int, *, is_first: bool = False) -> _Open | None:
+    def _leg(
+        self,
+        netns: int,
+        orig: FiveTuple,
+        told: JudgedConnection | JudgedDrop | SeenHop,
+        *,
+        is_first: bool = False,
+    ) -> _Open | None:
         """
         Return the leg of a tuple, None if that is done.
 
         A first packet may be that of another connection with the same ports: it is kept by.
         """
+        key = _key(netns, orig)
         table = self._open
         if key in self._done:
             if not is_first and key not in self._again:
@@ -196,21 +205,33 @@ class Assembler:
         if leg is None:
             if len(table) >= _OPEN:
                 self._make_room(table)
-            netns, orig = key
-            leg = table[key] = _Open(node, netns, orig, time_ns, time_ns)
-        leg.last_ns = max(leg.last_ns, time_ns)
-        table.move_to_end(key)
+            leg = table[key] = _Open(key, told.node, netns, orig, told.time_ns, told.time_ns)
+        else:
+            table.move_to_end(key)
+            leg.last_ns = max(leg.last_ns, told.time_ns)
         return leg
 
     def _make_room(self, table: OrderedDict[_Key, _Open]) -> None:
-        oldest, full = table.popitem(last=False)
+        _, oldest = table.popitem(last=False)
         if table is self._open:
-            self._pushed_out.append(self._close(oldest, full))
+            self._pushed_out.append(self._close(oldest))
         self._cut_short += 1
 
-    def _close(self, key: _Key, leg: _Open) -> Leg:
-        _put(self._done, key, None, _DONE)
+    def _close(self, leg: _Open) -> Leg:
+        _put(self._done, leg.key, None, _DONE)
         return _leg(leg)
+
+
+def _key(netns: int, flow: FiveTuple) -> _Key:
+    return netns, *flow.numbers
+
+
+def _pop_whole(legs: OrderedDict[_Key, _Open], now_ns: int | None) -> list[_Open]:
+    """Take out the legs that are whole at a time; all if it is None."""
+    whole = [leg for leg in legs.values() if now_ns is None or _is_whole(leg, now_ns)]
+    for leg in whole:
+        del legs[leg.key]
+    return whole
 
 
 def _is_whole(leg: _Open, now_ns: int) -> bool:
@@ -234,6 +255,15 @@ def _is_housekeeping(packet: FiveTuple) -> bool:
 
 
 def _leg(leg: _Open) -> Leg:
+    if leg.judged is not None and not leg.packets and not leg.drops:
+        return Leg(
+            node=leg.node,
+            netns=leg.netns,
+            time_ns=leg.first_ns,
+            orig=leg.orig,
+            reply=leg.judged.connection.reply,
+            judged=leg.judged,
+        )
     packets = _without_errors(_whole(leg.packets.values()), leg.orig)
     passages, left = [], list(leg.drops)
     numbers = dict.fromkeys(Direction, 0)

@@ -126,7 +126,7 @@ class _Case:
         after: the address is right by chance, and would be another for any other client.
         """
         connection = self.connection
-        if connection.is_snat or not self.is_client_here or self.match is None:
+        if connection.is_snat or self.match is None or not self.is_client_here:
             return False
         if self.is_marked is None:
             return bool(connection.status & Status.SRC_NAT)

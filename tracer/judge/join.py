@@ -11,7 +11,6 @@ from tracer.judge.gaps import gaps
 from tracer.judge.path import Leg, Path
 from tracer.judge.proof import proved
 from tracer.judge.verdict import SeenAccept
-from tracer.model import FiveTuple
 
 # A packet crosses a cluster in less than a millisecond; what differs more are the nodes' clocks,
 # which NTP keeps within a second. A tuple comes back when its conntrack entry is gone: after 10 s
@@ -27,7 +26,7 @@ _NODES = 16_384
 TWICE_NS = 10_000_000
 
 _V = TypeVar("_V")
-# A tuple as plain numbers: addresses are slow to hash, and each leg is looked up a dozen times.
+# `FiveTuple.numbers`: each leg is looked up a dozen times.
 _Key = tuple[int, int, int, int, int, int]
 
 
@@ -104,7 +103,7 @@ class Joiner:
         """
         if len(self._nodes) < _NODES:
             self._nodes.add(leg.node)
-        received = _key(leg.orig)
+        received = leg.orig.numbers
         same = self._received.get(received, [])
         twin = next((each for each in same if _is_twin(each, leg, teller)), None)
         if twin is not None:
@@ -253,7 +252,7 @@ class _Accepts:
         self._queue: list[tuple[int, int, SeenAccept]] = []
 
     def add(self, seen: SeenAccept) -> None:
-        peer = _key(seen.accept.peer)
+        peer = seen.accept.peer.numbers
         held = self._held.setdefault(peer, [])
         # Each tracer on a machine sees every socket there.
         if any(_is_same_accept(seen, other) for other in held):
@@ -268,7 +267,7 @@ class _Accepts:
         """Return for each last leg of a path what its backend accepted; nothing goes to two."""
         pairs = []
         for i, leg in enumerate(ends):
-            peer = _key(leg.reply.inverted) if leg.reply is not None else None
+            peer = leg.reply.inverted.numbers if leg.reply is not None else None
             for seen in self._held.get(peer, ()) if peer is not None else ():
                 apart_ns = abs(seen.time_ns - leg.time_ns)
                 if apart_ns <= self._window_ns:
@@ -283,7 +282,7 @@ class _Accepts:
         """Let go of what no path can want any more; ``sent`` are those that still wait."""
         while self._queue and self._queue[0][0] < before_ns:
             due_ns, _, seen = heapq.heappop(self._queue)
-            peer = _key(seen.accept.peer)
+            peer = seen.accept.peer.numbers
             if peer in sent and seen in self._held.get(peer, ()):
                 self._wait(seen, max(due_ns, before_ns) + self._window_ns)
             else:
@@ -299,21 +298,16 @@ class _Accepts:
 
     def _drop(self, seen: SeenAccept) -> bool:
         """Remove an accept; return whether it was still there."""
-        peer = _key(seen.accept.peer)
+        peer = seen.accept.peer.numbers
         if seen not in self._held.get(peer, ()):
             return False
         _remove(self._held, peer, seen)
         return True
 
 
-def _key(flow: FiveTuple) -> _Key:
-    src, dst = flow.src, flow.dst
-    return src.version, int(src), int(dst), flow.sport, flow.dport, flow.proto
-
-
 def _onward(leg: Leg) -> _Key | None:
     """Return what a leg sent on; None if nothing, as far as is known."""
-    return _key(leg.reply.inverted) if leg.reply is not None and leg.drop is None else None
+    return leg.reply.inverted.numbers if leg.reply is not None and leg.drop is None else None
 
 
 def _is_twin(held: _Held, leg: Leg, teller: int) -> bool:

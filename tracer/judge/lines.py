@@ -1,6 +1,6 @@
 """Lines of text that are made when somebody reads them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 
@@ -26,6 +26,9 @@ class Lines(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._read())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
 
     @overload
     def __getitem__(self, index: int) -> str: ...

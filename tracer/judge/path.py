@@ -109,14 +109,14 @@ class Leg:
     @property
     def opinion(self) -> Opinion | None:
         """What this node says of the source: of the drop, if it ended here."""
-        if self.drop is not None:
-            return self.drop.opinion
-        return self.judged.opinion if self.judged else None
+        told = self.drop or self.judged
+        return None if told is None else told.opinion
 
     @property
     def verdict(self) -> Verdict:
         """This node's verdict on the source."""
-        return self.opinion.verdict if self.opinion else Verdict.UNKNOWN
+        opinion = self.opinion
+        return Verdict.UNKNOWN if opinion is None else opinion.verdict
 
     def passage(self, direction: Direction, number: int = 1) -> Passage | None:
         """Return a packet of a direction as it was seen here; the first, if none is named."""
@@ -129,6 +129,7 @@ class Leg:
 # Whose word counts for the whole path. One that only saw another node's address knows less than
 # the node that replaced it.
 _DECIDING = (Verdict.DROPPED, Verdict.REPLACED, Verdict.PROXIED, Verdict.UNKNOWN)
+_RANKS = {verdict: rank for rank, verdict in enumerate(_DECIDING)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +176,7 @@ class Path:
     @property
     def deciding(self) -> Leg:
         """The leg whose word counts for the whole path."""
-        for verdict in _DECIDING:
-            for leg in self.legs:
-                if leg.verdict is verdict:
-                    return leg
-        return self.legs[0]
+        return min(self.legs, key=lambda leg: _RANKS.get(leg.verdict, len(_RANKS)))
 
     @property
     def verdict(self) -> Verdict:
