@@ -100,7 +100,7 @@ def joined(
         # What lies within the window would be looked through for garbage again and again: 40 % of
         # the time. Nearly all of it is let go of before by itself.
         stack.callback(gc.set_threshold, *gc.get_threshold())
-        gc.set_threshold(200_000, 10, 10)
+        gc.set_threshold(500_000, 10, 10)
         # All are opened first: what is no recording is told before anything is read.
         sources = [stack.enter_context(closing(RecordingSource(file))) for file in files]
         clocks = _clocks(files, sources, known_ns or {}, stop)

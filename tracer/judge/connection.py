@@ -1,7 +1,8 @@
 """The verdict on the source of a connection, its cause and its evidence."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from tracer.cluster.match import ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
@@ -65,13 +66,13 @@ class _Case:
             service=found.service or reference(self.match) or self._behind(),
             client_class=self.client_class,
             rule=found.rule,
-            evidence=Lines(self._evidence),
+            evidence=Lines(partial(self._evidence, self.notes.take())),
             advice=Lines(lambda: self._advice(found)),
         )
 
-    def _evidence(self) -> list[str]:
+    def _evidence(self, notes: Sequence[Callable[[], str]]) -> list[str]:
         word = () if self.word is None else proxy_lines.evidence(self.word, self.connection)
-        return [*self.notes.read(), *word]
+        return [*(note() for note in notes), *word]
 
     def _advice(self, found: "_Found") -> tuple[str, ...]:
         reply = self.connection.reply

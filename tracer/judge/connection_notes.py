@@ -28,9 +28,15 @@ class ConnectionNotes:
         """Keep a line."""
         self._lines.append(line)
 
-    def read(self) -> list[str]:
-        """Write out what was kept."""
-        return [line() for line in self._lines]
+    def take(self) -> Sequence[Callable[[], str]]:
+        """
+        Hand over what was kept, to be written out if somebody reads it, and keep it no longer.
+
+        Lines know those who made them. If these went on to know the lines, nobody but the garbage
+        collector would find them.
+        """
+        lines, self._lines = self._lines, []
+        return lines
 
     def tuples(self) -> None:
         """Tell what conntrack's two tuples say of SNAT and DNAT."""

@@ -42,6 +42,8 @@ class _Held:
     after: "_Held | None" = None
     before: "_Held | None" = None
     is_done: bool = False
+    # The network namespace: its number alone may be another machine's, too.
+    place: tuple[str, int] = field(init=False)
     # Where there are several with one tuple: by their content, so that no order of telling counts.
     order: tuple[bool, int, str, int] = field(init=False)
 
@@ -49,12 +51,8 @@ class _Held:
         leg = self.leg
         pod = leg.judged.backend_pod if leg.judged else None
         is_backends = pod is not None and pod.node == leg.node
+        self.place = leg.node, leg.netns
         self.order = (is_backends, leg.time_ns, leg.node, leg.netns)
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """The network namespace: its number alone may be another machine's, too."""
-        return self.leg.node, self.leg.netns
 
 
 class Joiner:
@@ -204,7 +202,7 @@ class Joiner:
                 yield each, held
 
     def _may_follow(self, one: _Held, two: _Held) -> bool:
-        if one.place == two.place or abs(two.leg.time_ns - one.leg.time_ns) > self._window_ns:
+        if one.place == two.place or _apart(one, two) > self._window_ns:
             return False
         # Without NAT each could be the first: then the backend's node is the last, else time tells.
         return two.onward != one.received or one.order < two.order
