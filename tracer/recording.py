@@ -28,7 +28,7 @@ from tracer.wire import WIRE_VERSION, Kind, WireDrop
 
 MAGIC = b"SRCIPREC\x01\n"
 _FRAME = struct.Struct("<BI")
-_INFO, _RECORD, _SYMBOL, _LOST, _END, _RULES = range(1, 7)
+_INFO, _RECORD, _SYMBOL, _LOST, _END, _RULES, _NOT_SEEN = range(1, 8)
 _NETNS = struct.Struct("<I")
 # A frame longer than this is garbage, not a record: do not believe its length.
 _MAX_FRAME = 16 << 20
@@ -71,6 +71,7 @@ class Recorder:
             self._stream = path.open("wb")
         except OSError as error:
             raise RecordingError(f"cannot write recording {path}: {error.strerror}") from error
+        self._not_seen = source.info.not_seen
         info = _info_to_json(source.info)
         info["places"] = {str(netns): to_json(place) for netns, place in (places or {}).items()}
         self._put([MAGIC, _frame(_INFO, _dump(info)), *self._changed_rules()])
@@ -103,7 +104,10 @@ class Recorder:
         """
         if self._stream.closed:
             return
-        self._put([_frame(_LOST, _dump(dict(self._source.lost()))), _frame(_END, b"")])
+        chunks = [_frame(_LOST, _dump(dict(self._source.lost()))), _frame(_END, b"")]
+        if self._source.info.not_seen != self._not_seen:
+            chunks.insert(0, _frame(_NOT_SEEN, _dump(list(self._source.info.not_seen))))
+        self._put(chunks)
         self._stream.close()
 
     def _changed_rules(self) -> Iterator[bytes]:
@@ -229,6 +233,12 @@ class RecordingSource:
             if not isinstance(lost, dict) or not all(isinstance(n, int) for n in lost.values()):
                 raise self._garbage("its losses are wrong")
             self._lost = lost
+        elif kind == _NOT_SEEN:
+            match self._json(payload):
+                case list(lines):
+                    self.info = replace(self.info, not_seen=tuple(map(str, lines)))
+                case _:
+                    raise self._garbage("what it did not see is wrong")
         elif kind == _RULES:
             self._changed = self._read_rules(payload)
         elif kind == _END:

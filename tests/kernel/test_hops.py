@@ -12,13 +12,17 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from tests.kernel.box import CLIENT, NODE, SERVER, wait_until
+from tests.kernel.test_bypasses import SCHED_CLS, program
 from tests.kernel.test_connections import load_nat
 from tests.kernel.trace import Trace
-from tracer.kernel import privileges
+from tracer.kernel import bpf_syscall, privileges
+from tracer.kernel.netns import inside
 from tracer.model import TCP, UDP, Filter, Hook
 
 PORT = 8080
 PATIENCE_S = 20
+# One less than the kernel's BPF_MPROG_MAX: that many programs fit.
+MOST_AT_TC = 63
 DEVICES = ("n0", "n1")
 # "In  IP 198.51.100.10.4711 > 198.51.100.1.8080: ..." and the same with IP6.
 CAPTURED = re.compile(r"(\S+) +(In|Out) +IP6? (\S+)\.(\d+) > (\S+)\.(\d+): ")
@@ -433,3 +437,31 @@ def test_untracked(box, trace):
     assert places(first) == FORWARDED
     assert places(answer) == FORWARDED
     assert {hop.orig for hop in tracer.hops} == {None}
+
+
+def test_interface_that_refuses(box, trace):
+    """An interface that comes later with all places at tc taken is told under what is not seen."""
+    tracer = trace(packets=1, wanted=Filter(proto=UDP))
+    devices, before = tracer.source.devices, tracer.source.info.not_seen
+    box.run("server", "ip", "link", "add", "n2", "type", "veth", "peer", "name", "s2")
+    ifindex = int(box.run("server", "cat", "/sys/class/net/n2/ifindex"))
+    with ExitStack() as stack:
+        with inside(box.path("server")):
+            for number in range(MOST_AT_TC):
+                theirs = program(SCHED_CLS, b"somebodys%d" % number)
+                stack.callback(os.close, theirs)
+                link = bpf_syscall.create_tcx_link(theirs, ifindex, bpf_syscall.TCX_EGRESS)
+                stack.callback(os.close, link)
+        box.run("server", "ip", "link", "set", "n2", "netns", box.names["node"])
+        box.run("server", "ip", "link", "set", "s2", "up")
+
+        def refused(tracer):
+            return set(tracer.source.info.not_seen) - set(before)
+
+        (line,) = tracer.wait_for(refused)
+    assert line == "tc of n2 of node that came later: Numerical result out of range"
+    assert tracer.source.devices == devices
+    # The others are attached to all the same.
+    box.run("node", "ip", "link", "add", "n3", "type", "veth", "peer", "name", "n4")
+    tracer.wait_for(lambda t: t.source.devices == devices + 2)
+    assert refused(tracer) == {line}

@@ -263,17 +263,43 @@ def garbage(path):
     [
         (Path.unlink, r"cannot read recording \S+: No such file or directory"),
         (no_recording, r"\S+ is no srcip recording"),
+    ],
+)
+def test_no_recording(srcip, recording, damage, message):
+    """What is no recording is one line on standard error and exit 1."""
+    path = recording(REPLACED, lost={"ring_full": 1})
+    damage(path)
+    code, out, err = srcip("replay", path)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(f"srcip: {message}\n", err)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
         (cut_off, r"recording \S+ is cut off after 1 records \(byte \d+\): it has no end mark"),
         (garbage, r"recording \S+ is damaged after 1 records \(byte \d+\): a frame is not JSON"),
     ],
 )
-def test_bad_recording(srcip, recording, damage, message):
-    """A recording that cannot be read is one line on standard error and exit 1."""
+@pytest.mark.parametrize("arguments", [[], ["-o", "json"], ["-o", "json", "--paths"]])
+def test_bad_recording(srcip, recording, damage, message, arguments):
+    """
+    What is good of a recording is shown, paths that wait for more, too; then come the summary and
+    one line that says where it ends, and exit 1.
+    """
     path = recording(REPLACED, lost={"ring_full": 1})
     damage(path)
-    code, _, err = srcip("replay", path)
+    code, out, err = srcip("replay", path, *arguments)
     assert code == 1
-    assert re.fullmatch(f"srcip: {message}\n", err)
+    summary, _, rest = err.rpartition("srcip: ")
+    assert re.fullmatch(f"{message}\n", rest)
+    if arguments:
+        shown, told = map(json.loads, out.splitlines())
+        assert (shown["seen_source"], told["kind"]) == (samples.NODE, "summary")
+        assert (told["connections"], summary) == (1, "")
+    else:
+        assert samples.NODE in out
+        assert summary.startswith("1 connection, 0 drops; lost: nothing\n")
 
 
 @pytest.mark.parametrize("name", ["replay", "stitch"])
@@ -327,7 +353,9 @@ def test_records_before_the_damage(srcip, recording):
     cut_off(path)
     code, out, _ = srcip("replay", path, "-o", "json")
     assert code == 1
-    assert [json.loads(line)["verdict"] for line in out.splitlines()] == ["replaced"]
+    *shown, summary = map(json.loads, out.splitlines())
+    assert [line["verdict"] for line in shown] == ["replaced"]
+    assert summary["kind"] == "summary"
 
 
 def test_file_names_are_harmless(srcip, tmp_path):

@@ -427,3 +427,22 @@ def test_names_of_any_language(path):
     source = RecordingSource(path)
     source.close()
     assert source.info.nodes == info.nodes
+
+
+def test_what_turned_out_not_to_be_seen(path):
+    """What could not be seen from some time on is in the recording, too."""
+    source = FakeSource([], samples.INFO)
+    recorder = Recorder(path, source)
+    source.info = replace(samples.INFO, not_seen=("tc of n2",))
+    recorder.close()
+    replayed = RecordingSource(path)
+    assert replayed.info.not_seen == samples.INFO.not_seen
+    assert read_all(replayed) == ([], None)
+    assert replayed.info.not_seen == ("tc of n2",)
+
+
+@pytest.mark.parametrize("payload", [b"{}", b"1", b"nonsense"])
+def test_damaged_not_seen(path, payload):
+    """A frame of what was not seen that makes no sense is damage."""
+    _, error = read_bytes(path, recording(frame(7, payload), frame(END, b"")))
+    assert "is damaged after 0 records" in str(error)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit import samples
 from tracer.commands.output import Expectation
-from tracer.commands.run import run, stop_on_signals
+from tracer.commands.run import run_and_sum_up, stop_on_signals
 from tracer.errors import RecordingError
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
@@ -22,22 +22,30 @@ class Shown:
 
     def __init__(self):
         self.judged = []
+        self.summary = None
 
     def write(self, judged):
+        assert self.summary is None
         self.judged.append(judged)
+
+    def end(self, summary):
+        self.summary = summary
 
 
 @pytest.mark.parametrize("count", [None, 1])
 def test_full_disk(tmp_path, count):
-    """What a full disk does not take is shown, and then the recording's error ends the run."""
+    """What a full disk does not take is shown, and summed up, and then the error ends the run."""
     source = FakeSource([[REPLACED], [REPLACED]], samples.INFO)
     recorder = Recorder(tmp_path / "full", source)
     with Path("/dev/full").open("wb") as full:
         os.dup2(full.fileno(), recorder._stream.fileno())
     shown = Shown()
     with pytest.raises(RecordingError, match="No space left on device"):
-        run(source, Pipeline(source), shown, Expectation.of(None), recorder=recorder, count=count)
+        run_and_sum_up(
+            source, Pipeline(source), shown, Expectation.of(None), recorder=recorder, count=count
+        )
     assert len(shown.judged) == 1
+    assert shown.summary.connections == 1
 
 
 @pytest.mark.parametrize(("before", "is_over"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])

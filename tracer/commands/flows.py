@@ -10,7 +10,7 @@ import click
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
-from tracer.commands.run import run, stop_on_signals
+from tracer.commands.run import run_and_sum_up, stop_on_signals
 from tracer.commands.services import warn_of_unknown
 from tracer.kernel.conntrack import DumpSource
 from tracer.kernel.source import clock_offset_ns
@@ -64,6 +64,7 @@ def flows(
         pipeline = Pipeline(source, wanted, views)
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
-            run(source, pipeline, out, expectation, recorder=recorder, count=count, stop=stop)
-        out.end(pipeline.summary())
+            run_and_sum_up(
+                source, pipeline, out, expectation, recorder=recorder, count=count, stop=stop
+            )
     sys.exit(expectation.exit_code())

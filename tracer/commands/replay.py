@@ -10,7 +10,7 @@ import click
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
 from tracer.commands.output import Expectation, writer
-from tracer.commands.run import run, stop_on_signals
+from tracer.commands.run import run_and_sum_up, stop_on_signals
 from tracer.commands.services import warn_of_unknown
 from tracer.model import IPNetwork
 from tracer.paths import PathPipeline
@@ -65,6 +65,5 @@ def replay(
         )
         out = writer(output, is_explaining=explain)
         with stop_on_signals() as stop:
-            run(source, pipeline, out, expectation, count=count, stop=stop)
-        out.end(pipeline.summary())
+            run_and_sum_up(source, pipeline, out, expectation, count=count, stop=stop)
     sys.exit(expectation.exit_code())

@@ -10,7 +10,7 @@ from typing import Protocol
 from tracer.commands.output import Expectation, Writer
 from tracer.errors import RecordingError
 from tracer.judge.path import Path
-from tracer.judge.verdict import Judged, SeenAccept, SeenHop
+from tracer.judge.verdict import Judged, SeenAccept, SeenHop, Summary
 from tracer.recording import Recorder
 
 # How long a quiet reader sleeps: the price of a Ctrl-C, and of a record that nobody announced.
@@ -55,13 +55,52 @@ class Reads(Protocol):
 
 
 class Judges(Protocol):
-    """What makes judged things, or paths, of them."""
+    """What makes judged things, or paths, of them, and adds them up."""
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Judged | Path]:
         """Yield what is wanted."""
 
     def rest(self) -> Iterator[Judged | Path]:
         """Yield what was kept back until the end."""
+
+    def summary(self) -> Summary:
+        """Add up the run."""
+
+
+def run_and_sum_up(
+    source: Reads,
+    pipeline: Judges,
+    writer: Writer,
+    expectation: Expectation,
+    *,
+    recorder: Recorder | None = None,
+    count: int | None = None,
+    timeout_s: float | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """
+    Do what `run` does, and write the summary, also where a recording cannot go on.
+
+    Raises:
+        RecordingError: As `run`, after the summary.
+    """
+    failure: RecordingError | None = None
+    try:
+        run(
+            source,
+            pipeline,
+            writer,
+            expectation,
+            recorder=recorder,
+            count=count,
+            timeout_s=timeout_s,
+            stop=stop,
+        )
+    except RecordingError as error:
+        failure = error
+    writer.end(pipeline.summary())
+    if failure is not None:
+        raise failure
 
 
 def run(
@@ -98,7 +137,11 @@ def run(
     while not is_last and left != 0 and failure is None:
         # What happened before the end was asked for may still wait to be read.
         is_last = (stop is not None and stop.is_set) or is_over()
-        records = source.read(0 if is_last else _POLL_S)
+        try:
+            records = source.read(0 if is_last else _POLL_S)
+        except RecordingError as error:
+            failure = error
+            break
         if records is None:
             break
         failure = _keep(recorder, records)

@@ -13,7 +13,7 @@ from exporters.terminal import printable
 from tracer.commands import options
 from tracer.commands.cluster import ClusterChoice, cluster_options, live_views
 from tracer.commands.output import Expectation, writer
-from tracer.commands.run import run, stop_on_signals
+from tracer.commands.run import run_and_sum_up, stop_on_signals
 from tracer.commands.services import warn_of_unknown
 from tracer.commands.sinks import path_sinks, sink_options
 from tracer.commands.through_agent import (
@@ -164,7 +164,7 @@ def trace(
             privileges.drop(reads_maps=isinstance(source, KernelSource))
             sinks.start()
             click.echo(f"tracing {_names(source.info.nodes.values())}; Ctrl-C ends", err=True)
-            run(
+            run_and_sum_up(
                 source,
                 pipeline,
                 out,
@@ -174,7 +174,6 @@ def trace(
                 timeout_s=timeout,
                 stop=stop,
             )
-            out.end(pipeline.summary())
     sys.exit(expectation.exit_code())
 
 

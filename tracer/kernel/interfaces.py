@@ -52,11 +52,19 @@ class InterfaceWatcher:
         self._events.setblocking(False)
         self._channel.settimeout(5)
         self._snapshot = self._read()
+        self._is_stale = False
 
     def snapshot(self) -> Interfaces:
-        """Return the interfaces as they are now; read anew only if the kernel told of a change."""
-        if self._has_changed():
+        """
+        Return the interfaces as they are now; read anew only if the kernel told of a change.
+
+        Raises:
+            NetnsError: If the kernel does not answer. The next call asks again.
+        """
+        self._is_stale |= self._has_changed()
+        if self._is_stale:
             self._snapshot = self._read()
+            self._is_stale = False
         return self._snapshot
 
     def fileno(self) -> int:

@@ -168,7 +168,7 @@ class KernelSource:
             nodes={netns.inode: netns.node for netns in namespaces},
             drop_reasons=self._loaded.drop_reasons,
             rung=RUNG if probes is None else probing.RUNG,
-            not_seen=tuple(self._not_seen),
+            not_seen=self._what_is_not_seen(),
             has_proxy_headers=self._settings.has_proxy_headers,
         )
 
@@ -202,6 +202,9 @@ class KernelSource:
         # Two clocks that are read one after the other differ a little each time: that is no step.
         if abs(offset_ns - self.info.clock_offset_ns) >= _STEP_NS:
             self.info = replace(self.info, clock_offset_ns=offset_ns)
+        not_seen = self._what_is_not_seen()
+        if not_seen != self.info.not_seen:
+            self.info = replace(self.info, not_seen=not_seen)
         if SEGMENTS in self._programs:
             batch = self._declared.read(batch, time.monotonic_ns())
         self._check_surroundings()
@@ -351,7 +354,17 @@ class KernelSource:
 
     def _detach_tc(self, inode: int) -> None:
         while self._tc_links[inode]:
-            self._tc_links[inode].pop().close()
+            links = self._tc_links[inode].pop()
+            self._not_seen += links.refused
+            links.close()
+
+    def _what_is_not_seen(self) -> tuple[str, ...]:
+        """Say it, a line each: interfaces that come later may not take our programs."""
+        links = (links for each in self._tc_links.values() for links in each)
+        # Hops and first bytes are refused alike.
+        return tuple(
+            dict.fromkeys((*self._not_seen, *(line for tc in links for line in tc.refused)))
+        )
 
     def _forget_stream(self, key: bytes) -> None:
         """Let the kernel stop with a connection whose first bytes are understood."""

@@ -5,8 +5,7 @@ import logging
 import os
 import select
 import threading
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tracer.errors import LoadError, NetnsError, TracerError
 from tracer.kernel import bpf_syscall
@@ -14,6 +13,8 @@ from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.netns import Netns, inside
 
 _log = logging.getLogger(__name__)
+
+_RETRY_MS = 1000
 
 
 class TcLinks:
@@ -38,7 +39,8 @@ class TcLinks:
         self._netns = netns
         self._programs = dict(programs)
         self._links: dict[int, list[int]] = {}
-        self._refused: Counter[str] = Counter()
+        # Why, to how many, and the last of them.
+        self._refused: dict[str, tuple[int, str]] = {}
         self._error: TracerError | None = None
         self._is_attached = threading.Event()
         self._stop, self._stopper = os.pipe()
@@ -53,13 +55,16 @@ class TcLinks:
 
     @property
     def devices(self) -> int:
-        """How many interfaces are attached to."""
-        return len(self._links)
+        """How many interfaces are attached to, on both sides."""
+        return sum(len(fds) == len(self._programs) for fds in list(self._links.values()))
 
     @property
-    def refused(self) -> Mapping[str, int]:
-        """Why interfaces that came later could not be attached to, and how often."""
-        return dict(self._refused)
+    def refused(self) -> Sequence[str]:
+        """What is not seen of interfaces that came later, a line for each reason."""
+        return tuple(
+            f"tc of {_interfaces(count, name)} of {self._netns.node} that came later: {why}"
+            for why, (count, name) in list(self._refused.items())
+        )
 
     def close(self) -> None:
         """Detach from all interfaces, and end the thread."""
@@ -83,26 +88,38 @@ class TcLinks:
     def _follow(self) -> None:
         watcher = InterfaceWatcher(self._netns)
         try:
-            self._attach_missing(watcher.snapshot().names)
+            for ifindex, name in watcher.snapshot().names.items():
+                try:
+                    self._attach(ifindex)
+                except OSError as error:
+                    raise LoadError(self._cannot(name, error)) from error
             self._is_attached.set()
             poll = select.poll()
             poll.register(watcher, select.POLLIN)
             poll.register(self._stop, select.POLLIN | select.POLLHUP)
-            while self._stop not in dict(poll.poll()):
-                try:
-                    self._attach_missing(watcher.snapshot().names)
-                except (LoadError, NetnsError) as error:
-                    self._refuse(str(error))
+            wait_ms = None
+            while self._stop not in dict(poll.poll(wait_ms)):
+                wait_ms = None if self._has_followed(watcher) else _RETRY_MS
         finally:
             watcher.close()
 
-    def _attach_missing(self, names: Mapping[int, str]) -> None:
+    def _has_followed(self, watcher: InterfaceWatcher) -> bool:
+        """Attach to what has appeared; False if the kernel did not say what there is."""
+        try:
+            names = watcher.snapshot().names
+        except NetnsError as error:
+            _log.warning("%s", error)
+            return False
         for ifindex in self._links.keys() - names.keys():
             self._detach(ifindex)
         for ifindex in names.keys() - self._links.keys():
-            self._attach(ifindex, names[ifindex])
+            try:
+                self._attach(ifindex)
+            except OSError as error:
+                self._refuse(names[ifindex], error)
+        return True
 
-    def _attach(self, ifindex: int, name: str) -> None:
+    def _attach(self, ifindex: int) -> None:
         fds = self._links[ifindex] = []
         for attach_type, program in self._programs.items():
             try:
@@ -110,16 +127,23 @@ class TcLinks:
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return  # it has gone again
-                raise LoadError(
-                    f"cannot attach to tc of {name} in the namespace of {self._netns.node}: "
-                    f"{os.strerror(error.errno or 0)}"
-                ) from error
+                raise
 
     def _detach(self, ifindex: int) -> None:
         for fd in self._links.pop(ifindex, ()):
             os.close(fd)
 
-    def _refuse(self, why: str) -> None:
-        self._refused[why] += 1
-        if self._refused[why] == 1:
-            _log.warning("%s", why)
+    def _cannot(self, name: str, error: OSError) -> str:
+        why = os.strerror(error.errno or 0)
+        return f"cannot attach to tc of {name} in the namespace of {self._netns.node}: {why}"
+
+    def _refuse(self, name: str, error: OSError) -> None:
+        why = os.strerror(error.errno or 0)
+        count, _ = self._refused.get(why, (0, name))
+        self._refused[why] = count + 1, name
+        if not count:
+            _log.warning("%s", self._cannot(name, error))
+
+
+def _interfaces(count: int, last: str) -> str:
+    return last if count == 1 else f"{count} interfaces, the last {last},"
