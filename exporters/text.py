@@ -1,5 +1,6 @@
 """What was judged as a table for people: a row for each connection, drop and accept."""
 
+from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import IO
 
@@ -34,6 +35,8 @@ _COLUMNS = {
     "SERVICE": 24,
     "CAUSE": 5,
 }
+# An accept follows its connection at once.
+_REMEMBERED = 8192
 VERDICT_COLOURS = {
     "preserved": "green",
     "replaced": "yellow",
@@ -56,6 +59,7 @@ class TextWriter:
     def __init__(
         self, stream: IO[str], *, is_explaining: bool = False, screen: Screen | None = None
     ) -> None:
+        self._nodes: OrderedDict[FiveTuple, str] = OrderedDict()
         self._is_explaining = is_explaining
         self._table = rows_on(stream, _COLUMNS, VERDICT_COLOURS, screen)
 
@@ -63,16 +67,26 @@ class TextWriter:
         """Print one row."""
         match judged:
             case JudgedConnection():
+                self._remember(judged)
                 self._table.row(_connection_cells(judged))
             case JudgedDrop():
                 self._table.row(_drop_cells(judged))
             case SeenAccept():
-                self._table.row(_accept_cells(judged))
+                node = self._nodes.get(judged.accept.peer, "-")
+                self._table.row(_accept_cells(judged, node))
             case SeenHop():
                 pass  # rows tell of connections; paths are drawn
         if self._is_explaining and not isinstance(judged, SeenAccept | SeenHop):
             for line in explanation(judged.opinion):
                 self._table.note(f"    {line}")
+
+    def _remember(self, judged: JudgedConnection) -> None:
+        """Keep which node sent a connection on to its socket last: a socket knows no node."""
+        peer = judged.connection.reply.inverted
+        self._nodes[peer] = judged.node
+        self._nodes.move_to_end(peer)
+        if len(self._nodes) > _REMEMBERED:
+            self._nodes.popitem(last=False)
 
 
 def explanation(opinion: Opinion) -> list[str]:
@@ -185,9 +199,9 @@ def _drop_cells(judged: JudgedDrop) -> list[str]:
     ]
 
 
-def _accept_cells(judged: SeenAccept) -> list[str]:
+def _accept_cells(judged: SeenAccept, node: str) -> list[str]:
     seen, backend = ends(judged.accept.peer)
-    cells = [clock_text(judged.time_ns), "", "accepted", protocol_name(judged.accept.peer.proto)]
+    cells = [clock_text(judged.time_ns), node, "accepted", protocol_name(judged.accept.peer.proto)]
     return [*cells, "", "", seen, backend, "", "the backend's socket says so"]
 
 

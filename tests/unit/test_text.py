@@ -246,7 +246,16 @@ def test_accept():
     _, accepted = written(seen(samples.accept()))
     heading, row = written(samples.judged(*samples.REPLACED))
     assert cells(accepted, heading)[6:8] == cells(row, heading)[6:8]
-    assert cells(accepted, heading)[2] == "accepted"
+    assert cells(accepted, heading)[1:3] == ["-", "accepted"]
+
+
+def test_accept_on_the_way_of_its_connection():
+    """A socket's row names the node that sent the connection on to it, the last of several."""
+    first = samples.judged(*samples.REPLACED)
+    inside = samples.REPLACED[1].inverted
+    second = replace(samples.judged(inside, inside.inverted), node="node1")
+    heading, *_, row = written(first, second, seen(samples.accept(inside)))
+    assert cells(row, heading)[1:3] == ["node1", "accepted"]
 
 
 def test_names_are_harmless():
@@ -311,7 +320,7 @@ def test_narrow_terminal():
         "    default/p11:8080 sees 10.240.0.5:65241\n"
         "00:00:00.123  node2  dropped  tcp  no-local-endpoint at input\n"
         "    198.51.100.10:46356 -> 10.240.0.5:30080  default/nodeport:http (nodeport)\n"
-        "23:00:00.000  accepted  tcp  the backend's socket says so\n"
+        "23:00:00.000  node2  accepted  tcp  the backend's socket says so\n"
         "    10.244.1.11:8080 sees 10.240.0.5:65241\n"
     )
 
