@@ -1,6 +1,7 @@
 """Kernel records to model objects: bytes in, values out, no I/O."""
 
 import ctypes
+import sys
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
@@ -53,6 +54,7 @@ AF_INET, AF_INET6 = 2, 10
 # NF_CT_ZONE_DIR_ORIG, include/net/netfilter/nf_conntrack_zones.h
 _ZONE_DIR_ORIG = 1
 _KIND_AT = WireHeader.kind.offset
+_KTIME = slice(WireHeader.ktime_ns.offset, WireHeader.ktime_ns.offset + WireHeader.ktime_ns.size)
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _ADDRESSES = 16_384
 
@@ -60,6 +62,11 @@ _ADDRESSES = 16_384
 def kind_of(record: bytes) -> int:
     """Return what kind a record says it is of, without decoding it; 0 if it is too short."""
     return record[_KIND_AT] if len(record) > _KIND_AT else 0
+
+
+def ktime_of(record: bytes) -> int:
+    """Return when a record says it was made, without decoding it."""
+    return int.from_bytes(record[_KTIME], sys.byteorder)
 
 
 def decode(record: bytes) -> Record:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from tracer.decode import ktime_of
 from tracer.errors import RecordingError
 from tracer.judge.assemble import QUIET_NS, Assembler
 from tracer.judge.join import WINDOW_NS, Joiner
@@ -52,6 +53,8 @@ class Stitcher:
             for number, source in enumerate(sources, start=1)
         ]
         self._joiner = Joiner(window_ns, cluster=lambda: views.cluster)
+        # What one node reads of a proxy another one needs, later and not before.
+        self._is_in_step = any(source.info.has_proxy_headers for source in sources)
 
     def paths(self) -> Iterator[list[Path]]:
         """Yield the wanted paths as they become whole, in lists; some are empty."""
@@ -59,15 +62,18 @@ class Stitcher:
         behind = [(0, stream.number, stream) for stream in self._streams]
         while behind:
             _, _, stream = heapq.heappop(behind)
+            until_ns = behind[0][0] if behind and self._is_in_step else None
             try:
-                is_over = not stream.read(self._joiner)
+                is_over = not stream.read(self._joiner, until_ns)
             except RecordingError as error:
                 self.errors.append(error)
                 is_over = True
             if is_over:
                 stream.end(self._joiner)
             else:
-                heapq.heappush(behind, (stream.latest_ns, stream.number, stream))
+                heapq.heappush(behind, (stream.next_ns, stream.number, stream))
+            if stream.has_more_at_hand:
+                continue
             known_ns = min((each.known_ns for _, _, each in behind), default=None)
             found = self._joiner.take(known_ns)
             yield [path for path in found if self._wanted.has_path(path)]
@@ -111,6 +117,7 @@ class _Stream:
         )
         self.latest_ns = 0
         self._source = source
+        self._at_hand: list[bytes] = []
         self._assembler = Assembler()
 
     @property
@@ -119,21 +126,38 @@ class _Stream:
         quiet_ns = self.latest_ns - QUIET_NS - _DISORDER_NS - self.pipeline.delay_ns
         return min(quiet_ns, self._assembler.open_since_ns or quiet_ns)
 
+    @property
+    def has_more_at_hand(self) -> bool:
+        """Whether a part of its last batch is left for later."""
+        return bool(self._at_hand)
+
+    @property
+    def next_ns(self) -> int:
+        """When its next record was made, as far as that is known; else the latest."""
+        return self._time_ns(self._at_hand[0]) if self._at_hand else self.latest_ns
+
     def lost(self) -> dict[str, int]:
         """Count what was left out or told too early, by reason."""
         return self._assembler.lost()
 
-    def read(self, joiner: Joiner) -> bool:
+    def read(self, joiner: Joiner, until_ns: int | None) -> bool:
         """
-        Hand over the next batch; return whether there is more.
+        Hand over the next batch, or its part up to a time, a record at the least.
+
+        Returns:
+            Whether there is more.
 
         Raises:
             RecordingError: If the recording is cut off or damaged here.
         """
-        records = self._source.read(0)
+        records = self._at_hand or self._source.read(0)
         if records is None:
             return False
-        self._add(self.pipeline.judge(records), joiner)
+        count = len(records) if until_ns is None else self._count(records, until_ns)
+        self._at_hand = records[count:]
+        self._add(self.pipeline.judge(records[:count]), joiner)
+        if self._at_hand:
+            return True
         for leg in self._assembler.take(self.latest_ns - self.pipeline.delay_ns):
             joiner.add(leg, teller=self.number)
         return True
@@ -143,6 +167,14 @@ class _Stream:
         self._add(self.pipeline.rest(), joiner)
         for leg in self._assembler.take():
             joiner.add(leg, teller=self.number)
+
+    def _count(self, records: list[bytes], until_ns: int) -> int:
+        """Return how many records come before another recording's next, at least one."""
+        later = (i for i, raw in enumerate(records) if i and self._time_ns(raw) > until_ns)
+        return next(later, len(records))
+
+    def _time_ns(self, record: bytes) -> int:
+        return ktime_of(record) + self._source.info.clock_offset_ns
 
     def _add(self, found: Iterable[Judged], joiner: Joiner) -> None:
         for judged in found:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
-from lab import kube_proxy, probe
+from lab import kube_proxy, probe, relay
 from lab.hosts import NODES, PODS
 from lab.scenarios import cases
 from tests.lab.commands import OPTIONS, PATIENCE_S, lines, srcip, tracing, wait_until
+from tests.lab.flows import HEADERS, TRUSTED, key_of, keys, relayed
 from tracer.model import PROTOCOLS
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -90,12 +91,16 @@ def run(request, lab, tmp_path_factory):
     """All scenarios of a mode: the clients' answers, the paths as JSON, and the captures."""
     kube_proxy.load(lab, request.param)
     scenarios = IPVS_SCENARIOS if request.param == "ipvs" else ()
-    chosen = cases(modes=[request.param], scenarios=scenarios)
-    arguments = ["-o", "json", "--packets", "1"]
+    chosen = cases(modes=[request.param], scenarios=scenarios, has_relay=True)
+    arguments = ["-o", "json", "--packets", "1", *HEADERS, *TRUSTED]
     directory = tmp_path_factory.mktemp("paths")
     recording = directory / "recording"
     arguments += ["--record", str(recording)]
-    with tracing(lab, directory, *arguments) as (process, output), captured(lab) as captures:
+    with (
+        relay.serving(lab, relayed(chosen)),
+        tracing(lab, directory, *arguments) as (process, output),
+        captured(lab) as captures,
+    ):
         answers = probe.run(lab, chosen)
         wait_until(lambda: found(output.read_text(), answers).keys() == answers.keys())
         process.send_signal(signal.SIGINT)
@@ -116,19 +121,18 @@ class Run(NamedTuple):
 
 def found(printed, answers):
     """Return the lines of each case's path, by direction."""
-    by_flow = {}
-    for line in lines("".join(each for each in printed.splitlines(True) if each.endswith("\n"))):
-        if line["kind"] == "path" and "sport" in line["orig"]:
-            orig = line["orig"]
-            key = (line["proto"], orig["src"], orig["sport"], orig["dst"], orig["dport"])
-            by_flow.setdefault(key, {})[line["direction"]] = line
+    by_flow = paths_of(printed)
     return {case: by_flow[key_of(case, answer)] for case, answer in answers.items()
             if key_of(case, answer) in by_flow}  # fmt: skip
 
 
-def key_of(case, answer):
-    address, port = answer.local
-    return (case.proto, str(address), port, str(case.destination), case.port)
+def paths_of(printed):
+    """Return the lines of each path, by all that it is known by and by direction."""
+    by_flow = {}
+    for line in lines("".join(each for each in printed.splitlines(True) if each.endswith("\n"))):
+        for key in keys(line) if line["kind"] == "path" else ():
+            by_flow.setdefault(key, {})[line["direction"]] = line
+    return by_flow
 
 
 def packet_of(hop):
@@ -247,9 +251,9 @@ def test_answers_are_undone(run):
         line = paths[case]["reply"]
         for _, hook, stage, each in translations(line):
             assert (hook, stage) in places(case, UNDO_PLACES)[each["by"]], case
-        last = packet_of(line["hops"][-1])
-        local, port = answer.local
-        assert last == (case.destination, case.port, local, port), case
+        sent = line["orig"]
+        src, sport, dst, dport = packet_of(sent)
+        assert packet_of(line["hops"][-1]) == (dst, dport, src, sport), case
 
 
 def test_drops_end_where_the_rule_is(run):
@@ -291,6 +295,32 @@ def test_over_two_nodes(run, scenario):
             assert {hop["node"] for hop in path["hops"]} == {"node2", "node1"}
 
 
+def test_behind_a_proxy(run):
+    """
+    What a proxy opens is a path from the proxy on, whose client is whom the proxy names: he, at
+    the port that he has, and the verdict is proxied though a node may replace the source, too.
+    """
+    answers, paths, *_ = run
+    crossed = {"S9a": ["node1"], "S9b": ["node2", "node1"], "S9c": ["node1"]}
+    told = {}
+    for case, answer in answers.items():
+        if case.scenario.relay is None:
+            continue
+        told.setdefault(case.scenario.id, set()).add(case.family)
+        path = paths[case]["original"]
+        assert [node["node"] for node in path["nodes"]] == crossed[case.scenario.id], case
+        word = path["proxy"]
+        assert word["trusted"]
+        assert [each["header"] for each in word["declared"]] == [case.scenario.relay.header], case
+        assert (word["client"]["address"], word["client"]["port"]) == (
+            str(answer.local[0]),
+            answer.local[1],
+        )
+        assert path["orig"]["src"] == word["peer"] == word["client"]["by"], case
+    if answers and next(iter(answers)).mode != "ipvs":
+        assert told == {each: {"ipv4", "ipv6"} for each in crossed}
+
+
 def test_pods_are_named(run):
     """The last interface of a path is the backend's, and named for its pod."""
     answers, paths, *_ = run
@@ -312,7 +342,7 @@ def test_protocols(run):
 
 def test_replay(run):
     """A recording has the same paths, but for what the live trace knew of rules."""
-    replayed = srcip("replay", str(run.recording), *OPTIONS, "-o", "json", "--paths")
+    replayed = srcip("replay", str(run.recording), *OPTIONS, *TRUSTED, "-o", "json", "--paths")
     assert replayed.returncode == 0, replayed.stderr
     again = found(replayed.stdout, run.answers)
     assert again.keys() == run.paths.keys()
@@ -348,3 +378,32 @@ def test_filter_by_client_follows_him(lab, tmp_path, mode):
                          "S6": ["node2", "node1"] if mode == "ipvs" else ["node2"],
                          }[case.scenario.id]  # fmt: skip
         assert {hop["node"] for hop in path["original"]["hops"]} == set(nodes)
+
+
+def test_both_sides_of_a_proxy(lab, tmp_path):
+    """Where the proxy's host is traced, too, the client's own connection to it is a path beside."""
+    kube_proxy.load(lab, "iptables")
+    chosen = cases(modes=["iptables"], scenarios=["S9a"], families=["ipv4"])
+    arguments = ["-o", "json", "--packets", "1", *HEADERS, *TRUSTED]
+    with (
+        relay.serving(lab, relayed(chosen)),
+        tracing(lab, tmp_path, *arguments, nodes=("node1", "node2", "router")) as (process, output),
+    ):
+        answers = probe.run(lab, chosen)
+        ((case, answer),) = answers.items()
+        address, port = answer.local
+        sent = ("tcp", str(address), port, str(case.destination), case.port)
+        wait_until(lambda: {sent, key_of(case, answer)} <= {*paths_of(output.read_text())})
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    told = paths_of(output.read_text())
+    before, after = told[sent]["original"], told[key_of(case, answer)]["original"]
+    assert [(node["node"], node["ending"]) for node in before["nodes"]] == [("router", "delivered")]
+    assert before["accepted"] == {"address": str(address), "port": port}
+    # Nothing has conntrack track on the router.
+    assert before["verdict"] == "unknown"
+    assert [node["node"] for node in after["nodes"]] == ["router", "node1"]
+    assert (after["hops"][0]["node"], after["hops"][0]["hook"]) == ("router", "output")
+    assert (after["verdict"], after["at"]["node"]) == ("proxied", "node1")
+    assert after["proxy"]["client"]["address"] == before["orig"]["src"]
+    assert after["accepted"]["address"] == str(answer.client_address)

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab import kube_proxy, probe
+from lab import kube_proxy, probe, relay
 from lab.scenarios import cases
 from tests.lab.commands import OPTIONS, PATIENCE_S, lines, srcip, tracing, wait_until
+from tests.lab.flows import HEADERS, TRUSTED, key_of, keys, relayed
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -26,6 +27,7 @@ def recorded(lab, directory, chosen, *arguments):
             options = ["-o", "json", "--record", str(files[node]), *arguments]
             tracer = tracing(lab, directory / node, *options, nodes=(node,))
             runs.append(stack.enter_context(tracer))
+        stack.enter_context(relay.serving(lab, relayed(chosen)))
         answers = probe.run(lab, chosen)
         outputs = [output for _, output in runs]
         wait_until(lambda: have_told(outputs, answers))
@@ -39,7 +41,7 @@ def have_told(outputs, answers):
     """Whether the nodes have printed where each connection came from and what arrived."""
     printed = [line for output in outputs for line in output.read_text().splitlines(True)]
     told = lines("".join(each for each in printed if each.endswith("\n")))
-    sent = {key(line["proto"], line["orig"]) for line in told if "sport" in line.get("orig", {})}
+    sent = {key for line in told for key in keys(line)}
     arrived = {
         (line["proto"], each["reply"]["dst"], each["reply"]["dport"])
         for line in told
@@ -58,17 +60,8 @@ def have_told(outputs, answers):
     )
 
 
-def key(proto, orig):
-    return proto, orig["src"], orig["sport"], orig["dst"], orig["dport"]
-
-
-def key_of(case, answer):
-    address, port = answer.local
-    return case.proto, str(address), port, str(case.destination), case.port
-
-
 def stitched(*arguments):
-    done = srcip("stitch", *map(str, arguments), *OPTIONS, "-o", "json")
+    done = srcip("stitch", *map(str, arguments), *OPTIONS, *TRUSTED, "-o", "json")
     assert done.returncode == 0, done.stderr
     *paths, summary = lines(done.stdout)
     return paths, summary
@@ -77,8 +70,8 @@ def stitched(*arguments):
 def by_case(paths, answers):
     found = {}
     for path in paths:
-        if "sport" in path["orig"] and path["direction"] == "original":
-            found.setdefault(key(path["proto"], path["orig"]), []).append(path)
+        for key in keys(path) if path["direction"] == "original" else ():
+            found.setdefault(key, []).append(path)
     return {case: found.get(key_of(case, answer), []) for case, answer in answers.items()}
 
 
@@ -90,8 +83,8 @@ def nodes(path):
 def run(request, lab, tmp_path_factory):
     """All scenarios of a mode: what the clients got, and the nodes' recordings."""
     kube_proxy.load(lab, request.param)
-    chosen = cases(modes=[request.param])
-    return recorded(lab, tmp_path_factory.mktemp("stitch"), chosen)
+    chosen = cases(modes=[request.param], has_relay=True)
+    return recorded(lab, tmp_path_factory.mktemp("stitch"), chosen, *HEADERS, *TRUSTED)
 
 
 def test_every_scenario(run):
@@ -124,6 +117,21 @@ def test_over_both_nodes(run):
             assert any(line.startswith("proof: node1 received") for line in path["evidence"])
             # node2's recording holds its rules.
             assert path["rule"]["owner"] == "kube-proxy"
+
+
+def test_behind_a_proxy(run):
+    """What a proxy opens is joined over the nodes, with the client that it names."""
+    answers, files = run
+    paths, _ = stitched(*files.values())
+    crossed = {"S9a": ["node1"], "S9b": ["node2", "node1"], "S9c": ["node1"]}
+    told = set()
+    for case, (path,) in by_case(paths, answers).items():
+        if case.scenario.relay is not None:
+            told.add(case.scenario.id)
+            assert nodes(path) == crossed[case.scenario.id], case
+            assert path["proxy"]["client"]["address"] == str(answers[case].local[0]), case
+            assert path["at"] == {"node": crossed[case.scenario.id][0]}, case
+    assert told == crossed.keys()
 
 
 def test_order_and_copies(run, tmp_path):

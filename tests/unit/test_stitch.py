@@ -15,7 +15,7 @@ from tests.unit import samples, world
 from tests.unit.samples import CLOCK_OFFSET_NS, flow
 from tracer import clocks
 from tracer.judge.join import Joiner
-from tracer.model import Status
+from tracer.model import Opening, Status
 from tracer.recording import Recorder
 from tracer.source import FakeSource
 
@@ -142,6 +142,41 @@ def test_behind_a_proxy(record, stitch, srcip):
     _, out, _ = srcip("explain", *preview, *CLUSTER, "-o", "json")
     (shown,) = [line for line in map(json.loads, out.splitlines()) if line["kind"] == "preview"]
     assert shown["clients_made_visible"] == [{"address": world.CLIENT, "connections": 2}]
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_another_node_has_read_of_a_proxy(record, stitch, is_before, order):
+    """
+    Whom a backend expects a header of shows on the node that the proxy's connection goes through:
+    it holds for what comes later on other nodes, whichever recording is named first.
+    """
+
+    def made(node, client, at_ns, **changes):
+        there = flow(client, 40000, world.P11, 8080)
+        declared = replace(
+            samples.word().declared, ktime_ns=START_NS + at_ns + MS, netns=NETNS[node], flow=there
+        )
+        return (
+            entry(node, there, there.inverted, at_ns=at_ns, status=Status(0)),
+            samples.declared_bytes(replace(declared, **changes)),
+        )
+
+    bypassing_ns = S if is_before else -S
+    node2 = record(
+        "node2",
+        *made("node2", world.CLIENT, 0),
+        of=replace(info("node2"), has_proxy_headers=True),
+    )
+    node1 = record(
+        "node1",
+        *made("node1", world.P12, bypassing_ns, clients=(), opening=Opening.HTTP),
+        of=replace(info("node1"), has_proxy_headers=True),
+    )
+    files = [node1, node2][::order]
+    _, paths, _, _ = stitch(*files, f"--trusted-proxy={world.CLIENT}")
+    (bypassing,) = [path for path in paths if path["orig"]["src"] == world.P12]
+    assert ("missing" in bypassing["proxy"]) is is_before
 
 
 def test_halves_missing(record, stitch):
