@@ -317,8 +317,9 @@ def test_behind_a_proxy(run):
             answer.local[1],
         )
         assert path["orig"]["src"] == word["peer"] == word["client"]["by"], case
-    if answers and next(iter(answers)).mode != "ipvs":
-        assert told == {each: {"ipv4", "ipv6"} for each in crossed}
+    if not told:
+        pytest.skip("in this mode not all scenarios are run")
+    assert told == {each: {"ipv4", "ipv6"} for each in crossed}
 
 
 def test_pods_are_named(run):
