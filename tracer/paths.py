@@ -61,7 +61,7 @@ class PathPipeline:
         self._assembler = Assembler()
         self._joiner = Joiner(window_ns, cluster=cluster)
         self._clock_ns = clock_ns
-        self._latest_ns = 0
+        self._latest_ns = self._now_ns = 0
         self._connections = self._drops = 0
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Path]:
@@ -69,8 +69,11 @@ class PathPipeline:
         before_ns, self._offset_ns = self._offset_ns, self._source.info.clock_offset_ns
         if abs(self._offset_ns - before_ns) >= _STEP_NS:
             yield from self._take(None)
+            self._now_ns = 0
+        # Before this time all is read: these records were not waited for then.
+        read_ns, self._now_ns = self._now_ns, self._clock_ns() if self._clock_ns else 0
         self._add(self._pipeline.judge(records))
-        now_ns = self._clock_ns() if self._clock_ns else self._latest_ns
+        now_ns = read_ns if self._clock_ns else self._latest_ns
         yield from self._take(now_ns - self._pipeline.delay_ns)
 
     def rest(self) -> Iterator[Path]:

@@ -88,7 +88,19 @@ def test_whole_after_a_while():
     clock.now_ns = START_NS + QUIET_NS + WINDOW_NS - 1
     assert list(run.judge([])) == []
     clock.now_ns = START_NS + QUIET_NS + WINDOW_NS + 1_000_000
+    # What happened before that time may still have to be read.
+    assert list(run.judge([])) == []
     assert len(list(run.judge([]))) == 1
+
+
+def test_a_reader_that_was_kept_waiting():
+    """Where the machine is busy, what waits to be read for seconds is no less of the path."""
+    clock = Clock()
+    run = pipeline(clock_ns=clock)
+    clock.now_ns = START_NS + 5 * QUIET_NS
+    assert list(run.judge(FIRST)) == []
+    (path,) = run.judge(SECOND)
+    assert [leg.node for leg in path.legs] == ["node2", "node1"]
     assert list(run.rest()) == []
 
 
@@ -141,8 +153,9 @@ def test_the_clock_is_set_back():
     assert list(run.judge(FIRST)) == []
     clock.now_ns -= 3600 * 10**9
     source.info = replace(NODES, clock_offset_ns=NODES.clock_offset_ns - 3600 * 10**9)
-    (path,) = run.judge([])
+    (path,) = run.judge(SECOND)
     assert path.legs[0].orig == ORIG
+    assert list(run.judge([])) == []
 
 
 def test_a_record_with_a_wrong_time():
