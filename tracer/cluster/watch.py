@@ -28,6 +28,9 @@ from tracer.cluster.store import Store, WatchStatus
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 10
 
+# A start that takes longer is worth a word.
+_MOMENT_S = 1.0
+
 
 class Watch:
     """A cluster that is kept up to date. It is started once, and closed after that."""
@@ -80,12 +83,13 @@ class Watch:
         """How good the snapshot is."""
         return self._store.status()
 
-    def start(self, wait_s: float = 30) -> None:
+    def start(self, wait_s: float = 30, on_slow: Callable[[str], None] = lambda _why: None) -> None:
         """
         Begin, and wait until everything was listed once.
 
         Args:
             wait_s: How long to wait. 0 for not at all: the watch goes on trying, whatever fails.
+            on_slow: Called with what is waited for, if that takes more than a moment.
 
         Raises:
             ClusterError: The server refuses us, or did not list everything in time; or the
@@ -102,12 +106,17 @@ class Watch:
         self._thread.start()
         if wait_s <= 0:
             return
-        self.wait_for(lambda: self.status.is_synced or self.status.is_refused, wait_s)
+        server = self._config.cluster.server
+        if not self._wait_for_all(min(wait_s, _MOMENT_S)) and wait_s > _MOMENT_S:
+            on_slow(self.status.error or server)
+            self._wait_for_all(wait_s - _MOMENT_S)
         status = self.status
         if not status.is_synced:
             self.close()
-            server = self._config.cluster.server
             raise ClusterError(status.error or f"{server} listed not everything in {wait_s:g} s")
+
+    def _wait_for_all(self, timeout_s: float) -> bool:
+        return self.wait_for(lambda: self.status.is_synced or self.status.is_refused, timeout_s)
 
     def wait_for(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until a condition on this watch holds, and tell whether it does."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tracer.cluster.history import History
 from tracer.cluster.index import Cluster
 from tracer.cluster.status import ClusterStatus
 from tracer.commands.options import together
+from tracer.commands.values import Mark
 from tracer.judge.view import DEFAULT_MARK
 from tracer.kernel import privileges, proxy_mode
 from tracer.kernel.features import Check
@@ -35,22 +37,6 @@ _STALE_S = 150.0
 NO_CLUSTER = (
     "no cluster to ask (no --cluster, --kubeconfig, KUBECONFIG, service account or ~/.kube/config)"
 )
-
-
-class HexInt(click.ParamType[int]):
-    """A number, also as 0x4000."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse decimal or hexadecimal, 1 to 0xffffffff."""
-        try:
-            number = int(str(value), 0)
-        except ValueError:
-            self.fail(f"{value!r} is no number such as 0x4000", param, ctx)
-        if not 0 < number <= 0xFFFFFFFF:
-            self.fail(f"{value!r} is no mark of 32 bits", param, ctx)
-        return number
 
 
 cluster_options = together(
@@ -81,7 +67,7 @@ cluster_options = together(
     ),
     click.option(
         "--masquerade-mark",
-        type=HexInt(),
+        type=Mark(),
         metavar="MARK",
         help="The bit by which kube-proxy marks what it masquerades. Default: as its rules say,"
         f" else {DEFAULT_MARK:#x}.",
@@ -319,7 +305,7 @@ def _watched(choice: ClusterChoice, node: str | None, patience_s: float) -> Iter
                 prepare_thread=privileges.restrict_thread,
             )
             stack.enter_context(watch)
-            watch.start(patience_s)
+            watch.start(patience_s, partial(_tell_waiting, patience_s))
         except ClusterError as error:
             if is_named:
                 raise
@@ -328,6 +314,10 @@ def _watched(choice: ClusterChoice, node: str | None, patience_s: float) -> Iter
             yield _Feed()
             return
         yield _WatchedFeed(watch)
+
+
+def _tell_waiting(patience_s: float, why: str) -> None:
+    click.echo(f"srcip: waiting {patience_s:g} s at the most: {printable(why)}", err=True)
 
 
 def has_usual_place() -> bool:
@@ -346,5 +336,5 @@ def _watched_once(choice: ClusterChoice) -> Cluster:
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
     with Watch(kubeconfig=choice.kubeconfig, context=choice.context) as watch:
-        watch.start(_PATIENCE_S)
+        watch.start(_PATIENCE_S, partial(_tell_waiting, _PATIENCE_S))
         return watch.cluster

@@ -1,4 +1,4 @@
-"""Types of options' values: addresses, numbers within bounds, names of Services."""
+"""Types of options' values: addresses, numbers within bounds, marks, names of Services."""
 
 import math
 from ipaddress import ip_interface, ip_network
@@ -91,6 +91,22 @@ class Seconds(click.ParamType[float]):
             most = f" and at most {self._most:g}" if self._most is not None else ""
             self.fail(f"{str(value)!r} is no time of {least}{most} seconds", param, ctx)
         return seconds
+
+
+class Mark(click.ParamType[int]):
+    """A packet mark that is not 0, also as 0x4000."""
+
+    name = "mark"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse decimal or hexadecimal, 1 to 0xffffffff."""
+        try:
+            mark = int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is no number such as 0x4000", param, ctx)
+        if not 0 < mark <= 0xFFFFFFFF:
+            self.fail(f"{value!r} is no mark of 32 bits", param, ctx)
+        return mark
 
 
 def _cidr_complaint(text: str) -> str:

@@ -258,6 +258,22 @@ def test_no_answer_at_the_start(api, config):
     api.is_silent = False
 
 
+def test_a_slow_start_is_told(api, config):
+    """Who waits longer than a moment is told for what, and goes on to wait."""
+    told = []
+
+    def on_slow(why):
+        told.append(why)
+        api.is_broken = False
+
+    api.is_broken = True
+    with Watch(kubeconfig=config, timing=FAST) as watch:
+        watch.start(SOON_S, on_slow)
+        assert watch.status.is_synced
+    (why,) = told
+    assert "answered 500 etcdserver: no leader" in why
+
+
 def test_a_list_that_trickles(api, config):
     """A list that comes a byte at a time, each in time, is given up all the same."""
     api.is_trickling = True
