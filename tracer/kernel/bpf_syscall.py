@@ -21,7 +21,6 @@ _BPF_NETFILTER = 45
 TCX_INGRESS, TCX_EGRESS = 46, 47
 _BPF_F_BEFORE, _BPF_F_AFTER = 1 << 3, 1 << 4
 LINK_TYPE_NETFILTER = 10
-BPF_NOEXIST = 1
 
 # The call's number: arch/x86/entry/syscalls, and include/uapi/asm-generic/unistd.h for the rest.
 _SYSCALL = {"x86_64": 321, "s390x": 351, "ppc64le": 361}.get(platform.machine(), 280)
