@@ -15,7 +15,7 @@ DEBIAN_BROWSER := chromium chromium-driver fonts-dejavu-core
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy setup-browser setup-proxies manifests man demo test vm lint format fuzz bench soak outage pictures clean
+.PHONY: setup setup-deploy setup-browser setup-proxies manifests constraints man demo test vm lint format fuzz bench soak outage pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -37,6 +37,14 @@ $(DEPLOY_STAMP): $(STAMP)
 # The plain manifests from the chart.
 manifests: setup-deploy
 	$(VENV)/bin/python deploy/render.py
+
+# What the image installs from PyPI: the newest that pyproject.toml allows.
+constraints: setup
+	rm -rf build/constraints
+	/usr/bin/python3 -m venv build/constraints
+	build/constraints/bin/pip install --quiet .
+	{ head -1 deploy/constraints.txt; build/constraints/bin/pip freeze --exclude srcip; } > build/constraints.txt
+	mv build/constraints.txt deploy/constraints.txt
 
 # Man pages and shell completions, into build/.
 man: setup

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("kernel")
 library("helm_python")
 
 from tests.deploy.chart import daemonset  # noqa: E402
+from tests.deploy.test_dockerfile import canonical, pins  # noqa: E402
 
 NODE = "node2"
 RENEWED = TOKEN + "-renewed"
@@ -235,6 +236,15 @@ def test_no_kernel_headers_and_no_pip(agent):
     assert not found
     assert agent.execute("python3", "-m", "pip").returncode != 0
     assert agent.execute("/opt/srcip/bin/python3", "-m", "pip").returncode != 0
+
+
+def test_what_is_installed_is_pinned(agent):
+    """From PyPI there are the versions of constraints.txt, and nothing else."""
+    script = "from importlib.metadata import *; [print(d.name, d.version) for d in distributions()]"
+    told = agent.execute("/opt/srcip/bin/python3", "-I", "-c", script).stdout.split("\n")
+    installed = {canonical(name): version for name, version in map(str.split, filter(None, told))}
+    del installed["srcip"]
+    assert installed == pins()
 
 
 NEEDED = ("BPF", "PERFMON", "NET_ADMIN", "SYSLOG")
