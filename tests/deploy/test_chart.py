@@ -29,9 +29,10 @@ SERVICE_MONITOR = EVERYTHING | {"monitor": {"enabled": True, "kind": "ServiceMon
 VERSIONS = [f"1.{minor}" for minor in range(25, 38)]
 
 
-def test_lint():
+@pytest.mark.parametrize("values", [{}, EVERYTHING, SERVICE_MONITOR], ids=["no", "all", "other"])
+def test_lint(values):
     """Helm finds nothing to complain of but that there is no picture."""
-    messages = helm.lint(str(CHART))["messages"]
+    messages = helm.lint(str(CHART), values, namespace="srcip", strict=True)["messages"]
     assert [each["error"] for each in messages] == ["icon is recommended"]
 
 

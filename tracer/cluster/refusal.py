@@ -42,8 +42,7 @@ def translated(doing: str) -> Iterator[None]:
         reason = _certificate_reason(error)
         if reason is not None:
             raise FinalError(
-                f"{doing}: certificate not accepted: {reason}; check certificate-authority-data"
-                " and server of the kubeconfig"
+                f"{doing}: certificate not accepted: {reason}; {_certificate_advice(reason)}"
             ) from None
         raise ClusterError(f"{doing}: {_line(str(error)) or type(error).__name__}") from None
 
@@ -101,6 +100,12 @@ def _certificate_reason(error: BaseException | None) -> str | None:
             return _line(f"the server answered {error.reason}")
         error = error.__cause__ or error.__context__
     return None
+
+
+def _certificate_advice(reason: str) -> str:
+    if "expired" in reason.lower() or "not yet valid" in reason:
+        return "was it renewed, and is this machine's clock right?"
+    return "check certificate-authority-data and server of the kubeconfig"
 
 
 def _line(text: str) -> str:

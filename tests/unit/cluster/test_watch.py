@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from base64 import b64encode
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
 import pytest
@@ -320,6 +321,20 @@ def test_bad_certificate(config, api, tmp_path):
         watch.start()
     assert "\n" not in str(caught.value)
     assert api.requests == []
+
+
+@pytest.mark.parametrize(("days", "reason"), [(-2, "has expired"), (1, "is not yet valid")])
+def test_a_certificate_of_another_day(api, config, days, reason):
+    """One that is too old, or too new for a clock that is wrong, is named as such."""
+    api.stop()
+    begin = datetime.now(UTC) + timedelta(days=days)
+    api.validity = {"not_before": begin, "not_after": begin + timedelta(days=1)}
+    api.start(api.port)
+    with (
+        Watch(kubeconfig=config, timing=FAST) as watch,
+        pytest.raises(ClusterError, match=f"certificate {reason}; was it renewed, and is this"),
+    ):
+        watch.start()
 
 
 @pytest.fixture
