@@ -108,7 +108,7 @@ def through_agent(
         StreamError: If there is no agent, or it refuses or goes away.
     """
     end_s = time.monotonic() + timeout_s if timeout_s else None
-    with AgentStream(agent, wanted) as stream:
+    with AgentStream(agent, wanted, patience_s=timeout_s) as stream:
         stream.wait(min(_HELLO_S, timeout_s or _HELLO_S))
         with stop_on_signals() as stop:
             if ready_file:

@@ -32,11 +32,14 @@ class AgentStream:
         StreamError: If there is no agent, or it refuses.
     """
 
-    def __init__(self, agent: Path | HttpsAgent, wanted: Wanted) -> None:
+    def __init__(
+        self, agent: Path | HttpsAgent, wanted: Wanted, *, patience_s: float | None = None
+    ) -> None:
         """
         Args:
             agent: Its Unix socket, or where it listens with TLS.
             wanted: What it shall hand out.
+            patience_s: How long it may take to let us in; never more than an agent ever takes.
         """
         self._agent = agent
         self._lines: deque[bytes] = deque()
@@ -44,7 +47,7 @@ class AgentStream:
         self._connections = self._drops = 0
         self.nodes: Sequence[str] = ()
         self._give_up_s = float("inf")
-        self._channel, self._inbox = _connected(agent)
+        self._channel, self._inbox = _connected(agent, patience_s)
         try:
             self._say(request_line(wanted))
         except StreamError:
@@ -196,10 +199,11 @@ class AgentStream:
         self._channel.deadline_s = None
 
 
-def _connected(agent: Path | HttpsAgent) -> tuple[Channel, bytes]:
+def _connected(agent: Path | HttpsAgent, patience_s: float | None) -> tuple[Channel, bytes]:
     """Return the connection, and what the agent has said on it already."""
     if isinstance(agent, HttpsAgent):
-        return upgrade.connect(agent, chunk=_CHUNK)
+        patience_s = min(upgrade.PATIENCE_S, patience_s or upgrade.PATIENCE_S)
+        return upgrade.connect(agent, chunk=_CHUNK, patience_s=patience_s)
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(str(agent))

@@ -51,34 +51,37 @@ class HttpsAgent:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def connect(agent: HttpsAgent, *, chunk: int) -> tuple[Channel, bytes]:
+def connect(agent: HttpsAgent, *, chunk: int, patience_s: float) -> tuple[Channel, bytes]:
     """
     Return a connection that has become a stream, and what was said on it already.
 
     Args:
         agent: Where, and with which token.
         chunk: Bytes to receive at once at the most.
+        patience_s: How long all of it may take, but for looking up the host.
 
     Raises:
         StreamError: If there is no agent, or it refuses.
     """
     context = _context(agent)
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + patience_s
     try:
-        sock = create_connection((agent.host, agent.port), timeout=PATIENCE_S)
+        sock = create_connection((agent.host, agent.port), timeout=patience_s)
+    except (OSError, ValueError) as error:
+        raise _unreachable(agent, error, patience_s) from None
+    try:
         keep_alive(sock)
-        channel = TlsChannel(
-            sock, context, chunk=chunk, server_name=agent.server_name or agent.host
-        )
-    except (OSError, UnicodeError, ValueError) as error:
-        raise _unreachable(agent, error) from None
-    try:
+        name = agent.server_name or agent.host
+        channel = TlsChannel(sock, context, chunk=chunk, server_name=name)
         channel.deadline_s = deadline_s
         channel.shake_hands()
         return channel, _upgraded(agent, channel)
-    except (OSError, StreamError) as error:
-        channel.close()
-        raise (error if isinstance(error, StreamError) else _unreachable(agent, error)) from None
+    except StreamError:
+        sock.close()
+        raise
+    except (OSError, ValueError) as error:
+        sock.close()
+        raise _unreachable(agent, error, patience_s) from None
 
 
 def _context(agent: HttpsAgent) -> ssl.SSLContext:
@@ -144,7 +147,7 @@ def _no_agent(agent: HttpsAgent, said: str) -> StreamError:
     return StreamError(f"what answers at {agent} is no agent of srcip ({said})")
 
 
-def _unreachable(agent: HttpsAgent, error: Exception) -> StreamError:
+def _unreachable(agent: HttpsAgent, error: Exception, patience_s: float) -> StreamError:
     match error:
         case ssl.SSLCertVerificationError():
             why = (
@@ -155,7 +158,7 @@ def _unreachable(agent: HttpsAgent, error: Exception) -> StreamError:
             reason = (error.reason or str(error)).replace("_", " ").lower()
             why = f"no TLS with what listens there: {reason}"
         case TimeoutError():
-            why = f"no answer in {PATIENCE_S:g} s"
+            why = f"no answer in {patience_s:g} s"
         case gaierror():
             why = f"no such host: {error.strerror}"
         case ConnectionRefusedError():
