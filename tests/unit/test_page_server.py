@@ -8,10 +8,14 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPException
+from types import SimpleNamespace
 
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from exporters import page_server, slots
 from exporters.certificate import Certificate
@@ -178,6 +182,75 @@ def test_a_head_without_end():
                 assert b" 200 " not in to_the_end(sock)
             # What the kernel's buffers hold, it may have sent.
             assert get(server, "/readyz")[0] == 200
+
+
+class Said:
+    """A channel on which somebody has said something, and ended."""
+
+    def __init__(self, said):
+        self.deadline_s = None
+        self._chunks = [said[at : at + 7] for at in range(0, len(said), 7)]
+        self.told = b""
+
+    def receive(self):
+        return self._chunks.pop(0) if self._chunks else b""
+
+    def send(self, data):
+        taken = bytes(data[:50])
+        self.told += taken
+        return len(taken)
+
+    def flush(self):
+        pass
+
+
+class Streams:
+    """Room for a stream."""
+
+    url_path, upgrade = "/stream", "srcip-stream/1"
+
+    def has_room(self):
+        return True
+
+
+_PIECES = st.sampled_from(
+    b"GET |/metrics|/stream|/healthz|/| HTTP/1.1|HTTP/0.9|\r\n|\n|: |Host: x\r\n|\r\n\r\n| \r\n y|"
+    b"Authorization: Bearer yes\r\n|Connection: Upgrade\r\n|Upgrade: srcip-stream/1\r\n|"
+    b"Content-Length: 1\r\n|Accept: application/openmetrics-text;version=1.0.0\r\n|\x00|\xff".split(
+        b"|"
+    )
+)
+
+
+_WHOLE = (
+    b"GET /stream HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: srcip-stream/1\r\n"
+    b"Authorization: Bearer yes\r\n\r\n{}\n"
+)
+
+
+@example(_WHOLE)
+@given(st.lists(_PIECES | st.binary(max_size=9), max_size=30).map(b"".join))
+def test_any_bytes_are_answered_or_ended(said):
+    """No request is a bug's traceback; and none becomes a stream but by what it takes."""
+    page = Page("1.2")
+    server = SimpleNamespace(
+        page=page,
+        streams=Streams(),
+        gate=lambda told, path: None if told == "Bearer yes" else (401, "no"),
+    )
+    channel = Said(said)
+    try:
+        handler = page_server._Handler(channel, None, server)
+    except HTTPException:
+        return
+    assert handler.has_left or said != _WHOLE
+    if handler.has_left:
+        assert channel.told.startswith(b"HTTP/1.1 101 ")
+        wanted = (b"Bearer yes", b"Upgrade", b"srcip-stream/1", b"/stream", b"HTTP/1.1")
+        assert all(each in said for each in wanted)
+        assert said.endswith(handler.unread + b"".join(channel._chunks))
+    elif b"srcip_build_info" in channel.told:
+        assert b"Bearer yes" in said
 
 
 def test_what_is_said_behind_a_request():

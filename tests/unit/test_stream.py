@@ -29,7 +29,7 @@ from tracer.stream import server as servers
 from tracer.stream.client import AgentStream
 from tracer.stream.errors import StreamError
 from tracer.stream.lines import judged_of
-from tracer.stream.protocol import parse_object, parse_request, request_line
+from tracer.stream.protocol import parse_end, parse_object, parse_request, request_line
 from tracer.stream.server import Origin, StreamServer
 
 REPLACED = samples.judged(*samples.REPLACED)
@@ -83,10 +83,10 @@ def test_a_request_is_read_as_it_was_meant(wanted):
     assert parse_request(request_line(wanted)) == wanted
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_request_or_an_error(line):
+@given(st.binary(max_size=200), st.sampled_from([parse_request, parse_end]))
+def test_any_bytes_are_a_request_or_an_error(line, parse):
     """Nothing but a StreamError comes of a line, whatever it is."""
-    assert reason(parse_request, line).isprintable()
+    assert reason(parse, line).isprintable()
 
 
 json_values = st.recursive(
