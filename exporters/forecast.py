@@ -60,7 +60,7 @@ def preview_lines(
         lines.append("every node answers what comes from outside, and hides the client's address")
     elif external is Policy.LOCAL:
         lines += [
-            f"nodes that would drop what comes from outside: {without}",
+            f"nodes that would not answer what comes from outside: {without}",
             f"nodes that would answer: {able}",
         ]
         if preview.has_health_check:

@@ -114,7 +114,7 @@ def reasons(opinion: Opinion | None) -> Iterator[tuple[str, str]]:
     for line in opinion.evidence:
         yield "because", line
     for line in opinion.advice:
-        yield "to mend" if opinion.verdict is Verdict.DROPPED else "to keep", line
+        yield "to mend" if opinion.is_unanswered else "to keep", line
 
 
 def _accepted(peer: FiveTuple, seen: IPAddress | None) -> str:

@@ -16,7 +16,6 @@ from tracer.judge.verdict import (
     SeenAccept,
     SeenHop,
     Summary,
-    Verdict,
 )
 from tracer.model import DeclaredClient, FiveTuple, IPAddress, protocol_name
 from tracer.ruleset.rule import Owner, Rule
@@ -92,7 +91,7 @@ class TextWriter:
 def explanation(opinion: Opinion) -> list[str]:
     """Return evidence and advice as lines that a terminal may show."""
     lines = [f"because  {line}" for line in opinion.evidence]
-    label = "to mend " if opinion.verdict is Verdict.DROPPED else "to keep "
+    label = "to mend " if opinion.is_unanswered else "to keep "
     lines += [f"{label} {line}" for line in opinion.advice]
     return [printable(line) for line in lines]
 

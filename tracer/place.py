@@ -13,6 +13,7 @@ def to_json(place: Place) -> dict[str, Any]:
     """Return a place as an object that `from_json` reads."""
     return {
         "addresses": sorted(map(str, place.addresses)),
+        "service_addresses": sorted(map(str, place.service_addresses)),
         "interfaces": {str(index): name for index, name in place.interfaces.items()},
         "device_kinds": {str(index): kind for index, kind in place.device_kinds.items()},
         "proxy_mode": place.proxy_mode,
@@ -34,6 +35,7 @@ def from_json(told: dict[str, Any]) -> Place:
         raise ValueError(f"proxy mode {mode!r:.20}")
     return Place(
         addresses=frozenset(map(ip_address, map(str, told["addresses"]))),
+        service_addresses=frozenset(map(ip_address, map(str, told.get("service_addresses", ())))),
         interfaces={int(index): str(name) for index, name in told["interfaces"].items()},
         device_kinds={int(i): str(kind) for i, kind in told.get("device_kinds", {}).items()},
         proxy_mode=mode,

@@ -98,6 +98,7 @@ class LiveViews:
         rules = view.rules or Ruleset()
         return Place(
             addresses=view.addresses,
+            service_addresses=view.service_addresses,
             interfaces=view.interfaces,
             device_kinds=view.device_kinds,
             proxy_mode=view.mode,
@@ -123,6 +124,7 @@ class LiveViews:
             cluster=cluster,
             rules=rules,
             addresses=interfaces.addresses,
+            service_addresses=interfaces.service_addresses,
             interfaces=interfaces.names,
             device_kinds=interfaces.kinds,
             proxy_mode=self._keeper.proxy_mode(place),

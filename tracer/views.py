@@ -42,6 +42,7 @@ class Place:
     """
 
     addresses: frozenset[IPAddress] = frozenset()
+    service_addresses: frozenset[IPAddress] = frozenset()
     interfaces: Mapping[int, str] = field(default_factory=dict)
     device_kinds: Mapping[int, str] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
@@ -105,6 +106,7 @@ class FixedViews:
             cluster=self.cluster,
             rules=place.rules(),
             addresses=place.addresses,
+            service_addresses=place.service_addresses,
             interfaces=place.interfaces,
             device_kinds=place.device_kinds,
             proxy_mode=self.proxy_mode or place.proxy_mode,

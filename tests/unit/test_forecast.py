@@ -261,7 +261,7 @@ def test_nothing_to_forecast():
         (
             {"externalTrafficPolicy": Policy.LOCAL},
             [
-                "nodes that would drop what comes from outside: node2",
+                "nodes that would not answer what comes from outside: node2",
                 "nodes that would answer: node1",
             ],
         ),

@@ -6,10 +6,12 @@ kube-proxy's IPVS mode: what the lab makes of the objects, and what a kernel wit
 
 import re
 from collections import Counter
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from exporters.text import explanation
 from lab import hosts, ipvs
 from lab.agreement import Traced
 from lab.probe import Answer
@@ -19,9 +21,12 @@ from tests.unit import test_forecast as observations
 from tests.unit.samples import flow
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
+from tracer.judge.preview import hidden_clients
 from tracer.judge.view import View
 from tracer.model import Hook, Status
+from tracer.place import from_json, to_json
 from tracer.ruleset.model import Owner
+from tracer.views import Place
 
 OBSERVED = world.ipvs_lines("observed.jsonl")
 RECORDS = world.ipvs_lines("records.jsonl")
@@ -170,6 +175,7 @@ def view(node):
         cluster=world.CLUSTER,
         rules=world.recorded("ipvs", node),
         addresses=frozenset(map(ip_address, ADDRESSES[node])),
+        service_addresses=frozenset(ipvs.setup(node).addresses),
         interfaces=world.INTERFACES[node],
     )
 
@@ -255,6 +261,43 @@ def test_rules(findings):
     assert refused.evidence[-1] == "a virtual server of IPVS without any refuses without a rule"
 
 
+def test_node_port_on_a_services_address():
+    """It is refused there, and no Service's: the address is the node's, but for Services alone."""
+    packet = flow(world.CLIENT, 40000, world.LOAD_BALANCER, world.NODE_PORT)
+    opinion = world.discard(packet, view("node1"), at="input").opinion
+    assert (opinion.cause, opinion.service) == ("netfilter-drop", None)
+    packet = flow(world.CLIENT, 40000, world.GATEWAY1, world.NODE_PORT)
+    assert world.discard(packet, view("node1"), at="input").opinion.service.name == "nodeport"
+
+
+def test_mode_by_device():
+    """Without rules, the device that kube-proxy makes for IPVS tells the mode."""
+    known = view("node1")
+    assert replace(known, rules=None).mode is None
+    interfaces = world.INTERFACES["node1"] | {9: "kube-ipvs0"}
+    assert replace(known, rules=None, interfaces=interfaces).mode == "ipvs"
+    nftables = replace(known, rules=world.recorded("nftables", "node1"), interfaces=interfaces)
+    assert nftables.mode == "nftables"
+
+
+def test_recorded_place():
+    """A recording keeps which addresses are Services', and an older one need not."""
+    place = Place(
+        addresses=view("node1").addresses, service_addresses=view("node1").service_addresses
+    )
+    told = to_json(place)
+    assert from_json(told) == place
+    del told["service_addresses"]
+    assert from_json(told) == replace(place, service_addresses=frozenset())
+
+
+def test_clients_that_policy_local_would_show(findings):
+    """A preview counts whom the policy hides, in IPVS mode by the cause of that mode."""
+    judged = [hop for name in findings for hop in findings[name].hops]
+    clients = hidden_clients(judged, world.CLUSTER.service("default", "nodeport"))
+    assert clients == {hosts.CLIENT.ipv4: 4, hosts.CLIENT.ipv6: 4}
+
+
 def test_stray(findings):
     """Policy Local without an endpoint here: the way back fails, and the advice says what helps."""
     opinion = findings["S6 ipvs ipv4 tcp"].opinion
@@ -265,6 +308,7 @@ def test_stray(findings):
         "none of them",
     ]
     assert opinion.advice[0] == "run an endpoint of default/nodeport-local on node2"
+    assert "to mend  run an endpoint of default/nodeport-local on node2" in explanation(opinion)
     # A pod of the node gets its answers.
     opinion = findings["S17b ipvs ipv4 tcp"].opinion
     assert (opinion.cause, list(opinion.advice)) == (None, [])

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from tests.vm.test_kernels import PYTHON, assert_well, why_not
+from tests.vm.test_kernels import PYTHON, TESTS, assert_well, why_not
 from tests.vm.test_kernels import run_in_vm as _run_in_vm
 
 # Debian's kernels have IPVS; one of those with netfilter links.
@@ -23,6 +23,18 @@ def tools():
     """What sets IPVS up; 'make vm' installs it."""
     if why_not() is None and (missing := [t for t in ("ipvsadm", "ipset") if not shutil.which(t)]):
         pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+# Whole paths beside tcpdump; the tests take IPVS mode where its module is there before.
+PATHS = (
+    *("sh", "-c", 'modprobe ip_vs && exec "$@"', "sh", "env", "SRCIP_TEST_PATIENCE_S=200"),
+    *(*TESTS, "-x", "tests/lab/test_paths.py", "-k", "ipvs and not replay"),
+)
+
+
+def test_paths(run_in_vm):
+    """Hops are those that tcpdump captures; DNAT, SNAT and what is undone are where they are."""
+    assert_well(run_in_vm(*PATHS))
 
 
 def test_demo(run_in_vm):

@@ -59,6 +59,11 @@ class Opinion:
     evidence: Sequence[str] = ()
     advice: Sequence[str] = ()
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the client gets no answer: nothing arrives, or nothing comes back."""
+        return self.verdict is Verdict.DROPPED or self.cause is Cause.NO_LOCAL_ENDPOINT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedConnection:

@@ -8,7 +8,7 @@ from tracer.cluster.match import HostPortMatch, PodRef, ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
 from tracer.judge.verdict import ServiceRef
 from tracer.model import ClientClass, FiveTuple, IPAddress
-from tracer.ruleset.model import ProxyMode, Ruleset
+from tracer.ruleset.model import IPVS_DEVICE, ProxyMode, Ruleset
 
 # --iptables-masquerade-bit 14, kube-proxy's default
 DEFAULT_MARK = 0x4000
@@ -25,6 +25,7 @@ class View:
         cluster: The objects as they were at the connection's time.
         rules: The node's rules.
         addresses: All addresses of the node's interfaces; Kubernetes knows but a few of them.
+        service_addresses: Those of them that kube-proxy in IPVS mode has bound: of Services.
         interfaces: The names of the node's interfaces by index.
         device_kinds: What those are that are no hardware, by index: veth, bridge, vxlan.
         proxy_mode: kube-proxy's mode as it says itself; the rules' word counts where it does not.
@@ -35,6 +36,7 @@ class View:
     cluster: Cluster | None = None
     rules: Ruleset | None = None
     addresses: frozenset[IPAddress] = frozenset()
+    service_addresses: frozenset[IPAddress] = frozenset()
     interfaces: Mapping[int, str] = field(default_factory=dict)
     device_kinds: Mapping[int, str] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
@@ -42,10 +44,10 @@ class View:
 
     @property
     def mode(self) -> ProxyMode | None:
-        """kube-proxy's mode: by its own word, else by its rules."""
-        if self.proxy_mode is None and self.rules is not None:
-            return self.rules.proxy_mode
-        return self.proxy_mode
+        """kube-proxy's mode: by its own word, else by its rules, else by its device for IPVS."""
+        by_rules = self.rules.proxy_mode if self.rules is not None else None
+        told = self.proxy_mode or by_rules
+        return "ipvs" if told is None and IPVS_DEVICE in self.interfaces.values() else told
 
     def is_here(self, address: IPAddress) -> bool:
         """Whether an address is one of this node's own."""
@@ -69,9 +71,12 @@ class View:
         """Return what a client addressed: a Service's port or a host port."""
         if self.cluster is None or flow.is_icmp:
             return None
-        return self.cluster.service_at(
+        found = self.cluster.service_at(
             flow.dst, flow.dport, flow.proto, node_addresses=self.addresses, node=self.node
         )
+        # A NodePort does not answer there, although the address is the node's.
+        is_elsewhere = found is not None and found.via is Via.NODE_PORT
+        return None if is_elsewhere and flow.dst in self.service_addresses else found
 
     def behind(self, address: IPAddress, port: int, proto: int) -> tuple[Service, ...]:
         """Return the Services that have an endpoint."""

@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,12 +22,13 @@ from tracer.kernel import (
     proxy_mode,
 )
 from tracer.kernel.conntrack import ConntrackSource
+from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.ladder import Rung
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_netfilter_links, has_tcx_links
 from tracer.kernel.source import Settings
 from tracer.ruleset import reader
-from tracer.ruleset.model import Ruleset
+from tracer.ruleset.model import IPVS_DEVICE, Ruleset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,11 +220,12 @@ def _rule_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
     for netns in namespaces:
         rules = reader.read(netns.path)
         told = proxy_mode.ask(netns)
-        mode = told or rules.proxy_mode
+        mode = told or rules.proxy_mode or _mode_by_device(netns)
         if told:
             detail = f"{told}, by its own word on localhost:10249"
         elif mode:
-            detail = f"{mode}, by its rules (localhost:10249 does not answer)"
+            by = "rules" if rules.proxy_mode else f"device {IPVS_DEVICE}"
+            detail = f"{mode}, by its {by} (localhost:10249 does not answer)"
         else:
             detail = "neither localhost:10249 nor rules tell of one"
         if told and rules.proxy_mode and told != rules.proxy_mode:
@@ -231,6 +234,11 @@ def _rule_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
             name=f"kube-proxy of {netns.node}", is_ok=bool(mode), detail=detail, is_needed=False
         )
         yield _masquerade_check(netns, rules)
+
+
+def _mode_by_device(netns: Netns) -> str | None:
+    with closing(InterfaceWatcher(netns)) as watcher:
+        return "ipvs" if IPVS_DEVICE in watcher.snapshot().names.values() else None
 
 
 def _masquerade_check(netns: Netns, rules: Ruleset) -> Check:

@@ -10,6 +10,7 @@ from tracer.errors import NetnsError
 from tracer.kernel import netlink
 from tracer.kernel.netns import Netns, inside
 from tracer.model import IPAddress
+from tracer.ruleset.model import IPVS_DEVICE
 
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
 _NETLINK_ROUTE = 0
@@ -26,11 +27,13 @@ class Interfaces:
     A snapshot: names by index, and every address of every interface.
 
     ``kinds`` are what the kernel says of interfaces that are no hardware: veth, bridge, vxlan.
+    ``service_addresses`` are those that kube-proxy in IPVS mode has bound.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
     kinds: Mapping[int, str] = field(default_factory=dict)
     addresses: frozenset[IPAddress] = frozenset()
+    service_addresses: frozenset[IPAddress] = frozenset()
 
 
 class InterfaceWatcher:
@@ -91,7 +94,16 @@ class InterfaceWatcher:
     def _read(self) -> Interfaces:
         try:
             names, kinds = self._links()
-            return Interfaces(names=names, kinds=kinds, addresses=frozenset(self._addresses()))
+            addresses = self._addresses()
+            here = {index for index, name in names.items() if name == IPVS_DEVICE}
+            return Interfaces(
+                names=names,
+                kinds=kinds,
+                addresses=frozenset(address for _, address in addresses),
+                service_addresses=frozenset(
+                    address for index, address in addresses if index in here
+                ),
+            )
         except OSError as error:
             raise NetnsError(
                 f"cannot read the interfaces of {self._netns.node}: {error.strerror}"
@@ -109,15 +121,17 @@ class InterfaceWatcher:
                 kinds[index] = _text(kind)
         return names, kinds
 
-    def _addresses(self) -> set[IPAddress]:
+    def _addresses(self) -> set[tuple[int, IPAddress]]:
+        """Return all addresses, each with its interface's index."""
         addresses = set()
         request = _IFADDRMSG.pack(0, 0, 0, 0, 0)
         for _, payload in netlink.dump(self._channel, _RTM_GETADDR, request):
+            index = _IFADDRMSG.unpack_from(payload)[4]
             told = netlink.attributes(payload[_IFADDRMSG.size :])
             # Of a point-to-point link ADDRESS is the far end's; LOCAL is ours.
             raw = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS)
             if raw and len(raw) in (4, 16):
-                addresses.add(ip_address(raw))
+                addresses.add((index, ip_address(raw)))
         return addresses
 
 

@@ -12,6 +12,7 @@ from tracer.ruleset.rule import Action, HookName, Owner, Range, Rule, Tool
 from tracer.ruleset.walk import Walked, walk
 
 __all__ = [
+    "IPVS_DEVICE",
     "Action",
     "Candidates",
     "Flow",
@@ -28,6 +29,8 @@ T = TypeVar("T")
 _REMEMBERED = 16384
 _NFT = {"ipv4": "ip", "ipv6": "ip6", "both": "inet"}
 ProxyMode = Literal["iptables", "nftables", "ipvs"]
+# What kube-proxy in IPVS mode binds the Services' addresses to (defaultDummyDevice).
+IPVS_DEVICE = "kube-ipvs0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
