@@ -17,10 +17,12 @@ import pytest
 from tests.conftest import SWITCH
 from tests.kernel import box as boxes
 from tests.kernel.box import NODE, SERVER, flat, wait_until
-from tests.kernel.test_privileges import serving
+from tests.kernel.test_privileges import NOBODY, serving, statuses
 from tracer.decode import decode
 from tracer.errors import ConntrackError
+from tracer.kernel import privileges
 from tracer.kernel.conntrack import ConntrackSource
+from tracer.kernel.privileges import Capability
 
 SRCIP = [sys.executable, "-m", "tracer.cli"]
 COUNT = 5
@@ -130,7 +132,10 @@ def test_trace_and_flows_equal_the_table(box, tmp_path, version, rung):
 
 
 def test_the_agents_totals_are_the_table(box):
-    """'srcip serve' counts in the kernel as many connections as conntrack -L shows."""
+    """
+    'srcip serve' counts in the kernel as many connections as conntrack -L shows, as nobody, and
+    with no capability but the one that reading counts may take.
+    """
 
     def totals(served):
         found = Counter()
@@ -151,6 +156,13 @@ def test_the_agents_totals_are_the_table(box):
             (family, proto, "replaced"): COUNT for family, proto in product(families, protos)
         }
         wait_until(lambda: totals(served) == expected)
+        threads = list(statuses(served.process.pid))
+    kept = 1 << Capability.CAP_BPF if privileges.maps_take_bpf() else 0
+    assert {status["Uid"].split()[1] for status in threads} == {NOBODY}
+    assert {int(status[kind], 16) for status in threads for kind in ("CapEff", "CapPrm")} <= {
+        0,
+        kept,
+    }
 
 
 def read_all(source, count):
