@@ -148,6 +148,7 @@ def test_the_agents_totals_are_the_table(box):
         return found
 
     with serving(box) as served:
+        wait_until(lambda: served.get("/readyz"))
         for version in (4, 6):
             talk(box, version)
         assert len(of_table(box)) == 4 * COUNT
