@@ -151,7 +151,8 @@ def test_the_agents_totals_are_the_table(box):
         wait_until(lambda: served.get("/readyz"))
         for version in (4, 6):
             talk(box, version)
-        assert len(of_table(box)) == 4 * COUNT
+        asked = {entry for entry in of_table(box) if not entry[1][0].is_loopback}
+        assert len(asked) == 4 * COUNT
         families, protos = ("ipv4", "ipv6"), ("tcp", "udp")
         expected = {
             (family, proto, "replaced"): COUNT for family, proto in product(families, protos)
