@@ -270,6 +270,19 @@ def test_node_port_on_a_services_address():
     assert world.discard(packet, view("node1"), at="input").opinion.service.name == "nodeport"
 
 
+def test_source_ranges_of_a_node_s_own_process():
+    """It calls from the Service's address: the node's own must be in the ranges."""
+    address = world.LOAD_BALANCER_RANGES
+    packet = flow(address, 40000, address, 80)
+    opinion = world.discard(packet, view("node1"), at="output").opinion
+    assert opinion.cause == "source-ranges"
+    assert opinion.evidence[-1] == (
+        "10.240.0.3 is not in loadBalancerSourceRanges of default/loadbalancer-ranges: "
+        "198.51.100.10/32"
+    )
+    assert opinion.advice[0].startswith("add node1's own address to loadBalancerSourceRanges (now ")
+
+
 def test_mode_by_device():
     """Without rules, the device that kube-proxy makes for IPVS tells the mode."""
     known = view("node1")

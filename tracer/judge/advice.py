@@ -96,8 +96,18 @@ def cause_in_ipvs_mode(cause: Cause, match: Match) -> Cause:
     return cause
 
 
-def for_drop(cause: Cause | None, match: Match, node: str) -> tuple[str, ...]:
-    """Return advice for a packet that did not arrive, a line each."""
+def for_drop(
+    cause: Cause | None, match: Match, node: str, *, is_own: bool = False
+) -> tuple[str, ...]:
+    """
+    Return advice for a packet that did not arrive, a line each.
+
+    Args:
+        cause: Why it did not.
+        match: What the client addressed.
+        node: The node that discarded it.
+        is_own: Whether a process of the node sent it, from an address of a Service.
+    """
     service = match.service if isinstance(match, ServiceMatch) else None
     match cause:
         case Cause.NO_LOCAL_ENDPOINT:
@@ -109,7 +119,8 @@ def for_drop(cause: Cause | None, match: Match, node: str) -> tuple[str, ...]:
             )
         case Cause.SOURCE_RANGES:
             ranges = ", ".join(map(str, service.source_ranges)) if service else ""
-            return (f"add the client to loadBalancerSourceRanges (now {ranges})",)
+            who = f"{node}'s own address" if is_own else "the client"
+            return (f"add {who} to loadBalancerSourceRanges (now {ranges})",)
         case Cause.NO_LISTENER if isinstance(match, ServiceMatch) and match.via is Via.NODE_PORT:
             return (
                 "use another address of the node: kube-proxy does not serve the NodePort at this "

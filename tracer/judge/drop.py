@@ -11,7 +11,7 @@ from tracer.judge.endpoints import usable
 from tracer.judge.place import possible_hooks
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
 from tracer.judge.view import View, policy_of, reference
-from tracer.model import Drop, FiveTuple, Hook
+from tracer.model import Drop, FiveTuple, Hook, IPAddress
 from tracer.ruleset.model import Candidates, Flow, HookName, Owner, Rule
 
 NETFILTER_DROP = "NETFILTER_DROP"
@@ -93,7 +93,12 @@ class _Case:
             client_class=self.view.classify(flow.src) if flow else None,
             rule=self.rule,
             evidence=tuple(self.evidence),
-            advice=advice.for_drop(cause, self.match, self.view.node),
+            advice=advice.for_drop(
+                cause,
+                self.match,
+                self.view.node,
+                is_own=flow is not None and flow.src in self.view.service_addresses,
+            ),
         )
 
     @cached_property
@@ -197,15 +202,28 @@ class _Case:
         # kube-proxy takes each family for itself: without ranges of this one, all may come in
         # (newBaseServiceInfo in pkg/proxy/serviceport.go).
         ranges = [one for one in match.service.source_ranges if one.version == source.version]
-        if not ranges:
+        sources = self._own_sources(source) or (source,)
+        if not ranges or any(one in each for one in sources for each in ranges):
             return False
-        if any(source in one for one in ranges):
-            return False
+        listed = ", ".join(map(str, sources))
         self.evidence.append(
-            f"{source} is not in loadBalancerSourceRanges of {match.service.key}: "
+            f"{listed} is not in loadBalancerSourceRanges of {match.service.key}: "
             f"{', '.join(map(str, ranges))}"
         )
         return True
+
+    def _own_sources(self, source: IPAddress) -> tuple[IPAddress, ...]:
+        """
+        Return what counts for a process that calls a Service by the Service's own address.
+
+        In IPVS mode the node has that address, so the kernel picks it as source. kube-proxy asks
+        whether the ranges hold the node's own (lbNoNodeAccessIPPortProtocolEntries).
+        """
+        if source not in self.view.service_addresses or self.view.cluster is None:
+            return ()
+        node = self.view.cluster.node(self.view.node)
+        own = node.addresses if node is not None else ()
+        return tuple(one for one in own if one.version == source.version)
 
     def _note_rules(self) -> None:
         if self.candidates is None:
