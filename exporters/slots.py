@@ -65,7 +65,9 @@ class Slots:
                 self._waiting.pop().close()
 
     def _make_room(self, before_s: float) -> None:
-        wanted = len(self._waiting) - (SLOTS - len(self._taken))
+        # Nobody gives way to who finds no thread.
+        could_begin = min(len(self._waiting), THREADS - len(self._threads))
+        wanted = could_begin - (SLOTS - len(self._taken))
         for sock, since_s in list(self._taken.items())[: max(0, wanted)]:
             if since_s > before_s:
                 return

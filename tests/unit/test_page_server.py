@@ -326,7 +326,7 @@ def test_threads_that_do_not_end(monkeypatch):
         while not taken._waiting:
             assert time.monotonic() < end_s
         taken.look()
-        assert len(taken._threads) == slots.THREADS
+        assert (len(taken._threads), len(taken._taken)) == (slots.THREADS, SLOTS)
         answer.set()
         assert to_the_end(last).startswith(b"HTTP/1.0 503 ")
 
