@@ -1,4 +1,10 @@
-"""Finds what the tracer said of a lab's connection, and compares it with what the backend saw."""
+"""
+Finds what the tracer said of a lab's connection, and compares it with what the backend saw.
+
+It joins nodes by itself, and not by `tracer.judge.join`: what the demo checks is not to be checked
+by itself. One connection is looked for here, whose client is known, on nodes that share a clock: it
+takes neither windows nor bounds.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ from tracer.model import (
     IPNetwork,
 )
 from tracer.wire import (
+    RECORDS,
     WIRE_VERSION,
     ConnectionFlag,
     DeclaredFlag,
@@ -96,20 +97,9 @@ def encode_prefix(netns: int, network: IPNetwork) -> bytes:
 
 def encode_connection(connection: Connection) -> bytes:
     """Encode a connection as the kernel would: the inverse of ``decode``."""
-    flags = ConnectionFlag(0)
-    if connection.mark is not None:
-        flags |= ConnectionFlag.HAS_MARK
-    if connection.is_related:
-        flags |= ConnectionFlag.RELATED
     return bytes(
         WireConnection(
-            header=WireHeader(
-                ktime_ns=connection.ktime_ns,
-                netns=connection.netns,
-                size=ctypes.sizeof(WireConnection),
-                version=WIRE_VERSION,
-                kind=Kind.CONNECTION,
-            ),
+            header=_header(connection, Kind.CONNECTION),
             orig=encode_tuple(connection.orig),
             reply=encode_tuple(connection.reply),
             status=connection.status,
@@ -120,33 +110,19 @@ def encode_connection(connection: Connection) -> bytes:
             zone=connection.zone,
             zone_dir=_BOTH_DIRECTIONS,
             hook=connection.hook,
-            flags=flags,
+            flags=_flags(
+                (ConnectionFlag.HAS_MARK, connection.mark is not None),
+                (ConnectionFlag.RELATED, connection.is_related),
+            ),
         )
     )
 
 
 def encode_hop(hop: Hop) -> bytes:
     """Encode a hop as the kernel would: the inverse of ``decode``."""
-    flags = HopFlag(0)
-    if hop.orig is not None:
-        flags |= HopFlag.HAS_ENTRY
-    if hop.is_reply:
-        flags |= HopFlag.IS_REPLY
-    if hop.is_new:
-        flags |= HopFlag.IS_NEW
-    if hop.is_after_nat:
-        flags |= HopFlag.AFTER_NAT
-    if hop.is_fragment:
-        flags |= HopFlag.IS_FRAGMENT
     return bytes(
         WireHop(
-            header=WireHeader(
-                ktime_ns=hop.ktime_ns,
-                netns=hop.netns,
-                size=ctypes.sizeof(WireHop),
-                version=WIRE_VERSION,
-                kind=Kind.HOP,
-            ),
+            header=_header(hop, Kind.HOP),
             packet=encode_tuple(hop.packet),
             orig=encode_tuple(hop.orig) if hop.orig else WireTuple(),
             reply=encode_tuple(hop.reply) if hop.reply else WireTuple(),
@@ -157,7 +133,13 @@ def encode_hop(hop: Hop) -> bytes:
             length=hop.length,
             number=hop.number,
             hook=hop.hook,
-            flags=flags,
+            flags=_flags(
+                (HopFlag.HAS_ENTRY, hop.orig is not None),
+                (HopFlag.IS_REPLY, hop.is_reply),
+                (HopFlag.IS_NEW, hop.is_new),
+                (HopFlag.AFTER_NAT, bool(hop.is_after_nat)),
+                (HopFlag.IS_FRAGMENT, hop.is_fragment),
+            ),
             tcp_flags=hop.tcp_flags,
         )
     )
@@ -167,19 +149,28 @@ def encode_declared(declared: Declared) -> bytes:
     """Encode what a connection's first bytes declare, its clients behind it."""
     clients = b"".join(map(_client, declared.clients))
     head = WireDeclared(
-        header=WireHeader(
-            ktime_ns=declared.ktime_ns,
-            netns=declared.netns,
-            size=ctypes.sizeof(WireDeclared) + len(clients),
-            version=WIRE_VERSION,
-            kind=Kind.DECLARED,
-        ),
+        header=_header(declared, Kind.DECLARED, more=len(clients)),
         flow=encode_tuple(declared.flow),
         opening=declared.opening,
-        flags=DeclaredFlag.HAS_MORE if declared.has_more else 0,
+        flags=_flags((DeclaredFlag.HAS_MORE, declared.has_more)),
         clients=len(declared.clients),
     )
     return bytes(head) + clients
+
+
+def _header(record: Connection | Hop | Declared, kind: Kind, *, more: int = 0) -> WireHeader:
+    """Return how a record begins; ``more`` bytes follow its fixed part."""
+    return WireHeader(
+        ktime_ns=record.ktime_ns,
+        netns=record.netns,
+        size=ctypes.sizeof(RECORDS[kind]) + more,
+        version=WIRE_VERSION,
+        kind=kind,
+    )
+
+
+def _flags(*told: tuple[int, bool]) -> int:
+    return sum(flag for flag, is_set in told if is_set)
 
 
 def _client(client: DeclaredClient) -> bytes:
