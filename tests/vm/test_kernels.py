@@ -47,6 +47,7 @@ HOP_TESTS = (
     "tests/kernel/test_hops.py::test_forwarded[6-2-both]",
     "tests/kernel/test_hops.py::test_bridge",
     "tests/kernel/test_hops.py::test_interface_that_appears",
+    "tests/vm/test_stacked.py",
 )
 
 

@@ -5,6 +5,7 @@ Interfaces that lie on each other, for kernels that have them: a bond, VLANs in 
 """
 
 import socket
+import subprocess
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.kernel.box import CLIENT, NODE, SERVER, wait_until
 from tests.kernel.conftest import box, trace  # noqa: F401 - fixtures
 from tests.kernel.test_connections import load_nat
 from tests.kernel.test_hops import FORWARDED, exchange, names_of, packets_of, places
+from tracer.kernel.netns import inside
 from tracer.model import UDP, Filter, Hook
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -44,17 +46,33 @@ link set br0 up
 STACK = ["n0", "bond0", "v200", "v100", "br0"]
 
 
+def has_kinds(box):  # noqa: F811 - the fixture
+    """Whether the kernel makes what the stack is of."""
+    with inside(box.path("server")):
+        made = [
+            subprocess.run(["ip", "link", "add", *words], capture_output=True, check=False)
+            for words in (
+                ["bond9", "type", "bond"],
+                ["link", "s0", "name", "v9", "type", "vlan", "id", "9"],
+            )
+        ]
+    return not any(each.returncode for each in made)
+
+
 @pytest.mark.parametrize("nat", ["neither", "both"])
 def test_a_bridge_on_a_vlan_on_a_bond(box, trace, nat):  # noqa: F811 - the fixtures
     """
     A packet is seen at each interface of a stack as it comes in, and as it leaves, with the tags
     that it has there, before anybody knows whether it is watched.
     """
+    if not has_kinds(box):
+        pytest.skip("this kernel has no bonds or VLANs")
     for host, lines in (("client", _CLIENT), ("node", _NODE)):
         box.run(host, "ip", "-batch", "-", stdin=lines)
     address = load_nat(box, nat)[4]
     wait_until(lambda: "state UP" in box.run("node", "ip", "link", "show", "br0"))
-    box.run("client", "ping", "-c", "1", "-W", "5", NODE[4])
+    # A packet that waits for a neighbour goes on without its slot.
+    exchange(box, 4, socket.SOCK_DGRAM, SERVER[4])
     tracer = trace(packets=1, wanted=Filter(proto=UDP))
     exchange(box, 4, socket.SOCK_DGRAM, address)
     tracer.flush()
