@@ -62,7 +62,7 @@ setup-proxies: setup
 test: setup-deploy setup-browser setup-proxies
 	$(VENV)/bin/python -m pytest
 
-# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 20 minutes.
+# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 30 minutes.
 vm: setup
 	./setup-packages qemu-system-x86 seabios busybox-static cpio kmod xz-utils zstd ipvsadm ipset
 	SRCIP_VM_TESTS=1 $(VENV)/bin/python -m pytest -v tests/vm
