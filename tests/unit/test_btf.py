@@ -1,7 +1,9 @@
 """Field offsets from the running kernel's own description of its types; takes no root."""
 
+import os
 import re
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from tracer.errors import LoadError
 from tracer.kernel import btf
 from tracer.kernel.btf import FIELDS, SIZES, KernelTypes
-from tracer.kernel.headers import offsets_header, write_tree
+from tracer.kernel.headers import offsets_header, remove_leftovers, write_tree
 
 BPF = Path(__file__).parents[2] / "bpf"
 SOURCES = {path.name: path.read_text() for path in BPF.glob("*.[ch]")}
@@ -167,3 +169,18 @@ def test_no_kernel_headers(types, tmp_path, monkeypatch):
     monkeypatch.setattr("tracer.kernel.headers._UAPI_DIRS", {"linux": (str(tmp_path / "none"),)})
     with pytest.raises(LoadError, match="install the package linux-libc-dev"):
         write_tree(tmp_path, types)
+
+
+def test_leftovers_of_who_was_killed(tmp_path):
+    """A tree that is old goes; one that is in use, a link, and what has another name stay."""
+    now_s = time.time()
+    names = ("srcip-headers-old", "srcip-headers-new", "srcip-headers-link", "other")
+    old, new, link, other = (tmp_path / name for name in names)
+    for directory in (old, new, other):
+        (directory / "include").mkdir(parents=True)
+    link.symlink_to(other)
+    for directory in (old, other):
+        os.utime(directory, (now_s - 7200, now_s - 7200))
+    remove_leftovers(tmp_path, now_s)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, link.name, other.name}
+    assert (other / "include").exists()

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import bcc
 
 from tracer.errors import LoadError
 from tracer.kernel.btf import DROP_REASONS, KernelTypes
-from tracer.kernel.headers import write_tree
+from tracer.kernel.headers import PREFIX, remove_leftovers, write_tree
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - named by us alone, and ours
 
@@ -48,7 +49,9 @@ def _load_all(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     types = KernelTypes()
     named: list[tuple[str, str, str]] = []
     fds: list[int] = []
-    with tempfile.TemporaryDirectory(prefix="srcip-headers-", dir=_writable()) as tree:
+    place = _writable()
+    remove_leftovers(Path(place), time.time())
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place) as tree:
         write_tree(Path(tree), types)
         os.environ["BCC_KERNEL_SOURCE"] = tree
         flags = [f"-I{tree}", f"-I{request['bpf_dir']}"]

@@ -1,6 +1,9 @@
 """The header tree that BCC compiles against, made from the running kernel instead of a package."""
 
 import os
+import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from tracer.errors import LoadError
@@ -34,6 +37,27 @@ _UAPI_DIRS = {
         "/usr/include/aarch64-linux-gnu/asm",
     ),
 }
+
+
+# How a tree's directory is called, and after how long nobody compiles against it any more.
+PREFIX = "srcip-headers-"
+_STALE_S = 3600
+
+
+def remove_leftovers(directory: Path, now_s: float) -> None:
+    """
+    Remove the trees of those who were killed while they compiled.
+
+    Args:
+        directory: Where trees are made; perhaps everybody's, so only our own user's are touched.
+        now_s: Unix time.
+    """
+    for path in directory.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            found = path.lstat()
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+            if is_ours and now_s - found.st_mtime > _STALE_S:
+                shutil.rmtree(path)
 
 
 def write_tree(root: Path, types: KernelTypes) -> None:
