@@ -47,15 +47,16 @@ def test_every_alert_has_its_cases():
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_runbook(name):
-    """Each alert names its page, which says what to look at and what to do."""
+    """Each alert names its page: what it means, what to check and do, when it is harmless."""
     annotations = ALERTS[name]["annotations"]
     assert annotations["runbook_url"] == f"docs/runbooks/{name}.md"
     text = (RUNBOOKS / f"{name}.md").read_text()
     headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
-    assert headings == [
-        name,
-        *("What it says", "Why it matters", "What to look at", "What to do"),
-    ]
+    assert headings == [name, "What to check", "What to do", "When it is harmless"]
+    # Its meaning stands first, in one sentence.
+    meaning = re.match(r"# \w+\n\n([A-Z][^#]+?)\n\n", text)
+    assert meaning, text
+    assert re.fullmatch(r"[^.]*(?:\.\w[^.]*)*\.", meaning[1]), meaning[1]
     listed = re.search(rf"^\| \[{name}\]\({name}\.md\) \| (\w+) \|", runbooks(), re.MULTILINE)
     assert listed, "not in docs/runbooks/README.md"
     assert listed[1] == ALERTS[name]["labels"]["severity"]
@@ -63,6 +64,31 @@ def test_runbook(name):
 
 def runbooks():
     return (RUNBOOKS / "README.md").read_text()
+
+
+def queries():
+    """Yield every line to paste that is not a command, of every page."""
+    for path in sorted(RUNBOOKS.glob("*.md")):
+        for block in re.findall(r"^ *```\n(.*?)^ *```", path.read_text(), re.DOTALL | re.MULTILINE):
+            for line in re.sub(r"\\\n\s*", "", block).splitlines():
+                if line.split()[0] not in {"curl", "kubectl", "srcip"}:
+                    yield line
+
+
+QUERIES = list(queries())
+
+
+def test_queries_of_runbooks(promtool, tmp_path):
+    """Promtool parses each query of a page, and its metrics are documented."""
+    rules = [{"record": f"q{i}", "expr": each} for i, each in enumerate(QUERIES)]
+    assert rules
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "runbooks", "rules": rules}]}))
+    check(promtool, "check", "rules", str(path))
+    documented = (ROOT / "docs/metrics.md").read_text()
+    for query in QUERIES:
+        for name in re.findall(r"\b(?:srcip|process)_\w+", query):
+            assert f"`{name}`" in documented, query
 
 
 def test_no_page_without_alert():
