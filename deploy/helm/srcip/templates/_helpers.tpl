@@ -17,12 +17,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.priorityClass.create | ternary .Release.Name .Values.priorityClass.name }}
 {{- end }}
 
-{{/* A scrape by either kind of monitor. */}}
+{{/* The scrape endpoint, for either kind of monitor. */}}
 {{- define "srcip.endpoint" -}}
 port: metrics
 path: /metrics
 interval: {{ .Values.monitor.interval }}s
-# The agent's labels `service` and `node` are its own, not the target's.
+# Where the target has labels of the same name, keep the agent's own (`service`, `node`).
 honorLabels: true
 {{- if .Values.tls.secretName }}
 scheme: https
@@ -40,7 +40,7 @@ relabelings:
     targetLabel: instance
 {{- end }}
 
-{{/* What each probe asks, and how long it waits. */}}
+{{/* What the three probes have in common. */}}
 {{- define "srcip.probe" -}}
 httpGet:
   path: {{ .path }}
@@ -49,7 +49,7 @@ httpGet:
   scheme: HTTPS
   {{- end }}
   {{- if or (hasPrefix "127." .Values.agent.bind) (has .Values.agent.bind (list "::1" "localhost")) }}
-  # The kubelet is on the same network.
+  # The kubelet is in the same network namespace.
   host: {{ .Values.agent.bind | quote }}
   {{- end }}
 timeoutSeconds: 5
