@@ -1,7 +1,7 @@
 """
-Make what is made from other files: the plain manifests, and the copies inside the chart.
+Generate the plain manifests and the copies inside the chart.
 
-``make manifests`` runs it. A test says when it must be run again.
+``make manifests`` runs it. A test fails when they are out of date.
 """
 
 from pathlib import Path
@@ -10,12 +10,12 @@ import helm_python as helm
 
 HERE = Path(__file__).parent
 CHART = HERE / "helm/srcip"
-# Helm reads no file outside the chart.
+# Helm cannot read files outside the chart.
 COPIES = {
     CHART / "files/srcip.rules.yaml": HERE / "prometheus/srcip.rules.yaml",
     CHART / "files/srcip.dashboard.json": HERE / "grafana/srcip.dashboard.json",
 }
-# What each plain manifest holds: the templates' names, in the order in which they are applied.
+# The templates in each plain manifest, in the order in which they are applied.
 MANIFESTS = {
     "srcip.yaml": ("namespace", "rbac", "daemonset"),
     "monitoring.yaml": ("monitor", "prometheusrule"),
@@ -29,7 +29,7 @@ HEAD = "# Made by 'make manifests' from deploy/helm/srcip.\n"
 
 
 def render(values, *, name="srcip", namespace="srcip"):
-    """Return what each template gives, by its name without ending."""
+    """Return the text that each template renders to, by its name without suffix."""
     with helm.Chart.load(str(CHART)) as chart:
         rendered = chart.render(values, name=name, namespace=namespace)
     return {Path(path).stem: text for path, text in rendered.items()}
@@ -45,7 +45,7 @@ def manifests():
 
 
 def _plain(text):
-    # Nobody's tool manages what was applied by hand.
+    # No tool manages what is applied by hand.
     lines = text.strip().splitlines()
     return "\n".join(line.rstrip() for line in lines if "app.kubernetes.io/managed-by" not in line)
 

@@ -1,7 +1,7 @@
 """
 Make man pages and shell completions from the commands.
 
-``make man`` puts them into build/man and build/completions; docs/install.md says where they go.
+``make man`` writes them to build/man and build/completions. docs/install.md shows where they go.
 """
 
 import re
@@ -16,13 +16,13 @@ from click.shell_completion import get_completion_class
 from tracer.cli import cli
 
 SHELLS = {"bash": "srcip", "zsh": "_srcip", "fish": "srcip.fish"}
-# What docs/commands.md says of all commands.
+# As in docs/commands.md.
 EXIT_CODES = {
-    "0": "done",
-    "1": "could not: one line on standard error says why",
+    "0": "success",
+    "1": "failure: one line on standard error says why",
     "2": "wrong usage",
     "3": "--expect did not hold for a connection or drop",
-    "4": "--expect was given, and nothing was seen",
+    "4": "--expect was given, but nothing was seen",
 }
 
 
@@ -66,7 +66,7 @@ def _paragraphs(command):
 
 
 def _paragraph(text):
-    """A paragraph of a help; click keeps the lines of one that begins with a backspace."""
+    """Return a paragraph of a help; click keeps the lines of one that begins with a backspace."""
     if text.startswith("\b"):
         kept = text.removeprefix("\b").strip("\n").splitlines()
         return [".nf", *map(_escaped, kept), ".fi"]
@@ -98,7 +98,7 @@ def completion(shell):
 
 
 def main(directory):
-    """Write all of them below a directory."""
+    """Write all of them to a directory."""
     man = directory / "man"
     man.mkdir(parents=True, exist_ok=True)
     for name, context in commands():

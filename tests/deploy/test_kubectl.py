@@ -160,13 +160,13 @@ def test_a_terminal_is_passed_on(plugin):
     [
         ([], "name a node"),
         (["--list", "node1"], "--list takes no node"),
-        (["--nonsense", "node1"], "no option --nonsense"),
+        (["--nonsense", "node1"], "no such option: --nonsense"),
         (["--namespace"], "--namespace takes a value"),
         (["--context", "", "node1"], "--context takes a value"),
-        (["node1,status.phase=Failed"], "is no name of a node"),
-        (["node1", "serve"], "'serve' is not for a pod"),
-        (["node1", "demo"], "'demo' is not for a pod"),
-        ([""], "'' is no name of a node"),
+        (["node1,status.phase=Failed"], "is not a valid node name"),
+        (["node1", "serve"], "'serve' does not run in the agent's pod"),
+        (["node1", "demo"], "'demo' does not run in the agent's pod"),
+        ([""], "'' is not a valid node name"),
     ],
     ids=str,
 )
