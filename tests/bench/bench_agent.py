@@ -22,6 +22,10 @@ SECONDS, ROUNDS = 20, 100
 RATES, PATHS, MANY_PATHS_RATE = (0, 1_000, 10_000, 50_000), 10, 10_000
 SCRAPE_MS, START_S = 50, 2
 SERIES, STARTS, FLOWS, CONNECTIONS = 5_000, 5, 5_000, 2_000
+KINDS = {
+    "UDP, one datagram each": lambda node: node.new_cpu_ns(FLOWS),
+    "TCP, connected and reset": lambda node: node.connect_cpu_ns(CONNECTIONS),
+}
 
 
 def main():
@@ -117,37 +121,46 @@ def traffic(node, other, options, rounds):
     New connections through a node with the agent and through one without, in turn.
 
     The turns are short, so that other work on the machine hits both alike; then the two nodes
-    change places, since no two are alike.
+    change places, since no two are alike. The same without any agent says how far to trust it.
     """
-    kinds = {
-        "UDP, one datagram each": lambda each: each.new_cpu_ns(FLOWS),
-        "TCP, connected and reset": lambda each: each.connect_cpu_ns(CONNECTIONS),
-    }
-    samples = {kind: ([], []) for kind in kinds}
     for each in (node, other):
         # A backend that takes what comes, as far as its buffer goes.
         each.box.rules("", "server")
         each.box.rules(nodes.RULES)
-    for bare, watched in ((node, other), (other, node)):
-        with agent(watched, *options):
-            for measure, each in product(kinds.values(), (bare, watched)):
-                measure(each)
-            for _, (kind, measure) in product(range(rounds), kinds.items()):
-                without, beside = samples[kind]
-                without.append(measure(bare))
-                beside.append(measure(watched))
+    alone, beside = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
+    for one, two in ((node, other), (other, node)):
+        pairs(one, two, rounds, alone)
+        with agent(two, *options):
+            pairs(one, two, rounds, beside)
     print(
         "| new connections through a NodePort | without, ns of CPU each | beside `srcip serve` "
-        "| ratio | half of the pairs |\n|---|---:|---:|---:|---:|"
+        "| ratio | half of the pairs | ratio of two nodes without |\n|---|---:|---:|---:|---:|---:|"
     )
-    for kind, (without, beside) in samples.items():
-        ratios = [one / two for one, two in zip(without, beside, strict=True)]
-        quarter, ratio, last = statistics.quantiles(ratios, n=4)
+    for kind in KINDS:
+        first, second = map(median, zip(*beside[kind], strict=True))
+        quarter, ratio, last = quartiles(beside[kind])
         print(
-            f"| {kind} | {median(without):.0f} | {median(beside):.0f} | {ratio:.3f} "
-            f"| {quarter:.3f} to {last:.3f} |"
+            f"| {kind} | {first:.0f} | {second:.0f} | {ratio:.3f} | {quarter:.3f} to {last:.3f} "
+            f"| {quartiles(alone[kind])[1]:.3f} |"
         )
     print(f"\nThe ratio is the median of {2 * rounds} pairs. Target: at least 0.97.\n")
+
+
+def pairs(one, two, rounds, samples):
+    """Measure two nodes in turn, and now the one, now the other first."""
+    for measure, each in product(KINDS.values(), (one, two)):
+        measure(each)
+    for i, (kind, measure) in product(range(rounds), KINDS.items()):
+        if i % 2:
+            second, first = measure(two), measure(one)
+        else:
+            first, second = measure(one), measure(two)
+        samples[kind].append((first, second))
+
+
+def quartiles(samples):
+    """The quartiles of the pairs' ratios."""
+    return statistics.quantiles([one / two for one, two in samples], n=4)
 
 
 def scrape():

@@ -27,6 +27,8 @@ def main():
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         box = stack.enter_context(nodes.built(directory)).box
         box.rules(TRACK)
+        # More short connections than there are ports: let them take those in TIME_WAIT again.
+        box.set("client", "ipv4/tcp_tw_reuse", 1)
         listener = stack.enter_context(closing(box.socket("server", 4, socket.SOCK_STREAM)))
         listener.bind((SERVER[4], PORT))
         listener.listen(1024)
