@@ -161,15 +161,15 @@ _INTRODUCTION = """\
 # Scenarios
 
 Each row is a scenario of `srcip demo` and a test of the lab, in IPv4 and IPv6, over TCP and UDP,
-with kube-proxy in iptables and in nftables mode: the backend sees what its echo server prints, and
-the verdict must agree with it. S9 is TCP alone: a proxy on the router connects to the Service, and
-its header names the client.
+with kube-proxy in iptables and in nftables mode. The backend's echo server prints what it sees, and
+srcip's verdict must agree. S9 is TCP only: a proxy on the router connects to the Service and names
+the client in its header.
 
-IPVS mode takes a kernel with IPVS: `srcip demo --mode ipvs` ([kernels.md](kernels.md#ipvs)). What
-is different there is told in the row. kube-proxy's own causes are all called `ipvs-masquerade` in
-that mode: `external-traffic-policy-cluster`, `off-cluster-source` and `node-local-source`. With
-policy Local and no endpoint on the node, IPVS mode sends what comes from outside to another node's
-endpoint: it sees the client, whom its answers do not reach.
+IPVS mode needs a kernel with IPVS: `srcip demo --mode ipvs` ([kernels.md](kernels.md#ipvs)). Each
+row shows where IPVS mode differs. In this mode three of kube-proxy's causes are all called
+`ipvs-masquerade`: `external-traffic-policy-cluster`, `off-cluster-source` and `node-local-source`.
+With policy Local and no endpoint on the node, IPVS mode sends traffic from outside to another
+node's endpoint. The endpoint sees the client, but its answers do not reach the client.
 
 | # | scenario | the backend sees (IPv4) | verdict | cause |
 |---|---|---|---|---|"""
