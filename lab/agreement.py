@@ -1,9 +1,9 @@
 """
-Finds what the tracer said of a lab's connection, and compares it with what the backend saw.
+Finds what the tracer said about a lab's connection, and compares it with what the backend saw.
 
-It joins nodes by itself, and not by `tracer.judge.join`: what the demo checks is not to be checked
-by itself. One connection is looked for here, whose client is known, on nodes that share a clock: it
-takes neither windows nor bounds.
+It joins nodes without `tracer.judge.join`, because the demo must not check that code by itself.
+Here one connection is looked up, whose client is known, on nodes that share a clock: it needs
+neither windows nor bounds.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ from tracer.model import PROTOCOLS, FiveTuple, IPAddress
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """
-    What the tracer said of one connection, over all nodes of the lab.
+    What the tracer said about one connection, over all nodes of the lab.
 
     ``hops`` are its conntrack entries in the order of the path, one for each node that it crossed;
-    ``drop`` is where it ended, if it did not arrive.
+    ``drop`` is where it was dropped, if it did not arrive.
     """
 
     case: Case
@@ -48,35 +48,35 @@ class Finding:
 
     @property
     def cause(self) -> Cause | None:
-        """Why, according to the node that replaced the source or dropped the packet."""
+        """The cause, according to the node that replaced the source or dropped the packet."""
         if self.drop is not None:
             return self.drop.opinion.cause
         return self._deciding.opinion.cause if self.hops else None
 
     @property
     def opinion(self) -> Opinion | None:
-        """What the judge said of the node that decided; None if nothing was traced."""
+        """The opinion of the deciding node; None if nothing was traced."""
         if self.drop is not None:
             return self.drop.opinion
         return self._deciding.opinion if self.hops else None
 
     @property
     def _deciding(self) -> JudgedConnection:
-        """The hop whose word counts for the whole path: one that replaced the source, else any."""
+        """The hop that decides for the whole path: one that replaced the source, else the first."""
         for verdict in (Verdict.REPLACED, Verdict.PROXIED, Verdict.UNKNOWN):
             for hop in self.hops:
                 if hop.verdict is verdict:
                     return hop
-        # A node that saw nothing but another node's address knows less than the one before it.
+        # A node that saw only another node's address knows less than the node before it.
         return self.hops[0]
 
     @property
     def agrees(self) -> bool:
         """
-        Whether the tracer says what the backend saw, and why.
+        Whether the tracer reports what the backend saw, and why.
 
-        The same address, or that none arrived; and the verdict and cause that the table of
-        scenarios has for it.
+        That is the same address, or that nothing arrived, and the verdict and cause in the table
+        of scenarios.
         """
         return self._is_address_right and (str(self.verdict), self.cause) == (
             self.case.verdict,
@@ -88,7 +88,7 @@ class Finding:
         answer = self.answer
         if answer.client_address is not None:
             return self.seen_source == answer.client_address
-        # Nobody told what the backend saw. Where only the way back fails, it is the client's own.
+        # The backend's answer did not arrive. If only the way back fails, it saw the client.
         is_stray = (self.verdict, self.cause) == (Verdict.PRESERVED, Cause.NO_LOCAL_ENDPOINT)
         return self.drop is not None or (is_stray and self.seen_source == answer.local[0])
 
@@ -99,11 +99,11 @@ class Traced:
     def __init__(self) -> None:
         self._connections: dict[FiveTuple, list[JudgedConnection]] = {}
         self._drops: dict[FiveTuple, JudgedDrop] = {}
-        # What a proxy opened, by the client that it names.
+        # Connections that a proxy opened, by the client that it names.
         self._proxied: dict[tuple[IPAddress, int], FiveTuple] = {}
 
     def add(self, judged: Iterable[Judged]) -> None:
-        """Take more of what was judged."""
+        """Add judged records."""
         for each in judged:
             if isinstance(each, JudgedConnection):
                 self._connections.setdefault(each.connection.orig, []).append(each)

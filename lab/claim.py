@@ -1,4 +1,4 @@
-"""Names of labs, and which of them are alive: one locked file for each."""
+"""The names of labs, and which labs are alive: one locked file for each."""
 
 import fcntl
 import os
@@ -22,11 +22,11 @@ def claim() -> Iterator[str]:
     """
     Hold a new lab's name.
 
-    The kernel drops the lock when the process dies, however it dies. That is what tells a
+    The kernel releases the lock when the process dies, however it dies. That distinguishes a
     leftover from a living lab.
 
     Raises:
-        LabError: If the lock cannot be made, which takes root.
+        LabError: If the lock cannot be made, which needs root.
     """
     with _registry():
         name = f"{PREFIX}{secrets.token_hex(3)}"
@@ -36,7 +36,7 @@ def claim() -> Iterator[str]:
     try:
         yield name
     finally:
-        # If the removal was interrupted, the file stays: it is how the next start knows.
+        # If removing the lab was interrupted, the file stays to tell the next start.
         if not namespaces(name):
             path.unlink(missing_ok=True)
         os.close(lock)
@@ -45,9 +45,9 @@ def claim() -> Iterator[str]:
 @contextmanager
 def dead() -> Iterator[list[str]]:
     """
-    Give the names of labs whose process is gone, and forget them at the end.
+    Yield the names of labs whose process has died, and forget them at the end.
 
-    No lab can be claimed meanwhile. If the caller fails to remove them, they stay known.
+    No lab can be claimed meanwhile. If the caller fails to remove them, they are remembered.
     """
     with _registry():
         paths = [path for path in sorted(LOCK_DIR.iterdir()) if _is_dead(path)]
@@ -57,7 +57,7 @@ def dead() -> Iterator[list[str]]:
 
 
 def namespaces(name: str) -> list[Path]:
-    """Return the network namespaces that a lab has at the moment."""
+    """Return the network namespaces that a lab has now."""
     return sorted(NETNS_DIR.glob(f"{name}-*"))
 
 
@@ -67,7 +67,7 @@ def _is_dead(path: Path) -> bool:
     try:
         lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False  # its lab has just ended, which does not take the registry
+        return False  # its lab has just ended, which does not need the registry
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,12 +79,12 @@ def _is_dead(path: Path) -> bool:
 
 @contextmanager
 def _registry() -> Iterator[None]:
-    # Without it, a new lab's file could be taken for a dead one before it is locked.
+    # Without this lock, a new lab's file could look dead before it is locked.
     try:
         LOCK_DIR.mkdir(mode=0o700, exist_ok=True)
         directory = os.open(LOCK_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise LabError(f"cannot use {LOCK_DIR}: {error.strerror}; the lab takes root") from error
+        raise LabError(f"cannot use {LOCK_DIR}: {error.strerror}; the lab needs root") from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         yield

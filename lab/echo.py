@@ -1,7 +1,7 @@
 """
-The backends: servers that answer with the address of the client they see.
+The backends: servers that answer with the client address that they see.
 
-One process serves all hosts. Its sockets are made inside the hosts' network namespaces and stay
+One process serves all hosts. Its sockets are created inside the hosts' network namespaces and stay
 there. The answer is one line of JSON, over HTTP on port 8080 and over UDP on port 8053.
 """
 
@@ -33,7 +33,7 @@ _ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a backend says about a connection: who it is, and the client that it sees."""
+    """A backend's answer: its name, and the client that it sees."""
 
     pod: str
     client_address: IPv4Address | IPv6Address
@@ -51,10 +51,10 @@ class Answer:
 
 def decode(body: bytes) -> Answer:
     """
-    Read what a backend answered.
+    Parse a backend's answer.
 
     Raises:
-        LabError: If it is no such answer: something else serves there.
+        LabError: If it is not such an answer: something else serves there.
     """
     try:
         fields = json.loads(body)
@@ -72,7 +72,7 @@ def serving(hosts: Mapping[str, Path]) -> Iterator[None]:
     """
     Run the echo servers of these hosts. They are ready when the block is entered.
 
-    They die with the thread that calls this, however it ends.
+    They die with the calling thread, however it ends.
 
     Args:
         hosts: The network namespace of each host.
@@ -82,7 +82,7 @@ def serving(hosts: Mapping[str, Path]) -> Iterator[None]:
     """
     command = [sys.executable, "-m", "lab.echo", str(os.getpid())]
     command += [f"{host}={path}" for host, path in hosts.items()]
-    # The package may be a checkout that is not installed.
+    # The package may be an uninstalled checkout.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
@@ -96,10 +96,10 @@ def serving(hosts: Mapping[str, Path]) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve ``HOST=NETNS ...`` until the parent, whose process id comes first, dies."""
+    """Serve ``PARENT HOST=NETNS ...`` until the parent process dies."""
     parent, *hosts = arguments
     die_with(int(parent))
-    # Ctrl-C goes to the whole process group; when to stop is the parent's decision.
+    # Ctrl-C goes to the whole process group, but the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with selectors.DefaultSelector() as selector:
         for host in hosts:
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> None:
 
 
 def die_with(parent: int) -> None:
-    """End this process when the one that started it ends, however that is."""
+    """End this process when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         sys.exit(1)
@@ -134,7 +134,7 @@ def _bound(family: socket.AddressFamily, kind: socket.SocketKind, port: int) -> 
     bound.setblocking(False)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
-        # IPv4 has its own socket, so that no address is printed as ::ffff:a.b.c.d.
+        # IPv4 has its own socket, so that no address appears as ::ffff:a.b.c.d.
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     bound.bind((_ANY[family], port))
     return bound
@@ -151,7 +151,7 @@ def _answer_datagram(sock: socket.socket, name: str) -> None:
         _, peer = sock.recvfrom(2048)
         sock.sendto(_answer(name, peer).encode(), peer)
     except OSError:
-        pass  # an ICMP error of an earlier answer: that client has gone
+        pass  # an ICMP error for an earlier answer: that client has gone
 
 
 def _accept(selector: selectors.BaseSelector, listener: socket.socket, name: str) -> None:
@@ -168,7 +168,7 @@ def _accept(selector: selectors.BaseSelector, listener: socket.socket, name: str
 def _answer_request(
     selector: selectors.BaseSelector, connection: socket.socket, answer: Answer
 ) -> None:
-    # A request of a few headers comes in one segment; what it asks for does not matter.
+    # A short request comes in one segment, and its contents do not matter.
     selector.unregister(connection)
     body = answer.encode()
     head = (
@@ -184,7 +184,7 @@ def _answer_request(
 
 
 def _answer(name: str, peer: tuple[str, int]) -> Answer:
-    # An IPv6 peer has two fields more, and a scope only if it is link-local.
+    # An IPv6 peer has two more fields, and a scope only if it is link-local.
     return Answer(pod=name, client_address=ip_address(peer[0]), client_port=peer[1])
 
 

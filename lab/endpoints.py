@@ -1,4 +1,4 @@
-"""The lab's Services as kube-proxy sees them: each port of each, with its endpoints."""
+"""The lab's Services as kube-proxy sees them: each of their ports, with its endpoints."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from lab.services import OBJECTS, Proto
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A ready endpoint, and the node that it is on, None if that is not known."""
+    """A ready endpoint, and its node, None if not known."""
 
     address: Address
     node: str | None
@@ -21,9 +21,9 @@ class Endpoint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePort:
     """
-    A port of a Service in one family, and all that kube-proxy takes from the objects for it.
+    A port of a Service in one family, with all that kube-proxy takes from the objects for it.
 
-    ``affinity_s`` is how long a client stays with its endpoint, None for no affinity.
+    ``affinity_s`` is how long a client stays with its endpoint, None without affinity.
     """
 
     service: str
@@ -43,7 +43,7 @@ class ServicePort:
 
 
 def service_ports(family: Family) -> Iterator[ServicePort]:
-    """Yield every port of every Service of the recorded cluster that has addresses of a family."""
+    """Yield every port of the recorded cluster's Services that have addresses of a family."""
     items = json.loads(OBJECTS.read_text())["items"]
     version = 4 if family == "ipv4" else 6
     slices: dict[str, dict[str, Any]] = {

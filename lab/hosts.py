@@ -43,8 +43,8 @@ class Node:
     """
     A node of the cluster.
 
-    ``gateway`` sits on the node's end of every pod's link. It is the address that a backend on
-    this node sees when kube-proxy masquerades: not the node's own.
+    ``gateway`` is the address on the node's end of every pod's link. A backend on this node sees
+    it when kube-proxy masquerades, not the node's own address.
     """
 
     name: str
@@ -102,13 +102,13 @@ ROUTER_TO_CLIENT = _addresses("198.51.100.1", "2001:db8:c::1")
 ROUTER_TO_NODES = _addresses("10.240.0.1", "2001:db8:240::1")
 LOOPBACK = _addresses("127.0.0.1", "::1")
 LOOPBACK_RANGES = _networks("127.0.0.0/8", "::1/128")
-# All pods' ranges: kube-proxy's cluster CIDR.
+# Contains the pod ranges of all nodes: kube-proxy's cluster CIDR.
 CLUSTER = _networks("10.244.0.0/16", "2001:db8:44::/48")
 
-# Addresses that live on no host: the router sends them to one of the nodes.
+# Addresses that no host has: the router sends them to one of the nodes.
 SERVICES = _networks("10.0.0.0/16", "2001:db8:96::/112")
 LOAD_BALANCER = _networks("203.0.113.0/24", "2001:db8:1b::/64")
 
 HOSTS = ("client", "router", *NODES, *PODS)
-# Where an echo server answers. The client's is there for connections that leave the cluster.
+# Hosts with an echo server. The client's serves connections that leave the cluster.
 ECHOES = ("client", *PODS)

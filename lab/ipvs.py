@@ -1,7 +1,7 @@
 """
-What kube-proxy in IPVS mode sets up on a node, made from the recorded objects.
+What kube-proxy in IPVS mode sets up on a node, built from the recorded objects.
 
-Not recorded from a kube-proxy, as the other modes' rules are: made after its source and README
+Unlike the rules of the other modes this is not recorded. It follows kube-proxy's source and README
 (pkg/proxy/ipvs: proxier.go, ipset.go, netlink_linux.go), with its defaults, a cluster CIDR, and the
 scheduler rr. Names and types of sets, the rules and their order are those of the source.
 """
@@ -14,7 +14,7 @@ from lab.hosts import FAMILIES, NODES, Address, Family, Node
 from lab.ipvs_rules import rule_lines, set_name
 
 DEVICE = "kube-ipvs0"
-# Under /proc/sys/net. conn_reuse_mode stays as it is from Linux 5.9 on.
+# Under /proc/sys/net. From Linux 5.9 on, kube-proxy leaves conn_reuse_mode as it is.
 SYSCTLS = {
     "ipv4/vs/conntrack": "1",
     "ipv4/vs/expire_nodest_conn": "1",
@@ -47,10 +47,10 @@ class Setup:
     What makes one node forward in IPVS mode.
 
     Args:
-        addresses: What the device ``kube-ipvs0`` bears.
+        addresses: The addresses of the device ``kube-ipvs0``.
         sets: Lines for ``ipset restore``.
         servers: Lines for ``ipvsadm --restore``.
-        rules: For each family what ``iptables-restore`` reads.
+        rules: For each family the input of ``iptables-restore``.
     """
 
     addresses: tuple[Address, ...]
@@ -85,7 +85,7 @@ class _Proxier:
         self.entries: dict[str, dict[str, None]] = {name: {} for name in _TYPES}
         self.servers: list[str] = []
         self.bound: dict[Address, None] = {}
-        # Load-balancer addresses that the node itself is not in the source ranges of.
+        # Load-balancer addresses whose source ranges exclude the node itself.
         self.closed_to_node: list[tuple[Address, ServicePort]] = []
         for port in service_ports(family):
             self._add(port)
@@ -131,7 +131,7 @@ class _Proxier:
         self._enter(f"KUBE-NODE-PORT-{port.proto.upper()}", str(number))
         if port.is_external_local:
             self._enter(f"KUBE-NODE-PORT-LOCAL-{port.proto.upper()}", str(number))
-        # All addresses but those of loopback and of the device.
+        # All addresses except those on loopback and on the device.
         for ip in (self.node.address.of(self.family), self.node.gateway.of(self.family)):
             self._serve(port, ip, number, is_local=port.is_external_local)
 
@@ -139,7 +139,7 @@ class _Proxier:
         self.entries[name][entry] = None
 
     def _serve(self, port: ServicePort, ip: Address, number: int, *, is_local: bool) -> None:
-        """Add a virtual server with its real ones."""
+        """Add a virtual server with its real servers."""
         flag = {"tcp": "-t", "udp": "-u"}[port.proto]
         at = f"{flag} {_at(ip, number)}"
         sticky = f" -p {port.affinity_s}" if port.affinity_s is not None else ""
@@ -149,8 +149,8 @@ class _Proxier:
             self.servers.append(f"-a {at} -r {to} -m -w 1")
 
     def _chosen(self, port: ServicePort, *, is_local: bool) -> tuple[Endpoint, ...]:
-        # Where policy Local finds none on the node, all are taken: for the node's own pods. What
-        # comes from outside is sent on, too, and its answers do not come back by this node.
+        # If policy Local finds no endpoint on the node, all are used, for the node's own pods.
+        # External traffic is forwarded, too, and its replies do not return through this node.
         here = tuple(each for each in port.endpoints if each.node == self.node.name)
         return here if is_local and here else port.endpoints
 

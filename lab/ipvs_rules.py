@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from lab.endpoints import ServicePort
 from lab.hosts import CLUSTER, LOOPBACK_RANGES, Address, Family
 
-# IPSET_MAXNAMELEN, without the end
+# IPSET_MAXNAMELEN, without the terminating NUL
 _MAX_NAME = 31
 _MARK = "0x4000"
 Entries = Mapping[str, Collection[str]]
 
-# Sets with a rule of their own: table, chain, protocol, comment, which fields, target. In the order
-# of the rules. A set that is empty has none.
+# Sets with a rule of their own, in the order of the rules: set, table, chain, protocol, fields,
+# target, comment. An empty set has no rule.
 _RULES = (
     ("KUBE-LOOP-BACK", "nat", "KUBE-POSTROUTING", "", "dst,dst,src", "MASQUERADE",
      "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose"),
@@ -48,7 +48,7 @@ _CHAINS = {
         "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER",
     ),
 }  # fmt: skip
-# Each jump is put before those that are there: the last comes first.
+# Each jump is inserted before the existing ones: the last comes first.
 _JUMPS = {
     "nat": (
         ("OUTPUT", "kubernetes service portals", "KUBE-SERVICES"),
@@ -67,7 +67,7 @@ _JUMPS = {
 
 
 def set_name(name: str, family: Family) -> str:
-    """Return what a set is called in a family; IPv6 has its own."""
+    """Return the name of a set in a family: IPv6 has its own sets."""
     if family == "ipv4":
         return name
     return name.replace("KUBE-", "KUBE-6-", 1)[:_MAX_NAME]
@@ -82,7 +82,7 @@ def rule_lines(
     Args:
         family: The family.
         entries: Each set with its entries.
-        closed_to_node: Load-balancer addresses that the node may not reach itself.
+        closed_to_node: Load-balancer addresses that the node itself may not reach.
     """
     rules = _Rules(family, entries, closed_to_node)
     for table, lines in (("nat", rules.nat), ("filter", rules.filter)):

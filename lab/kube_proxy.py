@@ -1,4 +1,4 @@
-"""Makes the lab's nodes forward as kube-proxy does: by its recorded rules, or as in IPVS mode."""
+"""Makes the lab's nodes forward as kube-proxy does: by its recorded rules, or in IPVS mode."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ from tracer.kernel import netns
 
 Mode = Literal["iptables", "nftables", "ipvs"]
 ALL_MODES: tuple[Mode, ...] = get_args(Mode)
-# What runs on every kernel, by rules recorded from a real kube-proxy.
+# The modes that run on every kernel, with rules recorded from a real kube-proxy.
 MODES: tuple[Mode, ...] = ("iptables", "nftables")
 
 DATA = Path(__file__).with_name("data")
@@ -31,9 +31,9 @@ _DROP = re.compile(r'^\[(\d+):\d+\] .* --comment "([^"]+)" .*-j (?:DROP|REJECT)\
 
 def load(lab: Lab, mode: Mode) -> None:
     """
-    Make the lab's nodes forward as kube-proxy in this mode does, in place of any earlier rules.
+    Make the lab's nodes forward as kube-proxy in this mode does, replacing earlier rules.
 
-    The masquerade of pod egress, which is not kube-proxy's, comes with it.
+    This includes the masquerade of pod egress, which is not kube-proxy's.
 
     Raises:
         LabError: If the kernel or the tools refuse the rules.
@@ -45,7 +45,7 @@ def load(lab: Lab, mode: Mode) -> None:
 
 def require(mode: Mode) -> None:
     """
-    Make sure that this machine can do a mode: IPVS takes a kernel that has it, and two tools.
+    Check that this machine supports a mode: IPVS needs a kernel with IPVS, and two tools.
 
     Raises:
         LabError: If it cannot.
@@ -54,18 +54,18 @@ def require(mode: Mode) -> None:
         return
     for tool in ("ipvsadm", "ipset"):
         if shutil.which(tool) is None:
-            raise LabError(f"kube-proxy's IPVS mode takes {tool}, which is not installed")
-    # It loads the module, if there is one.
+            raise LabError(f"kube-proxy's IPVS mode needs {tool}, which is not installed")
+    # This loads the module, if there is one.
     done = subprocess.run(["ipvsadm", "-Ln"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LabError("kube-proxy's IPVS mode takes a kernel with IPVS (ip_vs), and this has none")
+        raise LabError("kube-proxy's IPVS mode needs a kernel with IPVS (ip_vs), which this lacks")
 
 
 def drops(lab: Lab, node: str, family: Family) -> Counter[str]:
     """
-    Return how many packets the rules that drop or reject have taken, by the rules' comment.
+    Return how many packets matched rules that drop or reject, by the rules' comment.
 
-    In iptables mode only: kube-proxy's nftables rules do not count.
+    In iptables mode only: kube-proxy's nftables rules have no counters.
     """
     packets: Counter[str] = Counter()
     for count, comment in _DROP.findall(lab.run(node, _SAVE[family], "-c")):
@@ -84,7 +84,7 @@ def _load_ipvs(lab: Lab, node: str) -> None:
     _replace_ruleset(lab, node, DATA / "iptables" / f"{node}.masquerade.nft")
     for setting, value in ipvs.SYSCTLS.items():
         lab.set(node, setting, value)
-    # As kube-proxy leaves it: never up. Its addresses are the node's all the same.
+    # As with kube-proxy, the device stays down. The node has its addresses all the same.
     lines = [f"link add {ipvs.DEVICE} type dummy"]
     lines += [f"address add {ip} dev {ipvs.DEVICE}" for ip in setup.addresses]
     lab.run(node, "ip", "-batch", "-", stdin="\n".join(lines))
@@ -104,7 +104,7 @@ def _unload_ipvs(lab: Lab, node: str) -> None:
 
 
 def _load_iptables(lab: Lab, node: str) -> None:
-    # kube-proxy in iptables mode sets it so that a NodePort answers on loopback.
+    # kube-proxy in iptables mode sets this so that a NodePort is served on loopback.
     lab.set(node, _ROUTE_LOCALNET, "1")
     _replace_ruleset(lab, node, DATA / "iptables" / f"{node}.masquerade.nft")
     for family, restore in _RESTORE.items():
@@ -113,20 +113,20 @@ def _load_iptables(lab: Lab, node: str) -> None:
             _make_accounts(lab, node, set(_ACCOUNTING.findall(rules)))
             lab.run(node, restore, stdin=rules)
         except LabError:
-            # Neither the tool nor the kernel's part is common. It only counts: kube-proxy, too,
-            # leaves the match out where there is none.
+            # Neither the tool nor the kernel's part is common. The match only counts, and
+            # kube-proxy, too, leaves it out where it is missing.
             lab.run(node, restore, stdin=_ACCOUNTING.sub("", rules))
 
 
 def _replace_ruleset(lab: Lab, node: str, rules: Path) -> None:
-    # One transaction. What iptables' nft back end made is in the rule set too.
+    # One transaction. The ruleset includes what iptables' nft back end made.
     lab.run(node, "nft", "-f", "-", stdin=f"flush ruleset\n{rules.read_text()}")
-    # Sets go only after the rules that use them.
+    # Sets can only be removed after the rules that use them.
     _unload_ipvs(lab, node)
 
 
 def _make_accounts(lab: Lab, node: str, names: set[str]) -> None:
-    # They outlive the rules that use them, so a second load finds them there.
+    # They outlive the rules that use them, so a second load finds them.
     present = lab.run(node, "nfacct", "list")
     lines = [
         f"{{ pkts = 0, bytes = 0 }} = {name};\n"

@@ -1,4 +1,4 @@
-"""What a scenario is: who connects to what, and what must come of it."""
+"""The model of a scenario: who connects to what, and the expected outcome."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,18 +9,18 @@ from lab.services import PROTOS, Proto
 
 Outcome = Literal["answered", "timeout", "refused"]
 Via = Literal["clusterip", "nodeport", "loadbalancer", "externalip", "pod", "none"]
-# kube-proxy's own reasons to masquerade; in IPVS mode they are called by that mode.
+# kube-proxy's own causes of masquerading; in IPVS mode the cause is that mode.
 _OF_KUBE_PROXY = {"external-traffic-policy-cluster", "off-cluster-source", "node-local-source"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
     """
-    What must come of a connection.
+    The expected outcome of a connection.
 
     Args:
         outcome: What the client gets.
-        or_outcome: What it may get instead, where the kernel leaves it to a race.
+        or_outcome: What it may get instead, if that depends on a race in the kernel.
         seen: Whose address the backend prints: ``client``, a node, or ``gateway of`` a node.
             None if no backend is reached.
         verdict: The verdict on the source, over the whole path.
@@ -36,7 +36,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Except:
-    """Where a scenario ends otherwise: in all of these modes, families and protocols."""
+    """A different outcome in all of these modes, families and protocols."""
 
     modes: tuple[Mode, ...] = ALL_MODES
     families: tuple[Family, ...] = FAMILIES
@@ -50,8 +50,8 @@ class Relay:
     A proxy on the router that the client connects to.
 
     Args:
-        header: By which header it tells of the client.
-        port: Where it listens. It goes on to the NodePort of the scenario's Service on its target.
+        header: The header in which it names the client.
+        port: The port it listens on. It connects to the Service's NodePort on the target.
     """
 
     header: Literal["proxy-v1", "proxy-v2", "x-forwarded-for"]
@@ -61,22 +61,22 @@ class Relay:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """
-    A way to reach a Service, and what the backend sees then.
+    A way to reach a Service, and what the backend then sees.
 
     Args:
         id: The row's name, for example ``S14e``.
         title: The row in words.
         client: Who connects: a host of the lab, or ``client2`` for the client's second address.
         service: The Service, None if the connection goes to no Service.
-        via: By which of its addresses the Service is reached.
+        via: Which kind of its addresses is used.
         target: For a NodePort the node whose address is used, or ``loopback``. Without a Service
             the host that is reached.
-        through: The node that the router sends load-balancer and Service addresses to, where
-            it matters.
-        expect: What must come of it.
-        exceptions: Where that is different.
-        families: Where the scenario exists at all.
-        protos: The protocols that it exists for.
+        through: The node that the router sends load-balancer and Service addresses to, if it
+            matters.
+        expect: The expected outcome.
+        exceptions: Where the outcome is different.
+        families: The families in which the scenario exists.
+        protos: The protocols in which it exists.
         relay: The proxy between the client and the Service, if there is one.
         observed: Whether it is among the recorded observations.
     """
@@ -97,16 +97,16 @@ class Scenario:
 
     @property
     def verdict(self) -> str:
-        """The verdict, but for the exceptions."""
+        """The verdict, apart from the exceptions."""
         return self.expect.verdict
 
     @property
     def cause(self) -> str | None:
-        """The cause, but for the exceptions."""
+        """The cause, apart from the exceptions."""
         return self.expect.cause
 
     def expected(self, mode: Mode, family: Family, proto: Proto) -> Expectation:
-        """Return what must come of this variant."""
+        """Return the expected outcome of this variant."""
         expect = self.expect
         for other in self.exceptions:
             if mode in other.modes and family in other.families and proto in other.protos:

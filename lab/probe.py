@@ -1,4 +1,4 @@
-"""Makes the connections of cases inside the lab, and reports what came back."""
+"""Makes the connections of cases in the lab, and reports what came back."""
 
 import errno
 import os
@@ -18,8 +18,8 @@ from lab.topology import Lab
 from tracer.errors import LabError
 from tracer.kernel import netns
 
-# How long an answer may take; within the lab it is there in milliseconds. It ends before a SYN is
-# sent again (1 s), so that each connection that is dropped is one packet: one drop to be seen.
+# How long an answer may take; in the lab it takes milliseconds. It is shorter than the
+# retransmission of a SYN (1 s), so that each dropped connection is one packet, and one drop.
 TIMEOUT_S = 0.9
 
 _REQUEST = b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
@@ -29,14 +29,14 @@ _FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """
-    What came of a connection, as its client saw it.
+    The outcome of a connection, as its client saw it.
 
     Args:
         outcome: What the client got.
         client_address: The client's address as the backend printed it, None without an answer.
-        client_port: The port that goes with it.
+        client_port: The client's port as the backend printed it.
         pod: The host that answered.
-        local: The client's own address and port, always known.
+        local: The client's own address and port.
     """
 
     outcome: Outcome
@@ -50,7 +50,7 @@ def run(
     lab: Lab, cases: Sequence[Case], on_answer: Callable[[Case, Answer], None] | None = None
 ) -> dict[Case, Answer]:
     """
-    Make the connections of these cases; all at once but for those that need other routes.
+    Make the connections of these cases, in rounds: cases that need other routes come later.
 
     Args:
         lab: A lab whose nodes have the rules of the cases' mode.
@@ -58,7 +58,7 @@ def run(
         on_answer: Called with each answer as it comes.
 
     Raises:
-        LabError: If a connection cannot even be tried, or something else answers it.
+        LabError: If a connection cannot be attempted, or something else answers it.
     """
     if len({case.mode for case in cases}) > 1:
         raise ValueError("cases of several modes cannot run together: a node has one rule set")
@@ -77,7 +77,7 @@ def run(
 
 
 def _rounds(cases: Sequence[Case]) -> Iterator[tuple[str | None, list[Case]]]:
-    # Most cases do not care for the router's routes. They go with the first round.
+    # Most cases do not depend on the router's routes. They go into the first round.
     nodes: list[str | None] = list(
         dict.fromkeys(case.scenario.through for case in cases if case.scenario.through)
     )
@@ -96,7 +96,7 @@ def _round(lab: Lab, cases: Sequence[Case], tell: Callable[[Case, Answer], None]
         while selector.get_map():
             left = deadline - time.monotonic()
             ready = selector.select(max(left, 0))
-            # What has come is read even if the caller took its time over the answers before it.
+            # What has arrived is read even if the caller was slow with earlier answers.
             if not ready and left <= 0:
                 break
             for key, _ in ready:
@@ -113,7 +113,7 @@ def _round(lab: Lab, cases: Sequence[Case], tell: Callable[[Case, Answer], None]
 @contextmanager
 def _started(lab: Lab, case: Case) -> Iterator["_Attempt"]:
     kind = socket.SOCK_STREAM if case.proto == "tcp" else socket.SOCK_DGRAM
-    # A socket belongs to the namespace it is made in, wherever the thread goes afterwards.
+    # A socket stays in the namespace where it was created, wherever the thread goes.
     with netns.inside(lab.netns(case.host)):
         source = case.source or _source_towards(case)
         sock = socket.socket(_FAMILY[case.family], kind)
@@ -127,8 +127,8 @@ def _started(lab: Lab, case: Case) -> Iterator["_Attempt"]:
 
 
 def _source_towards(case: Case) -> Address:
-    # The address that the kernel would pick. A socket that is refused forgets the address it was
-    # given by connect(), but not one that it was bound to. Connecting a UDP socket sends nothing.
+    # The address that the kernel would pick. A refused socket forgets an address that connect()
+    # picked, but not one that it was bound to. Connecting a UDP socket sends nothing.
     with socket.socket(_FAMILY[case.family], socket.SOCK_DGRAM) as sock:
         try:
             sock.connect((str(case.destination), case.port))
@@ -138,7 +138,7 @@ def _source_towards(case: Case) -> Address:
 
 
 class _Attempt:
-    """A connection on its way, over a bound socket that does not block."""
+    """A connection in progress, over a bound non-blocking socket."""
 
     def __init__(self, case: Case, sock: socket.socket) -> None:
         self.case = case
@@ -150,7 +150,7 @@ class _Attempt:
         self._error = sock.connect_ex((str(case.destination), case.port))
 
     def advance(self) -> Answer | None:
-        """Do what the socket is ready for; return the answer if that was the last of it."""
+        """Do what the socket is ready for; return the answer once it is complete."""
         try:
             if not self._is_asked:
                 self._ask()

@@ -1,7 +1,7 @@
 """
-The load balancer of S9: a proxy on the router, which ends connections and opens its own.
+The load balancer of S9: a proxy on the router, which terminates connections and opens its own.
 
-It tells the backend of its clients as real ones do, so that the demo needs none of these.
+It names its clients to the backend as real load balancers do, so that the demo needs none.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ def serving(lab: Lab, scenarios: Sequence[Scenario]) -> Iterator[None]:
 
 
 def _route(scenario: Scenario, family: Family) -> str | None:
-    """Return what the proxy is told: by which header, where to listen, and where to go."""
+    """Return the proxy's argument: the header, where to listen, and where to connect."""
     if scenario.relay is None or scenario.service is None:
         return None
     here = ROUTER_TO_CLIENT.of(family)
@@ -66,7 +66,7 @@ def _route(scenario: Scenario, family: Family) -> str | None:
 
 
 def header(kind: str, peer: tuple[str, int], own: tuple[str, int]) -> bytes:
-    """Return a header of the PROXY protocol, or a field to put into a request."""
+    """Return a header of the PROXY protocol, or a field to insert into a request."""
     (src, sport), (dst, dport) = peer, own
     version = ip_address(src).version
     match kind:

@@ -25,7 +25,7 @@ class Case:
     One connection of a scenario, with its addresses.
 
     ``source`` is the address to bind, None to leave the choice to the kernel.
-    ``expected_client_address`` is what the backend prints, None if none is reached.
+    ``expected_client_address`` is what the backend prints, None if no backend is reached.
     """
 
     scenario: Scenario
@@ -47,7 +47,7 @@ class Case:
         return "client" if self.scenario.client == "client2" else self.scenario.client
 
     def is_met(self, outcome: Outcome, client_address: Address | None) -> bool:
-        """Whether this is what must come of the connection."""
+        """Whether this is an expected outcome of the connection."""
         return (
             outcome in (self.expected_outcome, self.expected_or_outcome)
             and client_address == self.expected_client_address
@@ -66,17 +66,17 @@ def cases(
     has_relay: bool = False,
 ) -> list[Case]:
     """
-    Return the connections of the table, those of one mode together.
+    Return the connections of the table, grouped by mode.
 
-    Those through a proxy are left out unless they are asked for: they take the proxy to run, and
-    its headers to be read.
+    Those through a proxy are left out unless they are asked for: they need a running proxy, and
+    its headers must be read.
 
     Args:
-        modes: Only these modes of kube-proxy; IPVS, which takes a kernel with it, must be named.
+        modes: Only these modes of kube-proxy; IPVS, which needs a kernel with it, must be named.
         families: Only these address families.
         protos: Only these protocols.
         scenarios: Only the scenarios with these ids; all if empty.
-        has_relay: Whether all includes those through a proxy.
+        has_relay: Whether "all" includes those through a proxy.
     """
     return [
         _case(scenario, mode, family, proto)

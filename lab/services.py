@@ -1,4 +1,4 @@
-"""The lab's Services: where each can be reached, as its Kubernetes object says."""
+"""The lab's Services and their addresses, from the Kubernetes objects."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A Service with one port for each protocol, and its addresses of either family."""
+    """A Service with one port for each protocol, and its addresses in both families."""
 
     name: str
     cluster_ips: tuple[Address, ...]
@@ -35,7 +35,7 @@ class Service:
 
 
 def pick(addresses: tuple[Address, ...], family: Family) -> Address:
-    """Return the one address of this family."""
+    """Return the only address of this family."""
     (address,) = (ip for ip in addresses if ip.version == (4 if family == "ipv4" else 6))
     return address
 

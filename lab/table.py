@@ -39,14 +39,14 @@ NO_ENDPOINTS_TCP6 = Except(
     ),
 )
 
-# In IPVS mode policy Local is no wall: without an endpoint on the node, kube-proxy takes those of
-# others (syncEndpoint in pkg/proxy/ipvs/proxier.go). It does not masquerade, so the answers pass by
-# the node and bear the pod's address: a client outside takes none of them.
+# In IPVS mode policy Local does not confine traffic: without an endpoint on the node, kube-proxy
+# uses those of other nodes (syncEndpoint in pkg/proxy/ipvs/proxier.go). It does not masquerade, so
+# replies bypass the node and carry the pod's address: an external client ignores them.
 IPVS_STRAY = Except(
     modes=("ipvs",),
     expect=Expectation(outcome="timeout", verdict="preserved", cause="no-local-endpoint"),
 )
-# Pods of the node and its own processes are served so.
+# The node's pods and its own processes are served this way.
 IPVS_PRESERVED = Except(modes=("ipvs",), expect=PRESERVED)
 
 SCENARIOS = (

@@ -1,4 +1,4 @@
-"""Builds the lab's network namespaces, and removes them whatever happens."""
+"""Builds the lab's network namespaces, and removes them, whatever happens."""
 
 import fcntl
 import socket
@@ -15,7 +15,7 @@ from lab.hosts import ECHOES, HOSTS, NODES
 from tracer.errors import LabError
 from tracer.kernel import netns
 
-# Links are up a few milliseconds after both ends are. The rest is for a very busy machine.
+# A link is up a few milliseconds after both its ends. The rest is for a very busy machine.
 _LINKS_UP_S = 5.0
 
 _SIOCGIFFLAGS = 0x8913
@@ -52,7 +52,7 @@ class Lab:
         Run a command in a host's network namespace and return what it prints.
 
         Raises:
-            LabError: If it fails, with its first line of complaint.
+            LabError: If it fails, with its first line of output.
         """
         with netns.inside(self.netns(host)):
             return _run(argv, stdin, where=f" on {host}")
@@ -63,11 +63,11 @@ def build() -> Iterator[Lab]:
     """
     Build a lab, with echo servers running and without any rules, and remove it at the end.
 
-    What a killed lab left behind is removed first. Nothing outside the lab's own network
-    namespaces is changed.
+    What killed labs left behind is removed first. Nothing outside the lab's own network namespaces
+    is changed.
 
     Raises:
-        LabError: If it cannot be built, which takes root.
+        LabError: If it cannot be built, which needs root.
     """
     remove_leftovers()
     with claim.claim() as name:
@@ -83,7 +83,7 @@ def build() -> Iterator[Lab]:
 
 def remove_leftovers() -> list[str]:
     """
-    Remove the labs whose process is gone and return their names. A living lab is not touched.
+    Remove the labs whose process has died, and return their names. Living labs are not touched.
 
     Raises:
         LabError: If one cannot be removed.
@@ -114,8 +114,8 @@ def _connect(lab: Lab) -> None:
 
 
 def _wait_until_up(device: str, host: str, deadline: float) -> None:
-    # A device that is set up has no queue, and drops all it is given, until the kernel has
-    # noticed in the background that the other end is up too.
+    # A device that was set up drops everything until the kernel has noticed, in the background,
+    # that the other end is up, too.
     request = struct.pack("16sh14x", device.encode(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         while True:
@@ -128,7 +128,7 @@ def _wait_until_up(device: str, host: str, deadline: float) -> None:
 
 
 def _remove_namespaces(name: str) -> None:
-    # One that cannot be deleted does not keep the others.
+    # With -force, one that cannot be deleted does not stop the others.
     _ip((f"netns delete {path.name}" for path in claim.namespaces(name)), "-force")
 
 

@@ -1,11 +1,11 @@
-"""What makes the hosts a network: settings of the kernel, and lines for ``ip -batch``."""
+"""The lab's network: kernel settings, and lines for ``ip -batch``."""
 
 from collections.abc import Callable, Iterator
 
 from lab import hosts
 from lab.hosts import FAMILIES, NODES, PODS, Addresses, Family, Node
 
-# The prefix lengths of the two links that several hosts share.
+# The prefix lengths of the two networks that hosts share.
 _LENGTH: dict[Family, int] = {"ipv4": 24, "ipv6": 64}
 _EVERYWHERE: dict[Family, str] = {"ipv4": "0.0.0.0/0", "ipv6": "::/0"}
 
@@ -14,22 +14,22 @@ def sysctls(host: str) -> dict[str, str]:
     """
     Return the settings of a host, by their path under ``/proc/sys/net``.
 
-    They must be in place before the links are: IPv6 takes ``default`` over when a device is made.
+    They must be set before links exist: IPv6 copies ``default`` when a device is created.
     """
     settings = {}
     for scope in ("all", "default"):
         settings[f"ipv4/conf/{scope}/rp_filter"] = "0"
         settings[f"ipv6/conf/{scope}/disable_ipv6"] = "0"
-        # An address under duplicate detection is unusable for a second. Detection is off for a
-        # device only if it is off in both scopes.
+        # An address under duplicate address detection is unusable for a second. Detection is off
+        # for a device only if it is off in both scopes.
         settings[f"ipv6/conf/{scope}/accept_dad"] = "0"
-    # Nobody answers router solicitations here. They would only show up in traces.
+    # Nothing answers router solicitations here: they would only clutter traces.
     settings["ipv6/conf/default/router_solicitations"] = "0"
     if host == "router" or host in NODES:
         settings["ipv4/ip_forward"] = "1"
         settings["ipv6/conf/all/forwarding"] = "1"
     if host in NODES:
-        # A token bucket per peer would turn "refused" into a time-out once a lab is used often.
+        # A rate limit per peer would turn "refused" into a timeout when a lab is used often.
         settings["ipv4/icmp_ratelimit"] = "0"
         settings["ipv6/icmp/ratelimit"] = "0"
     return settings
@@ -37,12 +37,12 @@ def sysctls(host: str) -> dict[str, str]:
 
 def links(netns: Callable[[str], str]) -> Iterator[str]:
     """
-    Yield the lines that connect all hosts; to be run in any namespace.
+    Yield the lines that connect all hosts; run them in any namespace.
 
-    Both ends are made where they belong, so no name is ever taken in the caller's namespace.
+    Both ends are created where they belong, so no name is taken in the caller's namespace.
 
     Args:
-        netns: The name of a host's network namespace.
+        netns: Returns the name of a host's network namespace.
     """
     ends = [("router", "client", "client", "eth0")]
     ends += [("router", node, node, "eth0") for node in NODES]
@@ -64,7 +64,7 @@ def devices(host: str) -> tuple[str, ...]:
 
 
 def setup(host: str) -> Iterator[str]:
-    """Yield the lines that give a host its addresses and routes; to be run inside it."""
+    """Yield the lines that give a host its addresses and routes; run them inside it."""
     yield "link set lo up"
     if host == "client":
         yield from _client()
@@ -77,7 +77,7 @@ def setup(host: str) -> Iterator[str]:
 
 
 def routes_via(node: str) -> Iterator[str]:
-    """Yield the router's lines that send what lives on no host to one node."""
+    """Yield the router's lines that send addresses that no host has to one node."""
     for family in FAMILIES:
         hop = NODES[node].address.of(family)
         for networks in (hosts.SERVICES, hosts.LOAD_BALANCER):
@@ -85,7 +85,7 @@ def routes_via(node: str) -> Iterator[str]:
 
 
 def _client() -> Iterator[str]:
-    # The first address is the one that the kernel picks as source.
+    # The kernel picks the first address as source.
     yield from _up("eth0", hosts.CLIENT, _LENGTH)
     yield f"address add {hosts.CLIENT2}/{_LENGTH['ipv4']} dev eth0"
     yield from _default_route(hosts.ROUTER_TO_CLIENT)

@@ -425,5 +425,5 @@ def test_demo_in_ipvs_mode_without_ipvs():
         pytest.skip("this kernel has IPVS: tests/vm/test_ipvs.py runs it")
     done = srcip("demo", "--mode", "ipvs", "--scenario", "S1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("srcip: kube-proxy's IPVS mode takes ")
+    assert done.stderr.startswith("srcip: kube-proxy's IPVS mode needs ")
     assert done.stderr.count("\n") == 1

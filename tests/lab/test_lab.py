@@ -393,7 +393,7 @@ def test_lab_without_rights_is_one_line(kernel):
     os.seteuid(65534)
     try:
         with (
-            pytest.raises(LabError, match=r"^cannot use .*; the lab takes root$"),
+            pytest.raises(LabError, match=r"^cannot use .*; the lab needs root$"),
             topology.build(),
         ):
             pytest.fail("built without rights")
