@@ -1,1 +1,1 @@
-"""What proxies declare of their clients in a connection's first bytes. Pure: no I/O."""
+"""What proxies declare about their clients in a connection's first bytes. Pure: no I/O."""

@@ -1,20 +1,20 @@
-"""One address as a header names it: of the client, or of a proxy on its way."""
+"""One address as a header names it: of the client, or of a proxy on the way."""
 
 import re
 from ipaddress import IPv6Address, ip_address
 
 from tracer.model import CLIENT_TOKEN, ClientForm, DeclaredClient, IPAddress, ProxyHeader
 
-# Longer than any address with brackets and port; what is longer is no address.
+# Longer than any address with brackets and port.
 _LONGEST = 64
 _HIGHEST_PORT = 65535
-# node-port of RFC 7239, section 6: a number, or an identifier that says nothing.
+# node-port of RFC 7239, section 6: a number, or an obfuscated identifier.
 _PORT = re.compile(rb"[0-9]{1,5}|_[A-Za-z0-9._-]+")
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]+")
 
 
 def address_of(text: bytes) -> IPAddress | None:
-    """Read an address; None if it is none. IPv4 in IPv6's clothes is IPv4."""
+    """Parse an address; None if it is not one. IPv4-mapped IPv6 becomes IPv4."""
     if len(text) > _LONGEST or not _ADDRESS.fullmatch(text):
         return None
     try:
@@ -25,7 +25,7 @@ def address_of(text: bytes) -> IPAddress | None:
 
 
 def unmapped(address: IPAddress) -> IPAddress:
-    """Return the IPv4 address that ``::ffff:a.b.c.d`` stands for; others as they are."""
+    """Return ``::ffff:a.b.c.d`` as IPv4, and other addresses unchanged."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
@@ -33,9 +33,9 @@ def unmapped(address: IPAddress) -> IPAddress:
 
 def identifier(text: bytes, header: ProxyHeader) -> DeclaredClient:
     """
-    Read an address with or without a port, ``unknown``, or a name that hides the address.
+    Parse an address with or without a port, ``unknown``, or an obfuscated identifier.
 
-    What is none of these is kept as invalid, without its text.
+    Anything else is kept as invalid, without its text.
     """
     invalid = DeclaredClient(header=header, form=ClientForm.INVALID)
     text = text.strip(b" \t")
@@ -60,10 +60,10 @@ def identifier(text: bytes, header: ProxyHeader) -> DeclaredClient:
 
 
 def _split(text: bytes) -> tuple[bytes, bytes]:
-    """Take the port off: ``192.0.2.1:80``, ``[2001:db8::1]:80``. Without one it is 0."""
+    """Split off the port: ``192.0.2.1:80``, ``[2001:db8::1]:80``. Without one it is 0."""
     if text.startswith(b"["):
         node, bracket, rest = text[1:].partition(b"]")
-        # Brackets come in pairs, and are for IPv6 alone.
+        # Brackets come in pairs, and only around IPv6.
         node = node if bracket and b":" in node else b""
     else:
         node, colon, port = text.partition(b":")

@@ -1,4 +1,4 @@
-"""The first bytes of a connection: a PROXY header perhaps, then an HTTP request perhaps."""
+"""The first bytes of a connection: perhaps a PROXY header, then perhaps an HTTP request."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ from tracer.declared.proxy_protocol import Header, proxy_header
 from tracer.declared.request import request
 from tracer.model import DeclaredClient, Opening
 
-# As many first bytes are looked at, and kept until they are understood. Servers take request
-# heads of 8 KiB by default (nginx: large_client_header_buffers).
+# The most bytes to keep until they are understood. Servers accept request heads of 8 KiB by default
+# (nginx: large_client_header_buffers).
 LIMIT = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """
-    What the bytes are and declare, the peer's own word last.
+    What the bytes are, and the clients they declare, the peer's own statement last.
 
-    A PROXY header is that: it was put before all else by who opened the connection.
+    That is a PROXY header, if there is one: the peer sent it before everything else.
     """
 
     opening: Opening
@@ -26,7 +26,7 @@ class Found:
 
 def read_opening(data: bytes, *, is_all: bool) -> Found | None:
     """
-    Read a connection's first bytes.
+    Parse a connection's first bytes.
 
     Args:
         data: The bytes from the first on, without gaps.

@@ -26,9 +26,9 @@ _DECIMAL = re.compile(rb"0|[1-9][0-9]{0,4}", re.ASCII)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """
-    What a header declares, and its length in bytes.
+    The client that a header declares, and the header's length in bytes.
 
-    Of version 2 there may be less than that: what is not there yet are TLVs, which are skipped.
+    Not all of a version 2 header may be there yet: only TLVs are missing then, which are skipped.
     """
 
     client: DeclaredClient
@@ -38,9 +38,10 @@ class Header:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoHeader:
     """
-    What else the bytes may be.
+    No header, or not yet.
 
-    ``needs_more`` says that they may yet become a header, ``is_malformed`` that they began as one.
+    ``needs_more`` means that the bytes may still become a header, ``is_malformed`` that they began
+    like one.
     """
 
     needs_more: bool = False
@@ -53,7 +54,7 @@ MALFORMED = NoHeader(is_malformed=True)
 
 
 def proxy_header(data: bytes) -> Header | NoHeader:
-    """Read a header of either version at the beginning of a connection's bytes."""
+    """Parse a header of either version at the beginning of a connection's bytes."""
     for signature, read in ((V1_SIGNATURE, _version_1), (V2_SIGNATURE, _version_2)):
         if data.startswith(signature):
             return read(data)
@@ -66,11 +67,11 @@ def _version_1(data: bytes) -> Header | NoHeader:
     line, end, _ = data[:_LONGEST_LINE].partition(b"\r\n")
     if not end:
         return MALFORMED if len(data) >= _LONGEST_LINE else MORE
-    # Exactly one space between the words, by section 2.1.
+    # Exactly one space separates the words (section 2.1).
     words = line.split(b" ")
     length = len(line) + len(end)
     if words[1] == b"UNKNOWN":
-        # What follows it on the line must be ignored.
+        # The rest of the line must be ignored.
         return Header(client=_client(ProxyHeader.PROXY_V1, ClientForm.UNKNOWN), length=length)
     versions = {b"TCP4": 4, b"TCP6": 6}
     if len(words) != 6 or words[1] not in versions:
@@ -78,7 +79,7 @@ def _version_1(data: bytes) -> Header | NoHeader:
     source, destination = map(address_of, words[2:4])
     if source is None or destination is None or not all(map(_is_port, words[4:6])):
         return MALFORMED
-    # An IPv4 address in IPv6's clothes is a TCP6 one, and we have undressed it.
+    # An IPv4-mapped address belongs to TCP6, and address_of has converted it.
     if versions[words[1]] == 4 and (b":" in words[2] or b":" in words[3]):
         return MALFORMED
     if versions[words[1]] == 6 and not (b":" in words[2] and b":" in words[3]):
@@ -98,7 +99,7 @@ def _version_2(data: bytes) -> Header | NoHeader:
         return MALFORMED
     length = _V2_HEAD.size + body
     if command == _LOCAL:
-        # Whatever else it says must be skipped: the proxy speaks for itself, a health check.
+        # The rest must be skipped: the proxy speaks for itself, as for a health check.
         return Header(client=_client(ProxyHeader.PROXY_V2, ClientForm.LOCAL), length=length)
     family = family_protocol >> 4
     if family in (_UNSPEC, _UNIX):

@@ -1,4 +1,4 @@
-"""Segments of connections to what they declare. Of their bytes nothing else is kept."""
+"""Turns segments of connections into what they declare. Nothing else of their bytes is kept."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,11 +11,10 @@ from tracer.errors import DecodeError
 from tracer.model import TCP, Declared, Segment
 from tracer.wire import Kind, WireConnection, WireHeader, WireSegment, WireTuple
 
-# A peer that sends half a header, or nothing after its PROXY header because the server speaks
-# first, is taken at what it has said by then.
+# After this time what has come is parsed as it is: a peer may send half a header, or nothing after
+# its PROXY header because the server speaks first.
 PATIENCE_NS = 1_000_000_000
-# Connections whose first bytes may come, and those of which some are here: 8 KiB each, at the
-# worst 16.
+# Connections that wait for their first bytes, and those with some bytes: 8 KiB each, 16 at worst.
 _EXPECTED = 16384
 _STREAMS = 1024
 _KIND = WireHeader.kind.offset
@@ -27,16 +26,16 @@ _PROTO = WireConnection.orig.offset + WireTuple.proto.offset
 
 class DeclaredReader:
     """
-    Replaces the segments in what a source delivers by what they declare, one record a connection.
+    Replaces the segments among a source's records by what they declare, one record per connection.
 
-    Only connections that the source delivers too are read: its filter holds for both.
+    Only connections that the source also delivers are read, so its filter applies to both.
     """
 
     def __init__(self, forget: Callable[[bytes], None]) -> None:
         """
         Args:
-            forget: Told of each connection that is decided, by its original tuple and namespace as
-                the wire has them: the kernel need not go on with it.
+            forget: Called with each finished connection's original tuple and namespace, in wire
+                format: the kernel can stop sending its segments.
         """
         self._forget = forget
         self._expected: OrderedDict[bytes, None] = OrderedDict()
@@ -45,16 +44,16 @@ class DeclaredReader:
 
     def read(self, records: Iterable[bytes], now_ns: int) -> list[bytes]:
         """
-        Take a batch in order of time.
+        Read a batch, in order of time.
 
         Args:
-            records: The batch, with segments among it.
-            now_ns: The time on the clock of the records, for what does not come.
+            records: The batch, segments included.
+            now_ns: The current time on the records' clock, to give up on late bytes.
         """
         return [*self._replace(records), *self._give_up(now_ns)]
 
     def lost(self) -> Mapping[str, int]:
-        """Count connections whose first bytes could not be kept, and segments without sense."""
+        """Count connections whose first bytes could not be kept, and undecodable segments."""
         return {"streams_evicted": self._evicted, "undecodable": self._undecodable}
 
     def _replace(self, records: Iterable[bytes]) -> Iterator[bytes]:
@@ -68,7 +67,7 @@ class DeclaredReader:
             yield record
 
     def _expect(self, key: bytes) -> None:
-        # The same ports again are a new connection.
+        # The same ports again mean a new connection.
         self._streams.pop(key, None)
         self._expected[key] = None
         self._expected.move_to_end(key)

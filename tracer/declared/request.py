@@ -1,5 +1,5 @@
 """
-The head of an HTTP/1 request: the fields in which proxies name their clients, and no other.
+The head of an HTTP/1 request: only the fields in which proxies name their clients.
 
 ``X-Forwarded-For`` has no standard; ``Forwarded`` is RFC 7239.
 """
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from tracer.declared.identifier import identifier
 from tracer.model import ClientForm, DeclaredClient, ProxyHeader
 
-# RFC 9110 gives methods all characters of a token; those in use are capitals and hyphens.
+# RFC 9110 allows any token as method; those in use have only capitals and hyphens.
 _REQUEST_LINE = re.compile(rb"[A-Z][A-Z-]{0,23} [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?")
-# The same, as far as it has come.
+# Any beginning of a request line.
 _REQUEST_START = re.compile(
     rb"(?:[A-Z][A-Z-]{0,23}(?: [^\x00-\x20\x7f]*(?: [HTP/.0-9]{0,8}\r?)?)?)?"
 )
@@ -27,17 +27,18 @@ _PARAMETER = re.compile(
     re.DOTALL,
 )
 _BLANK = re.compile(rb"[ \t]*")
-# Of a field's entries the last are kept: those that the nearest proxies wrote.
+# Only the last entries of a field are kept, which the nearest proxies wrote.
 KEPT = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """
-    What a request's head says, as far as it is here.
+    What a request's head declares, as far as it has come.
 
-    ``clients`` are in the order of the fields, the nearest proxy's word last. ``is_whole`` says
-    that the head was read to its end, ``has_more`` that there were more entries than are kept.
+    ``clients`` are in the order of the fields, the nearest proxy's statement last. ``is_whole``
+    means that the head was read to its end, ``has_more`` that there were more entries than are
+    kept.
     """
 
     clients: tuple[DeclaredClient, ...] = ()
@@ -46,7 +47,7 @@ class Request:
 
 
 def request(data: bytes) -> Request | None:
-    """Read a request from the beginning of a connection's bytes; None if it is no HTTP/1."""
+    """Parse a request at the beginning of a connection's bytes; None if it is not HTTP/1."""
     line, end, rest = data.partition(b"\n")
     if not end:
         return Request() if _REQUEST_START.fullmatch(line) else None
@@ -69,7 +70,7 @@ _ORDER = (ProxyHeader.FORWARDED, ProxyHeader.X_FORWARDED_FOR)
 
 
 def _fields(rest: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
-    """Return names and values of the fields whose lines are whole, and whether the head is."""
+    """Return names and values of complete field lines, and whether the head is complete."""
     fields: list[tuple[bytes, list[bytes]]] = []
     is_whole = False
     *lines, _ = rest.split(b"\n")
@@ -79,7 +80,7 @@ def _fields(rest: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
             is_whole = True
             break
         if text[:1] in (b" ", b"\t"):
-            # An old way to go on with the field before (obs-fold of RFC 9112).
+            # An obsolete continuation of the previous field (obs-fold of RFC 9112).
             if fields:
                 fields[-1][1].append(text)
             continue
@@ -93,13 +94,13 @@ def _entries(header: ProxyHeader, value: bytes) -> Iterator[DeclaredClient]:
         yield from _forwarded(value)
         return
     for entry in value.split(b","):
-        # RFC 9110 lets lists have empty elements.
+        # RFC 9110 allows empty elements in lists.
         if entry.strip(b" \t"):
             yield identifier(entry, header)
 
 
 def _forwarded(value: bytes) -> Iterator[DeclaredClient]:
-    """Read the ``for`` of each element. After something that cannot be read there is no next."""
+    """Parse the ``for`` of each element, up to the first that cannot be parsed."""
     element = list[DeclaredClient]()
     has_words = False
     at = 0
@@ -125,7 +126,7 @@ def _forwarded(value: bytes) -> Iterator[DeclaredClient]:
 
 
 def _client_of(element: list[DeclaredClient]) -> DeclaredClient:
-    """Return whom an element names. One without ``for`` is a proxy that does not tell."""
+    """Return the client that an element names. Without ``for`` the client is unknown."""
     if len(element) > 1:
         return _nameless(ClientForm.INVALID)
     return element[0] if element else _nameless(ClientForm.UNKNOWN)

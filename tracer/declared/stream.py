@@ -1,8 +1,8 @@
-"""The first bytes of a TCP connection, put together from segments in any order."""
+"""The first bytes of a TCP connection, reassembled from segments in any order."""
 
 from tracer.declared.opening import LIMIT
 
-# Segments that wait for one before them, and their bytes: what we keep of a stranger is bounded.
+# The most segments that wait for an earlier one, and their bytes: what a client sends is bounded.
 _WAITING = 16
 _WAITING_BYTES = LIMIT
 
@@ -23,7 +23,7 @@ class Stream:
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing more can come: all of the limit is here, or the peer has ended."""
+        """Whether nothing more can come: the limit is reached, or the peer has closed."""
         return len(self.data) >= LIMIT or (self._end is not None and len(self.data) >= self._end)
 
     def add(self, offset: int, payload: bytes, *, is_end: bool = False) -> bool:
@@ -31,9 +31,9 @@ class Stream:
         Add a segment.
 
         Args:
-            offset: Where in the stream it begins, in bytes.
-            payload: Its bytes, as far as they are known.
-            is_end: Whether the peer sends nothing after it.
+            offset: Its position in the stream, in bytes.
+            payload: Its bytes, as far as they were captured.
+            is_end: Whether the peer closes after it.
 
         Returns:
             Whether there are more bytes, or an end, than before.
@@ -49,7 +49,7 @@ class Stream:
         return (len(self.data), self._end) != before
 
     def _wait(self, offset: int, payload: bytes) -> None:
-        # Sent again, a segment may be longer than it was.
+        # A retransmitted segment may be longer than before.
         first = self._waiting.get(offset, b"")
         more = payload[len(first) :]
         has_room = first or len(self._waiting) < _WAITING
