@@ -1,4 +1,4 @@
-"""The certificate of a server that runs for months."""
+"""The TLS certificate of a long-running server, reloaded when its files change."""
 
 import logging
 import ssl
@@ -12,10 +12,10 @@ _log = logging.getLogger(__name__)
 
 class Certificate:
     """
-    A certificate and its key, read anew when the files have changed.
+    A certificate and its key, read again when the files have changed.
 
-    New ones that cannot be read are a warning, and the former stay in use: who renews writes one
-    file after the other.
+    If the new ones cannot be read, that is a warning and the old ones stay in use: a renewal writes
+    one file after the other.
 
     Raises:
         TracerError: If they cannot be used at the start.
@@ -31,7 +31,7 @@ class Certificate:
             raise TracerError(self._trouble(error)) from None
 
     def context(self) -> ssl.SSLContext:
-        """Return what the next connection shall use."""
+        """Return the TLS context for the next connection."""
         with self._lock:
             stamp = self._stamps()
             if stamp != self._stamp:
@@ -39,15 +39,15 @@ class Certificate:
                 try:
                     self._context = self._load()
                 except (OSError, ValueError) as error:
-                    _log.warning("%s; the former one stays in use", self._trouble(error))
+                    _log.warning("%s; the old one stays in use", self._trouble(error))
             return self._context
 
     def _load(self) -> ssl.SSLContext:
-        # A new one each time: one that failed half way holds a certificate without its key.
+        # Always a new context: a load that fails half way leaves a certificate without its key.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # A handshake is what costs: each connection has one.
+        # Handshakes are what costs: one for each connection.
         context.options |= ssl.OP_NO_RENEGOTIATION
-        # No password is asked for on a terminal.
+        # Otherwise OpenSSL would ask for a password on the terminal.
         context.load_cert_chain(*self._files, password=lambda: b"")
         return context
 
@@ -65,5 +65,5 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
         found = path.stat()
     except OSError:
         return None
-    # A mounted Secret changes by its symbolic link: another inode.
+    # A mounted Secret changes by its symbolic link, which leads to another inode.
     return found.st_ino, found.st_mtime_ns, found.st_size

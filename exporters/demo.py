@@ -1,4 +1,4 @@
-"""The demo's findings: for each connection its tuples before and after NAT, and who saw what."""
+"""The demo's findings: each connection's tuples before and after NAT, and who saw what."""
 
 import json
 import shlex
@@ -45,11 +45,11 @@ class DemoWriter:
                 if self._has_colour:
                     text = text.replace(verdict, paint(verdict, colour), 1)
                 print(text, file=self._stream)
-        # What goes to standard error after it shall stand after it, also in one file.
+        # So that what follows on standard error also follows in a file that gets both.
         print(file=self._stream, flush=True)
 
     def _columns(self, widths: Sequence[int]) -> Sequence[int]:
-        """Return the columns that find room, by their index."""
+        """Return the columns that fit, by index."""
         for columns in _CHOICES:
             width = 2 + sum(widths[i] + 2 for i in columns) - 2
             if self._screen is None or width <= self._screen.width:
@@ -61,7 +61,7 @@ class DemoWriter:
 
 
 def kept_lines(lab: Lab, mode: str) -> list[str]:
-    """Return what to type in other terminals to look into a lab that is kept."""
+    """Return what to type in other terminals to look into a kept lab."""
     nodes = " ".join(f"n{node[-1]}={lab.netns(node).name}={node}" for node in NODES)
     connect = "exec 3<>/dev/tcp/$0/$1; echo GET >&3; tail -1 <&3"
     return [
@@ -115,7 +115,7 @@ _HEADINGS = (
 )  # fmt: skip
 _VERDICT = 2
 _TUPLES, _CAUSE = (3, 4, 5, 6), 10
-# From all columns to those that nobody can do without.
+# From all columns down to the essential ones.
 _CHOICES = tuple(
     tuple(i for i in range(len(_HEADINGS)) if i not in left_out)
     for left_out in ((), _TUPLES, (*_TUPLES, _CAUSE))
@@ -124,7 +124,7 @@ _CHOICES = tuple(
 
 def _cells(finding: Finding) -> tuple[str, ...]:
     case, answer = finding.case, finding.answer
-    # Where the way back alone fails, nobody could tell what the backend saw.
+    # If only the way back fails, the backend cannot report what it saw.
     nothing = "nothing" if finding.drop or not finding.hops else "no answer"
     saw = str(answer.client_address or f"{nothing} ({answer.outcome})")
     says = str(finding.seen_source or ("nothing" if finding.drop else "?"))
@@ -142,7 +142,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 
 
 def _tuples(finding: Finding) -> tuple[str, str, str, str]:
-    """Return who sent to whom at first, and at last."""
+    """Return source and destination before NAT, and after it."""
     if finding.hops:
         first = finding.hops[0]
         before = client_text(first), ends(first.connection.orig)[1]

@@ -26,11 +26,11 @@ _MARK_COLOURS = {
     Mark.DROPPED: "red",
 }
 _DIRECTIONS = {
-    Direction.ORIGINAL: "the first packet of the client",
-    Direction.REPLY: "the first packet of the answer",
+    Direction.ORIGINAL: "the client's first packet",
+    Direction.REPLY: "the first reply packet",
 }
 _INDENT = "    "
-# As wide as what stands before a hop's place.
+# As wide as what precedes a hop's place.
 _AT = " " * 17
 
 
@@ -38,12 +38,12 @@ def diagram_lines(
     path: Path, *, is_detailed: bool, width: int = WIDTH, has_colour: bool = False
 ) -> list[str]:
     """
-    Return a path as lines that a terminal may show.
+    Return a path as lines that are safe for a terminal.
 
     Args:
         path: The path.
-        is_detailed: Whether to add what the verdict rests on, and a line for each hop.
-        width: Columns at the most; what is longer is continued on the next line.
+        is_detailed: Whether to add evidence and advice, and a line for each hop.
+        width: The most columns; longer lines are wrapped.
         has_colour: Whether to use colours (`exporters.terminal.has_colour`).
     """
     pen = _Pen(max(width, 40), has_colour=has_colour)
@@ -65,7 +65,7 @@ def diagram_lines(
 
 
 class _Pen:
-    """Writes lines of a bounded width. What comes from outside is made harmless here."""
+    """Writes lines of bounded width, and escapes untrusted text."""
 
     def __init__(self, width: int, *, has_colour: bool) -> None:
         self.lines: list[str] = []
@@ -83,7 +83,7 @@ class _Pen:
             self.line(line, colour)
 
     def picture(self, drawn: Sketch) -> None:
-        """Draw the stations in a row, or below each other if they do not fit."""
+        """Draw the stations in a row, or one below the other if they do not fit."""
         names = [printable(_label(station)) for station in drawn.stations]
         notes = list(_row_notes(drawn.stations, names))
         widths = [at + len(text) for at, text, _ in notes] + [len(_ARROW.join(names))]
@@ -103,17 +103,17 @@ class _Pen:
                     self.text(note.text, indent=" " * 6, colour=_MARK_COLOURS[note.mark])
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> None:
-        """Write labels and what they say, under each other."""
+        """Write labels and their texts, one below the other."""
         for label, text in facts:
             if text.startswith(_COMMAND):
-                # In two lines it would be two commands to whoever pastes it.
+                # A wrapped command would be two commands when pasted.
                 self.line(f"{label:<10}{printable(text)}")
                 continue
             for line in self._wrapped(text, f"{label:<10}", " " * 10):
                 self.line(line)
 
     def wires(self, drawn: Sketch) -> None:
-        """Write the packet between each two stations."""
+        """Write the packet between each pair of stations."""
         self.line("")
         names = [printable(_short(station)) for station in drawn.stations]
         pairs = list(zip(names, names[1:], drawn.wires, strict=False))
@@ -186,7 +186,7 @@ class _Pen:
 
 
 def _label(station: Station) -> str:
-    """Return a station as the row of arrows names it; in brackets where nobody told of it."""
+    """Return a station's name in the row of arrows, in brackets if it was not traced."""
     if station.drop is not None:
         return f"{station.name}: X ({station.drop.text})"
     return _short(station)
@@ -197,18 +197,18 @@ def _short(station: Station) -> str:
         return station.name
     if station.has_name:
         return f"({station.name})"
-    # A node without a name is told by its address.
+    # A node without a name is shown by its address.
     return f"({station.detail})" if station.name == "node" else f"{station.name}?"
 
 
 def _row_notes(
     stations: Sequence[Station], names: Sequence[str]
 ) -> Iterator[tuple[int, str, Mark]]:
-    """Yield what is written under the row: the column, the text, and what it is."""
+    """Yield the notes under the row: column, text and mark."""
     at = 0
     for station, name in zip(stations, names, strict=True):
         for note in station.notes:
-            # Each node's DNAT shows in the packets below; the picture is about the source.
+            # DNAT is visible in the packets below; the picture is about the source.
             if note.mark not in (Mark.DROPPED, Mark.DNAT):
                 yield at, printable(note.text), note.mark
         at += len(name) + len(_ARROW)

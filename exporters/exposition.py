@@ -1,7 +1,7 @@
 """
 The text of counters that have thousands of series.
 
-prometheus_client takes 20 us for a line. What stands before the number never changes: it is kept.
+prometheus_client takes 20 us for a line. What precedes the number never changes, so it is kept.
 """
 
 import re
@@ -14,21 +14,21 @@ from prometheus_client.registry import Collector
 
 Encoder = Callable[[Collector], bytes]
 Labels = TypeVar("Labels", bound=tuple[str, ...])
-# What OpenMetrics ends with: once, after all metrics.
+# Ends OpenMetrics: once, after all metrics.
 _EOF = b"# EOF\n"
-# Of label values, in both formats.
+# In label values, the same in both formats.
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 class CounterText(Generic[Labels]):
-    """A counter in one format: the encoder's own text of it, made anew only in its numbers."""
+    """A counter in one format: the encoder's own text, of which only the numbers are redone."""
 
     def __init__(self, encoder: Encoder, name: str, text: str, labels: tuple[str, ...]) -> None:
         """
         Args:
-            encoder: Of the format; see `prometheus_client.exposition.choose_encoder`.
-            name: The metric's, without ``_total``.
-            text: Its help.
+            encoder: The format's encoder; see `prometheus_client.exposition.choose_encoder`.
+            name: The metric's name, without ``_total``.
+            text: Its help text.
             labels: The names of its labels.
         """
         family = CounterMetricFamily(name, text, labels=labels)
@@ -36,7 +36,7 @@ class CounterText(Generic[Labels]):
         lines = encoder(Metrics([family])).removesuffix(_EOF).decode().splitlines(keepends=True)
         start, _, _ = lines.pop().rpartition(" ")
         self._head = "".join(lines).encode()
-        # The encoder has the labels in an order of its own.
+        # The encoder orders the labels by itself.
         self._order = [int(i) for i in re.findall(r"<(\d+)>", start)]
         self._start = re.sub(r"<\d+>", "%s", start)
         self._starts: dict[Labels, bytes] = {}
@@ -60,11 +60,11 @@ class CounterText(Generic[Labels]):
 
 
 class Metrics(Collector):
-    """Some metrics, as an encoder takes them."""
+    """Metrics in the form that an encoder takes."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """Yield them."""
+        """Yield the metrics."""
         yield from self._metrics

@@ -50,33 +50,33 @@ def preview_lines(
     Args:
         preview: What would change.
         settings: The policies that would be set, by their names in the API.
-        clients: Client addresses that would become visible with their connections, most first;
-            None if nobody looked.
+        clients: Client addresses that would become visible, with their connections, most first;
+            None if none were looked for.
     """
     without, able = names(preview.without_endpoint), names(preview.with_endpoint)
     lines = []
     external = settings.get("externalTrafficPolicy")
     if external is Policy.CLUSTER:
-        lines.append("every node answers what comes from outside, and hides the client's address")
+        lines.append("every node serves external traffic, and hides the client's address")
     elif external is Policy.LOCAL:
         lines += [
-            f"nodes that would not answer what comes from outside: {without}",
-            f"nodes that would answer: {able}",
+            f"nodes that would not serve external traffic: {without}",
+            f"nodes that would serve it: {able}",
         ]
         if preview.has_health_check:
             port = preview.health_check_node_port
             where = f"port {port}" if port else "a port that the API server chooses"
-            lines.append(f"health checks that would say 503 ({where}, /healthz): {without}")
+            lines.append(f"health checks that would answer 503 ({where}, /healthz): {without}")
         if clients is not None:
-            seen = ", ".join(f"{client} ({count})" for client, count in clients) or "none was seen"
+            seen = ", ".join(f"{client} ({count})" for client, count in clients) or "none seen"
             lines.append(f"client addresses that would become visible (connections): {seen}")
     internal = settings.get("internalTrafficPolicy")
     if internal is Policy.CLUSTER:
-        lines.append("pods of every node reach it by its ClusterIP")
+        lines.append("pods on every node can reach its ClusterIP")
     elif internal is Policy.LOCAL:
         lines += [
-            f"nodes whose pods would no longer reach it by its ClusterIP: {without}",
-            f"nodes whose pods would: {able}",
+            f"nodes whose pods could not reach its ClusterIP: {without}",
+            f"nodes whose pods could: {able}",
         ]
     return [printable(line) for line in lines]
 

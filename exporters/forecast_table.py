@@ -11,7 +11,7 @@ from tracer.judge.verdict import Verdict
 from tracer.model import protocol_name
 
 _HEADINGS = ("WAY", "CLIENT", "TO", "THROUGH", "BACKEND ON", "BACKEND SEES", "VERDICT", "CAUSE")
-# Most questions are about clients outside, and the ways that were made for them.
+# Most questions are about external clients and the ways meant for them.
 _CLIENTS = ("external", "pod", "node")
 _WAYS = ("loadbalancer", "externalip", "nodeport", "clusterip", "loopback")
 _SHOWN_NODES = 4
@@ -19,10 +19,10 @@ _SHOWN_NODES = 4
 
 def forecast_table(forecasts: Iterable[Forecast], screen: Screen | None = None) -> list[str]:
     """
-    Return forecasts as rows, with what would keep the source below them, by cause.
+    Return forecasts as rows, followed by advice for each cause.
 
-    Ports, nodes and families with the same answer share a row. Clients from outside come first. On
-    a screen that is narrower than the rows, a row is a few short lines.
+    Ports, nodes and families with the same outcome share a row. External clients come first. On a
+    screen narrower than the rows, a row takes a few short lines.
     """
     forecasts = sorted(forecasts, key=_place)
     rows = _merged(_rows(forecasts))
@@ -40,7 +40,7 @@ def forecast_table(forecasts: Iterable[Forecast], screen: Screen | None = None) 
 
 
 def names(nodes: Sequence[str]) -> str:
-    """Return nodes by name, of many only the first and how many more."""
+    """Return the names of nodes; of many, only the first ones and the number of the rest."""
     if len(nodes) <= _SHOWN_NODES:
         return ", ".join(nodes) or "none"
     return f"{', '.join(nodes[: _SHOWN_NODES - 1])} and {len(nodes) - _SHOWN_NODES + 1} more"
@@ -48,7 +48,7 @@ def names(nodes: Sequence[str]) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class _Row:
-    """What has one answer. Nodes, ports and the rest are in the order in which they came."""
+    """Forecasts with one outcome. Nodes, ports and the rest are in order of appearance."""
 
     answer: tuple[str, ...]
     families: dict[str, None] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class _Row:
 
 
 def _rows(forecasts: Iterable[Forecast]) -> list[_Row]:
-    """Put nodes and ports together whose answers, down to the address, are the same."""
+    """Merge nodes and ports whose outcomes are the same, including the address."""
     rows: dict[tuple[str, ...], _Row] = {}
     for each in forecasts:
         address = "" if each.seen_source in (None, CLIENT) else str(each.seen_source)
@@ -73,7 +73,7 @@ def _rows(forecasts: Iterable[Forecast]) -> list[_Row]:
 
 
 def _merged(rows: Iterable[_Row]) -> list[_Row]:
-    """Put families together where nothing but the address is different."""
+    """Merge families that differ in nothing but the address."""
     merged: dict[tuple[tuple[str, ...], ...], _Row] = {}
     for row in rows:
         same = merged.setdefault((row.answer, tuple(row.nodes), tuple(row.to)), row)
@@ -138,7 +138,7 @@ def _stacked(cells: Sequence[str]) -> list[str]:
 
 
 def _advice(forecasts: Sequence[Forecast]) -> list[str]:
-    """Return what keeps the source, and what lets a connection arrive, by cause."""
+    """Return advice by cause: what keeps the source, and what makes a connection arrive."""
     by_cause: dict[tuple[bool, Cause], list[Forecast]] = {}
     for each in forecasts:
         if each.cause is not None:
@@ -146,7 +146,10 @@ def _advice(forecasts: Sequence[Forecast]) -> list[str]:
             by_cause.setdefault((is_about_source, each.cause), []).append(each)
     lines = []
     width = max((len(cause) for _, cause in by_cause), default=0)
-    for is_about_source, heading in ((True, "To keep the source:"), (False, "To arrive:")):
+    for is_about_source, heading in (
+        (True, "To keep the source:"),
+        (False, "To reach the backend:"),
+    ):
         told = [
             f"  {label:<{width}}  {line}"
             for (about_source, cause), same in by_cause.items()
@@ -159,12 +162,12 @@ def _advice(forecasts: Sequence[Forecast]) -> list[str]:
 
 
 def _labelled(cause: Cause, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield the cause beside its first line, and nothing beside the others."""
+    """Yield each line with its label: the cause beside the first, none beside the others."""
     return ((str(cause) if i == 0 else "", line) for i, line in enumerate(lines))
 
 
 def _advice_for(same: Sequence[Forecast]) -> tuple[str, ...]:
-    """Return advice for forecasts of one cause: for all their nodes and families at once."""
+    """Return advice for forecasts of one cause, for all their nodes and families at once."""
     one = same[0]
     nodes = names(tuple(dict.fromkeys(each.way.node for each in same)))
     if one.verdict is Verdict.DROPPED:

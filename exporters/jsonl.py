@@ -1,4 +1,4 @@
-"""What was judged as JSON, one object a line: the contract of docs/json.md."""
+"""Judged records as JSON, one object per line: the contract of docs/json.md."""
 
 import json
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ VERSION = 1
 
 
 def to_line(judged: Judged) -> str:
-    """Return one judged thing as a line of JSON, without the line's end."""
+    """Return one judged record as a line of JSON, without the newline."""
     match judged:
         case JudgedConnection():
             return _line(connection_object(judged))
@@ -42,9 +42,9 @@ def to_line(judged: Judged) -> str:
 
 
 def path_to_lines(path: Path) -> list[str]:
-    """Return a path as lines of JSON: one for each packet that was watched."""
+    """Return a path as lines of JSON: one for each watched packet."""
     told = [(way, n + 1) for way in Direction for n in range(path.packets(way))]
-    # A path without hops is still one: of what the nodes' conntrack entries say.
+    # Without hops there is still one line, by the nodes' conntrack entries.
     return [_line(path_object(path, *each)) for each in told or [(Direction.ORIGINAL, 1)]]
 
 
@@ -178,7 +178,7 @@ def summary_to_line(summary: Summary) -> str:
 def connection_object(judged: JudgedConnection) -> dict[str, Any]:
     """Return a judged connection as the object that its line holds."""
     connection = judged.connection
-    # What nobody knows is left out, never an empty value.
+    # What is not known is left out, never empty.
     mark = {} if connection.mark is None else {"mark": connection.mark}
     return {
         "kind": "connection",
@@ -296,7 +296,7 @@ def _service(opinion: Opinion) -> dict[str, Any]:
 
 
 def service_object(service: ServiceRef) -> dict[str, Any]:
-    """Return a Service as an object; an unnamed port and a policy that plays no part are absent."""
+    """Return a Service as an object, without an unnamed port or a policy that does not apply."""
     found = {"namespace": service.namespace, "name": service.name, "via": str(service.via)}
     if service.port is not None:
         found["port"] = service.port

@@ -35,13 +35,13 @@ from tracer.judge.path import Path
 
 _log = logging.getLogger(__name__)
 
-# The exporter itself tries again for OTEL_EXPORTER_OTLP_TIMEOUT (10 s). So a batch is given up
-# after about half a minute, and sooner where the receiver answers that it does not want it.
+# The exporter itself retries for OTEL_EXPORTER_OTLP_TIMEOUT (10 s). So a batch is given up after
+# about half a minute, or sooner if the receiver rejects it.
 _ATTEMPTS = 5
 _PAUSE_S = 1.0
-# How long the end of a run waits for what is still to be sent.
+# How long the end of a run waits for unsent paths.
 _CLOSE_S = 5.0
-# A process knows the nodes that it traces.
+# The providers to keep, one for each node.
 _NODES = 64
 _NOBODY = SpanContext(0, 0, is_remote=True)
 
@@ -50,15 +50,15 @@ class OtlpSink:
     """
     Sends paths to an OTLP receiver, from a thread of its own.
 
-    ``write`` never waits: what does not fit into the queue is counted. Limits, headers,
-    certificates and the like are those of OpenTelemetry's environment variables (``OTEL_*``).
+    ``write`` never blocks: what does not fit into the queue is counted as lost. Limits, headers,
+    certificates and the like come from OpenTelemetry's environment variables (``OTEL_*``).
     """
 
     def __init__(self, exporter: SpanExporter, *, close_s: float = _CLOSE_S) -> None:
         """
         Args:
-            exporter: What sends spans, and tries again for a while by itself.
-            close_s: How long `close` waits for what is still to be sent.
+            exporter: Sends spans, and retries for a while by itself.
+            close_s: How long `close` waits for unsent paths.
         """
         self._exporter = exporter
         self._close_s = close_s
@@ -76,7 +76,7 @@ class OtlpSink:
         self._thread = threading.Thread(target=self._work, name="otlp", daemon=True)
 
     def start(self) -> None:
-        """Begin to send. Call it without privileges: a thread keeps those that it began with."""
+        """Start sending. Drop privileges first: a thread keeps those it starts with."""
         self._thread.start()
 
     def write(self, path: Path) -> None:
@@ -90,13 +90,13 @@ class OtlpSink:
                 self._wake.notify()
 
     def close(self) -> Mapping[str, int]:
-        """Send what is queued, as far as it can be soon, and return what was lost, by place."""
+        """Send what is queued, within the time limit, and return what was lost, by place."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join(self._close_s)
-        # Interrupts a pause between attempts; what is still held by the thread is lost.
+        # Interrupts a pause between attempts; what the thread still holds is lost.
         self._exporter.shutdown()
         if self._thread.is_alive():
             self._thread.join(_PAUSE_S)
@@ -107,7 +107,7 @@ class OtlpSink:
 
     def _work(self) -> None:
         while batch := self._next():
-            # Counted as lost until it has arrived: `close` may not wait for the end of it.
+            # Counted as lost until it has arrived: `close` may not wait for that.
             with self._wake:
                 self._failed += len(batch)
             if self._has_sent(self._spans.of(batch)):
@@ -144,13 +144,13 @@ class OtlpSink:
         try:
             return self._exporter.export(spans) is SpanExportResult.SUCCESS
         except Exception:
-            # The thread must go on: whoever reads the summary learns what was lost.
+            # The thread must go on: the summary says what was lost.
             _log.exception("the OTLP exporter failed")
             return False
 
 
 class _Ids(IdGenerator):
-    """Gives the next span the ids that were computed for it."""
+    """Gives the next span its computed ids."""
 
     trace = span = 0
 
@@ -179,7 +179,7 @@ class _Spans:
         self._collector = _Collector()
         self._providers: dict[str, TracerProvider] = {}
         self._version = metadata.version("srcip")
-        # What the environment says counts more than our own name.
+        # A name from the environment takes precedence over ours.
         is_named = OTELResourceDetector().detect().attributes.get("service.name")
         self._service = {} if is_named else {"service.name": "srcip"}
 
@@ -232,16 +232,16 @@ def _context(trace: int, span: int) -> SpanContext:
 
 def span_exporter(target: str) -> SpanExporter:
     """
-    Return what sends spans to a receiver.
+    Return an exporter that sends spans to a receiver.
 
     Args:
-        target: A URL; empty for what the environment says (``OTEL_EXPORTER_OTLP_ENDPOINT``).
-            The path of OTLP over HTTP is added where there is none.
+        target: A URL; empty to use the environment (``OTEL_EXPORTER_OTLP_ENDPOINT``). For OTLP
+            over HTTP the path is added if there is none.
 
     Raises:
-        TracerError: If the URL is none, or the protocol's package is not installed.
+        TracerError: If the URL is invalid, or the protocol's package is not installed.
     """
-    # Its own words are of no use to whom we tell what was lost; -v shows them.
+    # Losses are reported in the summary; OpenTelemetry's own log lines are shown with -v.
     quiet = logging.INFO if logging.getLogger().isEnabledFor(logging.INFO) else logging.CRITICAL
     logging.getLogger("opentelemetry").setLevel(quiet)
     protocol = _protocol()
@@ -255,11 +255,11 @@ def span_exporter(target: str) -> SpanExporter:
     except ImportError as error:
         extra = "otlp" if package == "http" else "otlp-grpc"
         raise TracerError(
-            f"OTLP over {package} needs a package that is not here ({error.name}): "
+            f"OTLP over {package} needs a package that is not installed ({error.name}): "
             f"pip install 'srcip[{extra}]'"
         ) from error
     except Exception as error:
-        # Nothing was sent yet: a variable is wrong, and each package has its own errors for that.
+        # Nothing was sent yet: a variable is wrong, for which each package has its own errors.
         raise TracerError(f"cannot send to an OTLP receiver: {error}") from error
     return exporter
 
@@ -269,12 +269,12 @@ def _protocol() -> str:
     default = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     protocol = os.environ.get(name) or default
     if protocol not in ("grpc", "http/protobuf"):
-        raise TracerError(f"OTLP protocol {protocol!r} is not spoken: use http/protobuf or grpc")
+        raise TracerError(f"OTLP protocol {protocol!r} is not supported: use http/protobuf or grpc")
     return protocol
 
 
 def _check_environment() -> None:
-    """Refuse an endpoint that is none; over gRPC a host and a port are one."""
+    """Refuse an invalid endpoint in the environment; gRPC also takes host and port."""
     for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         if target := os.environ.get(name):
             _endpoint(name, target, "http/protobuf")
@@ -287,7 +287,7 @@ def _endpoint(name: str, target: str, protocol: str) -> str:
     except ValueError:
         is_url = False
     if not is_url:
-        raise TracerError(f"{name} {target}: no URL such as http://collector:4318")
+        raise TracerError(f"{name} {target}: not a URL such as http://collector:4318")
     if protocol == "grpc" or url.path.strip("/"):
         return target
     return f"{target.rstrip('/')}/v1/traces"

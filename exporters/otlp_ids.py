@@ -1,7 +1,7 @@
 """
-Which trace a connection is, and which span a node's part of it: computed, never drawn by lot.
+The ids of a connection's trace and of each node's span: computed, not random.
 
-Nodes that know nothing of each other so put their spans into one trace
+So nodes that know nothing of each other put their spans into one trace
 (docs/decisions/0050-trace-ids-from-what-leaves-a-node.md).
 """
 
@@ -17,17 +17,17 @@ _TUPLE = struct.Struct("!16sH16sHB")
 
 
 def trace_id(path: Path) -> int:
-    """Return the trace of a path: made of what leaves its last known node."""
+    """Return the trace id of a path: computed from what leaves its last known node."""
     return trace_id_of(_outgoing(path.legs[-1]))
 
 
 def trace_id_of(outgoing: FiveTuple) -> int:
-    """Return the trace of all nodes that send a connection on as this tuple."""
+    """Return the trace id of all nodes that send a connection on as this tuple."""
     return int.from_bytes(_digest(b"srcip trace", outgoing)[:16]) or 1
 
 
 def span_id(leg: Leg) -> int:
-    """Return a node's span. That of a node that translates follows from what it sends."""
+    """Return a node's span id. If the node translates, it follows from what it sends."""
     outgoing = _outgoing(leg)
     if outgoing != leg.orig:
         return _translator_span(outgoing)
@@ -36,7 +36,7 @@ def span_id(leg: Leg) -> int:
 
 
 def parent_id(path: Path, index: int) -> int | None:
-    """Return the parent of the span of the leg at an index, None if it is a trace's first."""
+    """Return the parent id of the span of the leg at an index, None if it is the trace's first."""
     if index:
         return span_id(path.legs[index - 1])
     first = path.legs[0]
@@ -48,10 +48,10 @@ def parent_id(path: Path, index: int) -> int | None:
 
 def link_ids(path: Path) -> tuple[int, int] | None:
     """
-    Return trace and span of the node before the first, where that must be another trace.
+    Return trace and span id of the node before the first, if that node is in another trace.
 
-    A node that translates what another one has translated cannot know both: its trace is that of
-    what it sends. The link leads to the one that it got.
+    A node that translates what another node has already translated cannot know both: its trace is
+    that of what it sends. The link leads to the trace of what it received.
     """
     first = path.legs[0]
     outgoing = _outgoing(first)
@@ -63,7 +63,7 @@ def link_ids(path: Path) -> tuple[int, int] | None:
 
 
 def _outgoing(leg: Leg) -> FiveTuple:
-    """Return what leaves a node; of a packet that never left it, what came."""
+    """Return what leaves a node; if nothing did, what it received."""
     return leg.orig if leg.reply is None else leg.reply.inverted
 
 

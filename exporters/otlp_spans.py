@@ -1,4 +1,4 @@
-"""A path in the words of OpenTelemetry: names, attributes and events of its spans."""
+"""A path in the terms of OpenTelemetry: names, attributes and events of its spans."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Attributes = dict[str, Value]
 
 # A rule's text is as long as its author likes.
 _LONGEST = 2048
-# The SDK's own limit (OTEL_SPAN_EVENT_COUNT_LIMIT); what is over is counted.
+# The SDK's own limit (OTEL_SPAN_EVENT_COUNT_LIMIT); events beyond it are counted.
 _MOST_EVENTS = 128
 
 
@@ -30,7 +30,7 @@ class SpanEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSpan:
-    """What a node's span holds. Times are Unix time; ``error`` says why nothing arrived."""
+    """The contents of a node's span. Times are Unix time; ``error`` says why nothing arrived."""
 
     node: str
     name: str
@@ -42,7 +42,7 @@ class NodeSpan:
 
 
 def node_span(path: Path, leg: Leg) -> NodeSpan:
-    """Return what the span of one of a path's legs holds."""
+    """Return the contents of the span of one leg of a path."""
     events = sorted(_events(leg), key=lambda event: event.time_ns)
     left_out = max(0, len(events) - _MOST_EVENTS)
     attributes = _attributes(path, leg)
@@ -61,7 +61,7 @@ def node_span(path: Path, leg: Leg) -> NodeSpan:
 
 
 def _name(leg: Leg) -> str:
-    """Name the span by what it is one of many of, as names of spans are grouped by."""
+    """Name the span by its kind: back ends group spans by name, so there must be few."""
     service = leg.opinion.service if leg.opinion else None
     what = f"{service.namespace}/{service.name}" if service else protocol_name(leg.orig.proto)
     return _text(f"{leg.verdict} {what}")
@@ -109,7 +109,7 @@ def _client(path: Path) -> Attributes:
     named = word.client if word is not None and word.is_proxied else None
     if named is not None and named.address is not None:
         return found | _end(str(named.address), named.port)
-    # Behind another node or a proxy the client is somebody else.
+    # Behind another node or a proxy the client is a different address.
     if path.verdict in (Verdict.REPLACED_UPSTREAM, Verdict.PROXIED):
         return found
     return found | _end(str(path.orig.src), None if path.orig.is_icmp else path.orig.sport)
@@ -208,10 +208,10 @@ def _packet(flow: FiveTuple) -> Attributes:
 
 
 def _moment(time_ns: int) -> int:
-    """Return a time that can be sent; a damaged record may hold any."""
+    """Clamp a time to what can be sent; a damaged record may hold any."""
     return min(max(0, time_ns), 2**64 - 1)
 
 
 def _text(text: str) -> str:
-    """Make a text fit to send: valid UTF-8, of bounded length, and harmless where it is shown."""
+    """Make a text fit to send: valid UTF-8, of bounded length, and safe to display."""
     return printable(text[:_LONGEST])

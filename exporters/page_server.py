@@ -1,4 +1,4 @@
-"""The server that hands out a page over HTTP or HTTPS, to whom the gate lets in."""
+"""The HTTP or HTTPS server of the page, for clients that the gate admits."""
 
 import errno
 import logging
@@ -21,40 +21,40 @@ _log = logging.getLogger(__name__)
 
 # How long a request may take, from the connection to the last byte of its answer.
 _PATIENCE_S = 10.0
-# Bytes of a request at the most, with a token of 16 KiB; and of what is received at once.
+# The most bytes of a request, with a token of 16 KiB; and of one receive.
 _MAX_HEAD, _CHUNK = 32 << 10, 4 << 10
-# How long to accept nobody when there are no descriptors left: asking again at once is a loop.
+# How long not to accept when there are no descriptors left: retrying at once would spin.
 _REST_S = 1.0
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PLAIN = "text/plain; charset=utf-8"
 
-# Takes the Authorization header and the path; returns None to let in, else status and reason.
+# Takes the Authorization header and the path; returns None to admit, else status and reason.
 Gate = Callable[[str, str], tuple[int, str] | None]
 
 
 class Streams(Protocol):
     """
-    Who takes over the connections of the live stream, from any thread.
+    Takes over the connections of the live stream, from any thread.
 
-    ``url_path`` is where to ask for it, ``upgrade`` what a connection is asked to become (RFC 9110,
-    7.8).
+    ``url_path`` is the path of the stream, ``upgrade`` the protocol that a connection upgrades to
+    (RFC 9110, section 7.8).
     """
 
     url_path: str
     upgrade: str
 
     def has_room(self) -> bool:
-        """Whether one more would be served."""
+        """Whether one more client would be served."""
 
     def take_over(self, channel: Channel, said: bytes) -> None:
-        """Go on with a connection; ``said`` has come already."""
+        """Continue a connection; ``said`` is what has already been received."""
 
 
 class PageServer:
     """
-    Hands out a page, in threads of its own.
+    Serves a page, in threads of its own.
 
-    The port is taken at once, while we are still root; `start` answers.
+    The port is bound at once, while the process is still root; `start` begins to serve.
 
     Raises:
         TracerError: If the address cannot be used.
@@ -71,11 +71,12 @@ class PageServer:
     ) -> None:
         """
         Args:
-            page: What is handed out.
-            address: Where to listen.
-            port: Where to listen; 0 for any.
-            certificate: For HTTPS.
-            gate: Who may have the metrics and the stream; None for all. Health is told to everyone.
+            page: The page to serve.
+            address: The address to listen on.
+            port: The port to listen on; 0 for any.
+            certificate: For HTTPS; None for HTTP.
+            gate: Decides who may have the metrics and the stream; None to admit everyone. Health
+                is for everyone.
         """
         try:
             self._server = _Server((address, port), page, certificate, gate)
@@ -90,18 +91,18 @@ class PageServer:
 
     def start(self, streams: Streams | None = None) -> None:
         """
-        Begin to answer.
+        Begin to serve.
 
         Args:
-            streams: Takes over who may have the live stream, over TLS and past a gate alone: it
-                shows the addresses of clients.
+            streams: Takes over the connections of the live stream. Without TLS and a gate there is
+                no stream: it shows the addresses of clients.
         """
         if self._server.is_guarded:
             self._server.streams = streams
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and let go of the port."""
+        """Stop, and release the port."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()
@@ -125,13 +126,13 @@ class _Server(TCPServer):
         self.gate = gate
         self.streams: Streams | None = None
         self._certificate = certificate
-        # The kubelet's probes come from the node itself: no stranger shall keep them out.
+        # The kubelet's probes come from the node itself: remote clients must not starve them.
         self._from_here, self._from_elsewhere = Slots(self._begin), Slots(self._begin)
         super().__init__(where, _Handler)
 
     @property
     def is_guarded(self) -> bool:
-        """Whether nobody listens on the way, nor without leave."""
+        """Whether traffic is encrypted and clients are authorised."""
         return self._certificate is not None and self.gate is not None
 
     def get_request(self) -> tuple[socket, Any]:
@@ -147,7 +148,7 @@ class _Server(TCPServer):
         (self._from_here if is_from_here else self._from_elsewhere).come(request)
 
     def service_actions(self) -> None:
-        """Called twice a second, and after each connection that came."""
+        """Called twice a second, and after each new connection."""
         self._from_here.look()
         self._from_elsewhere.look()
 
@@ -160,7 +161,7 @@ class _Server(TCPServer):
         try:
             threading.Thread(target=self._answer, args=(request,), daemon=True).start()
         except RuntimeError as error:
-            _log.warning("a request to the page finds no thread: %s", error)
+            _log.warning("cannot start a thread for a request to the page: %s", error)
             request.close()
             return False
         return True
@@ -170,7 +171,7 @@ class _Server(TCPServer):
         self._from_elsewhere.leave(request)
 
     def _answer(self, request: socket) -> None:
-        """Shake hands in the client's own thread: who dawdles holds up nobody else."""
+        """Serve a client, handshake included, in its own thread: a slow one delays no other."""
         channel = None
         try:
             channel = self._channel(request)
@@ -180,7 +181,7 @@ class _Server(TCPServer):
                 self.streams.take_over(channel, handler.unread)
                 channel = None
         except (OSError, HTTPException):
-            """A client that went away, or speaks no HTTP, is not worth a word."""
+            """A client that has gone, or speaks no HTTP, is not worth logging."""
         except Exception:
             _log.exception("a request to the page was not answered")
         finally:
@@ -205,7 +206,7 @@ class _Server(TCPServer):
 
 
 class _Head:
-    """What a client says, line by line, up to a bound for all of it."""
+    """A client's request head, line by line, up to a total size."""
 
     closed = False
 
@@ -215,14 +216,14 @@ class _Head:
         self.unread = b""
 
     def readline(self, _limit: int) -> bytes:
-        """Return the next line; less at the end."""
+        """Return the next line; at the end of the stream, what is left."""
         while b"\n" not in self.unread:
             if self._taken + len(self.unread) > _MAX_HEAD:
                 raise LineTooLong("request")
             try:
                 chunk = self._channel.receive()
             except BlockingIOError:
-                # It was of the TLS layer alone.
+                # It was a record of the TLS layer, without data.
                 continue
             if not chunk:
                 break
@@ -236,7 +237,7 @@ class _Head:
 
 
 class _Outlet:
-    """What a client is told."""
+    """Sends the answer to a client."""
 
     closed = False
 
@@ -248,7 +249,7 @@ class _Outlet:
         send_all(self._channel, data)
 
     def flush(self) -> None:
-        """The socket has it already."""
+        """Do nothing: the socket already has it."""
 
     def close(self) -> None:
         """The connection may go on."""
@@ -261,14 +262,14 @@ class _Handler(BaseHTTPRequestHandler):
     has_left = False
 
     def setup(self) -> None:
-        """Take a channel for a socket."""
+        """Use a channel in place of the socket."""
         self._channel = cast("Channel", self.request)
         self._head = _Head(self._channel)
         self.rfile, self.wfile = cast("Any", self._head), cast("Any", _Outlet(self._channel))
 
     @property
     def unread(self) -> bytes:
-        """What the client has said after its request."""
+        """What the client has sent after its request."""
         return self._head.unread
 
     def do_GET(self) -> None:
@@ -277,9 +278,13 @@ class _Handler(BaseHTTPRequestHandler):
         gate = self.server.gate
         if gate is not None and (is_stream or path in GUARDED):
             told = self.headers.get_all("Authorization") or [""]
-            # Of two, who stands between might have looked at the other.
-            refusal = gate(told[0], path) if len(told) == 1 else (400, "one Authorization header")
-            # What the API server took for it is not the client's fault.
+            # With two headers, a proxy in between might have checked the other one.
+            refusal = (
+                gate(told[0], path)
+                if len(told) == 1
+                else (400, "send exactly one Authorization header")
+            )
+            # The client is not to blame for the time that the API server took.
             self._channel.deadline_s = time.monotonic() + _PATIENCE_S
             if refusal is not None:
                 self._refuse(*refusal)
@@ -295,11 +300,11 @@ class _Handler(BaseHTTPRequestHandler):
         wishes = {each.strip().lower() for each in told.split(",")}
         has_body = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
         if "upgrade" not in wishes or self.headers.get("Upgrade", "").strip() != streams.upgrade:
-            self._refuse(426, f"this takes 'Connection: Upgrade' and 'Upgrade: {streams.upgrade}'")
+            self._refuse(426, f"send 'Connection: Upgrade' and 'Upgrade: {streams.upgrade}'")
         elif self.request_version != "HTTP/1.1" or has_body:
-            self._refuse(400, "an upgrade takes HTTP/1.1, and no body")
+            self._refuse(400, "an upgrade needs HTTP/1.1 and no body")
         elif not streams.has_room():
-            self._refuse(503, "as many clients as there may be are connected already")
+            self._refuse(503, "the maximum number of clients is connected")
         else:
             lines = ("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade")
             head = "\r\n".join((*lines, f"Upgrade: {streams.upgrade}", "", ""))
@@ -322,4 +327,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
-        """Scrapes are no news."""
+        """Do not log requests: scrapes are routine."""

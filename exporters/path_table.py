@@ -1,4 +1,4 @@
-"""Whole paths as a table for people: a row for each, with the nodes that it went through."""
+"""Whole paths as a table for people: one row each, with the nodes on the way."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -36,8 +36,8 @@ class PathTable:
     """
     Prints paths as rows. Times are UTC, as in the JSON.
 
-    ``is_explaining`` adds under each row what the verdict rests on, what would keep the source, and
-    what nobody saw. On a ``screen`` that is narrower than a row, a row is a few short lines.
+    ``is_explaining`` adds evidence and advice under each row, and what was not seen. On a
+    ``screen`` narrower than a row, a row takes a few short lines.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PathTable:
         """Print one row."""
         cells = _cells(path)
         if isinstance(self._table, StackedRows):
-            # The nodes on the way in place of the node.
+            # Where other rows have the node, a path has the nodes on the way.
             cells.insert(1, cells.pop(list(_COLUMNS).index("THROUGH")))
         self._table.row(cells)
         if not self._is_explaining:
@@ -66,7 +66,7 @@ def through(path: Path) -> str:
     """
     Return the nodes on the way, and where the source was replaced.
 
-    One that must be there but told nothing stands in brackets.
+    A node that must be there but reported nothing is in brackets.
     """
     stations = sketch(path).stations
     nodes = [each for each in stations if each.role is Role.NODE or _is_unseen_node(each)]
@@ -80,7 +80,7 @@ def _is_unseen_node(station: Station) -> bool:
 def _node(station: Station) -> str:
     name = station.name
     if station.role is Role.UNSEEN:
-        # A node without a name is told by its address.
+        # A node without a name is shown as unknown.
         name = f"({'?' if name == 'node' else name})"
     return " ".join([name, *_marks(station)])
 

@@ -1,4 +1,4 @@
-"""What there is to say of a path, in words that all its forms share."""
+"""A path in words, shared by all its forms."""
 
 from collections.abc import Iterator
 
@@ -27,22 +27,22 @@ def hop_text(hop: Hop) -> str:
 
 
 def drop_text(drop: JudgedDrop) -> str:
-    """Return why and where a packet was discarded."""
+    """Return why and where a packet was dropped."""
     hook = f" at {drop.hook.label}" if drop.hook else ""
     place = f" in {drop.place}" if drop.place else ""
     return f"{drop.reason}{hook}{place}"
 
 
 def declared_word(path: Path) -> ProxyWord | None:
-    """Return what the first bytes say of clients behind the peer, as the first node read them."""
+    """Return what the first bytes declare about the client, as the first node read them."""
     words = (leg.judged.word for leg in path.legs if leg.judged is not None)
     return next((word for word in words if word is not None), None)
 
 
 def headline(path: Path) -> str:
-    """Return the verdict in one line, as which it begins."""
+    """Return the verdict and its meaning in one line."""
     client, node = path.orig.src, path.deciding.node
-    seen = path.seen_source or "an address that is not told"
+    seen = path.seen_source or "an unknown address"
     match path.verdict:
         case Verdict.PRESERVED:
             return f"preserved: the backend sees the client, {client}"
@@ -66,7 +66,7 @@ def _seen_of_a_proxy(path: Path, seen: object) -> str:
     word = declared_word(path)
     client = word.client if word is not None and word.is_proxied else None
     who = (
-        f"the client is {declared_text(client)}, as it says"
+        f"the client is {declared_text(client)}, according to the proxy"
         if client
         else "the client is behind it"
     )
@@ -76,7 +76,7 @@ def _seen_of_a_proxy(path: Path, seen: object) -> str:
 
 
 def facts(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield what is known around a path: a label and a text each."""
+    """Yield what is known about a path: a label and a text each."""
     opinion = path.deciding.opinion
     judged = path.deciding.drop or path.deciding.judged
     if judged is not None and (cause := cause_text(judged)) != "-":
@@ -87,7 +87,7 @@ def facts(path: Path) -> Iterator[tuple[str, str]]:
     if opinion is not None and opinion.service is not None:
         service = opinion.service
         policy = f", policy {service.policy}" if service.policy else ""
-        yield "service", f"{service} by {service.via}{policy}"
+        yield "service", f"{service} via {service.via}{policy}"
     yield "time", f"{timestamp(path.time_ns)}, {protocol_name(path.orig.proto)}"
     if path.accept is not None:
         yield "socket", _accepted(path.accept.accept.peer, path.seen_source)
@@ -101,22 +101,22 @@ def _declared(word: ProxyWord) -> str:
 
 
 def rule(opinion: Opinion | None) -> str | None:
-    """Return the rule of an opinion, and whose it is."""
+    """Return the rule of an opinion, with its owner."""
     if opinion is None or opinion.rule is None:
         return None
     return f"{opinion.rule.owner}: {opinion.rule}"
 
 
 def reasons(opinion: Opinion | None) -> Iterator[tuple[str, str]]:
-    """Yield what an opinion rests on, and what would keep the source: a label and a text each."""
+    """Yield evidence and advice of an opinion: a label and a text each."""
     if opinion is None:
         return
     for line in opinion.evidence:
         yield "because", line
     for line in opinion.advice:
-        yield "to mend" if opinion.is_unanswered else "to keep", line
+        yield "to fix" if opinion.is_unanswered else "to keep", line
 
 
 def _accepted(peer: FiveTuple, seen: IPAddress | None) -> str:
     text = f"the backend's socket accepted {endpoint(peer.src, peer.sport)}"
-    return text if peer.src == seen else f"{text}: not what its node said"
+    return text if peer.src == seen else f"{text}: its node reported a different source"

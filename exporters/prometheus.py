@@ -1,4 +1,4 @@
-"""The agent's numbers for Prometheus: a snapshot, its text, and its health."""
+"""The agent's metrics for Prometheus: a snapshot, its text, and the agent's health."""
 
 import threading
 import time
@@ -13,10 +13,10 @@ from prometheus_client.exposition import choose_encoder
 
 from exporters.exposition import CounterText, Encoder, Metrics
 
-# A drain is due every few seconds. The first one waits for the programs and for the cluster.
+# A drain is due every few seconds. The first waits for the programs and the cluster.
 _DEAD_S, _STILLBORN_S = 60, 180
 _OPENMETRICS = "application/openmetrics-text"
-# What tells of the cluster, and so is not for everyone.
+# Paths that tell about the cluster: not for everyone.
 GUARDED = frozenset({"/metrics"})
 
 
@@ -49,10 +49,10 @@ class DropLabels(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """
-    All that is exported, as it was at one time. What each is stands in docs/metrics.md.
+    All that is exported, at one point in time; docs/metrics.md explains each metric.
 
     ``not_ready`` says what is missing, None if nothing is. ``drained_at_s`` is Unix time, and
-    ``drained_s`` the same on the monotonic clock, which nobody sets; None before the first drain.
+    ``drained_s`` the same on the monotonic clock; None before the first drain.
     """
 
     version: str
@@ -90,13 +90,13 @@ class _Text:
         self._drops = CounterText[DropLabels](
             encoder,
             "srcip_dropped_packets",
-            "Packets that the kernel discarded, for reasons of netfilter, routing or no listener.",
+            "Packets that the kernel dropped because of netfilter, routing or no listener.",
             DropLabels._fields,
         )
         self._made: tuple[Snapshot, bytes] | None = None
 
     def of(self, snapshot: Snapshot, process: ProcessCollector) -> bytes:
-        """Return the text of a snapshot, made once however often it is asked for."""
+        """Return the text of a snapshot, formatted only once."""
         if self._made is None or self._made[0] is not snapshot:
             rest = Metrics(chain(_few(snapshot), process.collect()))
             parts = (
@@ -110,14 +110,14 @@ class _Text:
 
 def _few(snapshot: Snapshot) -> Iterator[Metric]:
     """Yield the metrics that have only a handful of series."""
-    yield from _untold(snapshot)
+    yield from _gaps(snapshot)
     yield from _agent(snapshot)
 
 
-def _untold(snapshot: Snapshot) -> Iterator[Metric]:
+def _gaps(snapshot: Snapshot) -> Iterator[Metric]:
     yield _counter(
         "srcip_lost_records",
-        "What the kernel programs or the agent could not tell in full, where it was lost.",
+        "Records that were lost or are incomplete, by stage and reason.",
         ("stage", "reason"),
         snapshot.lost,
     )
@@ -128,12 +128,12 @@ def _untold(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "srcip_untracked_packets",
-        "Packets that conntrack was told to skip: nobody can see their connections.",
+        "Packets that conntrack was told not to track: their connections cannot be seen.",
         value=snapshot.untracked,
     )
     yield _counter(
         "srcip_series_overflow",
-        "Increments that went to the series 'other' of a metric.",
+        "Increments counted in the series 'other' of a metric.",
         ("metric",),
         _by_one(snapshot.overflow),
     )
@@ -141,7 +141,7 @@ def _untold(snapshot: Snapshot) -> Iterator[Metric]:
         "srcip_connections_total": len(snapshot.connections),
         "srcip_dropped_packets_total": len(snapshot.drops),
     }
-    yield _gauge("srcip_series", "Series of a metric now.", ("metric",), _by_one(series))
+    yield _gauge("srcip_series", "Current series of a metric.", ("metric",), _by_one(series))
     yield _gauge(
         "srcip_not_seen_info",
         "Something that this agent cannot see, in words.",
@@ -154,16 +154,19 @@ def _agent(snapshot: Snapshot) -> Iterator[Metric]:
     entries = {name: used for name, (used, _) in snapshot.maps.items()}
     capacity = {name: room for name, (_, room) in snapshot.maps.items()}
     yield _gauge("srcip_map_entries", "Elements in a BPF map.", ("map",), _by_one(entries))
-    yield _gauge("srcip_map_capacity", "Room in a BPF map.", ("map",), _by_one(capacity))
-    # Without kernel.bpf_stats_enabled the kernel keeps neither.
+    yield _gauge("srcip_map_capacity", "Capacity of a BPF map.", ("map",), _by_one(capacity))
+    # Without kernel.bpf_stats_enabled the kernel counts neither.
     runs = {name: n for name, (_, n) in snapshot.programs.items() if n}
     seconds = {name: ns / 1e9 for name, (ns, n) in snapshot.programs.items() if n}
     yield _counter(
-        "srcip_program_runs", "Runs of a BPF program, if kept.", ("program",), _by_one(runs)
+        "srcip_program_runs",
+        "Runs of a BPF program, with kernel.bpf_stats_enabled.",
+        ("program",),
+        _by_one(runs),
     )
     yield _counter(
         "srcip_program_run_seconds",
-        "Time spent in a BPF program, if kept.",
+        "Time spent in a BPF program, with kernel.bpf_stats_enabled.",
         ("program",),
         _by_one(seconds),
     )
@@ -173,11 +176,11 @@ def _agent(snapshot: Snapshot) -> Iterator[Metric]:
         value=snapshot.drained_at_s,
     )
     yield GaugeMetricFamily(
-        "srcip_drain_duration_seconds", "How long the last drain took.", value=snapshot.drain_s
+        "srcip_drain_duration_seconds", "Duration of the last drain.", value=snapshot.drain_s
     )
     yield _gauge(
         "srcip_cluster_objects",
-        "Kubernetes objects known.",
+        "Kubernetes objects that the agent knows.",
         ("kind",),
         _by_one(snapshot.cluster_objects),
     )
@@ -196,11 +199,11 @@ def _agent(snapshot: Snapshot) -> Iterator[Metric]:
     if snapshot.stream_clients is not None:
         yield GaugeMetricFamily(
             "srcip_stream_clients",
-            "Who listens to the live stream.",
+            "Clients of the live stream.",
             value=snapshot.stream_clients,
         )
     yield _gauge(
-        "srcip_rung_info", "How the kernel is looked at.", ("rung",), {(snapshot.rung,): 1}
+        "srcip_rung_info", "How the agent observes the kernel.", ("rung",), {(snapshot.rung,): 1}
     )
     yield GaugeMetricFamily(
         "srcip_ready", "1 if /readyz answers 200, else 0.", value=snapshot.not_ready is None
@@ -232,10 +235,10 @@ def _by_one(values: Mapping[str, float]) -> dict[tuple[str], float]:
 
 def _chosen(accept: str) -> str:
     """
-    Return one of two headers for any.
+    Reduce any Accept header to one of two.
 
-    prometheus_client takes a version for a number, and hands it back as it came: each would have a
-    text of its own.
+    prometheus_client parses a version as a number and returns it as it came: each spelling would
+    have a text of its own.
     """
     for each in accept.split(","):
         media_type, *parameters = (part.strip() for part in each.lower().split(";"))
@@ -249,7 +252,7 @@ class Page:
     """
     The latest snapshot, and its text in the formats that scrapers asked for.
 
-    The text is made once a snapshot, however many ask for it.
+    The text is formatted once per snapshot, however many scrapers ask.
     """
 
     def __init__(self, version: str, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -261,7 +264,7 @@ class Page:
         self._texts: dict[str, _Text] = {}
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """Return the text in the format that a scraper accepts, and its content type."""
+        """Return the text in a format that the scraper accepts, and its content type."""
         encoder, content_type = choose_encoder(_chosen(accept))
         with self._lock:
             text = self._texts.get(content_type)

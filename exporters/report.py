@@ -1,8 +1,8 @@
 """
-What was seen, as one page to hand on: totals, a table with search, and a picture of each path.
+What was seen as one self-contained HTML page: totals, a searchable table, and pictures of paths.
 
-Nothing is fetched, and the page's policy forbids it. All that it tells comes from outside: it is
-escaped here.
+The page fetches nothing, and its Content-Security-Policy forbids it. All its contents are
+untrusted, and are escaped here.
 """
 
 import base64
@@ -23,12 +23,12 @@ from tracer.judge.path import Leg, Path
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, Summary, Verdict
 from tracer.model import protocol_name
 
-# A browser searches so many rows while one types; a group of the summary has room for all.
+# A browser filters this many rows as the reader types; the summary counts all connections.
 _MOST_ROWS = 5000
 _MOST_GROUPS = 500
 _MOST_DRAWINGS = 200
 _OF_A_GROUP = 5
-# Names are short, rules are not in the table; beyond this it is no name.
+# Cells hold names, not rules: a longer text is cut.
 _LONGEST = 300
 _COLUMNS = (
     "Time", "Nodes", "Verdict", "Proto", "Client", "Sent to", "Backend sees", "Backend",
@@ -38,7 +38,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """What the summary adds up."""
+    """What the summary counts together."""
 
     service: str
     verdict: Verdict
@@ -46,7 +46,7 @@ class _Group:
 
 
 class Report:
-    """Collects paths, in memory that does not grow with them, and makes a page of them."""
+    """Collects paths in bounded memory, and makes a page of them."""
 
     def __init__(self, *, most_rows: int = _MOST_ROWS, most_drawings: int = _MOST_DRAWINGS) -> None:
         self._most_rows = most_rows
@@ -59,14 +59,14 @@ class Report:
         self._beyond_groups = 0
 
     def add(self, path: Path) -> None:
-        """Take a path into account; the first ones get a row, the first of a group a picture."""
+        """Count a path; the first paths get a row, and the first of each group a picture."""
         self._verdicts[path.verdict] += 1
         group = _group(path)
         if group not in self._groups and len(self._groups) >= _MOST_GROUPS:
             self._beyond_groups += 1
         else:
             self._groups[group] += 1
-        # What is seen for the first time is worth a row however late it comes.
+        # A new group is worth rows however late it appears.
         is_news = 0 < self._groups[group] <= _OF_A_GROUP
         if len(self._rows) >= self._most_rows and not is_news:
             return
@@ -79,7 +79,7 @@ class Report:
 
         Args:
             summary: What was lost, and what could not be seen.
-            made_of: The recordings' names.
+            made_of: The names of the recordings.
         """
         style = _asset("report.css") + svg_canvas.style()
         script = _asset("report.js")
@@ -89,7 +89,7 @@ class Report:
             style=style,
             script=script,
             version=_safe(metadata.version("srcip")),
-            made_of=_safe(f"Made of {', '.join(made_of)}"),
+            made_of=_safe(f"Made from {', '.join(made_of)}"),
             cards="".join(self._cards()),
             gaps="".join(_gaps(summary)),
             groups="".join(self._group_rows()),
@@ -137,11 +137,11 @@ class Report:
 
     def _paths_intro(self) -> str:
         if not self._drawings:
-            return "<p>There is none.</p>"
+            return "<p>None was seen.</p>"
         drawn, told = len(self._drawings), self._verdicts.total()
         return (
             f'<p class="faint">{drawn} of {told} are drawn: the first {_OF_A_GROUP} of each '
-            f"Service and cause, {self._most_drawings} at the most.</p>"
+            f"Service, verdict and cause, at most {self._most_drawings}.</p>"
         )
 
 
@@ -158,7 +158,7 @@ def _group(path: Path) -> _Group:
 
 
 def _cause(judged: JudgedConnection | JudgedDrop | None) -> str:
-    """Return a cause without what clients declare, of which there is any number."""
+    """Return a cause without declared clients, of which there may be any number."""
     if judged is None:
         return "-"
     if isinstance(judged, JudgedConnection):
@@ -211,13 +211,13 @@ def _gaps(summary: Summary) -> Iterator[str]:
     if not lost:
         yield "<p>Nothing was lost.</p>"
     else:
-        yield '<p class="dropped">Not all was recorded or read. Lost:</p>'
+        yield '<p class="dropped">Some records were lost:</p>'
         yield _list(f"{count} {name}" for name, count in lost.items())
     if summary.not_seen:
         yield "<p>Not seen:</p>"
         yield _list(summary.not_seen)
     if summary.notes:
-        yield "<p>To be known:</p>"
+        yield "<p>Notes:</p>"
         yield _list(summary.notes)
 
 
@@ -236,7 +236,7 @@ def _heading(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Allow this style and this script, and nothing else at all."""
+    """Return a policy that allows this style and this script, and nothing else."""
     return (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -252,7 +252,7 @@ def _asset(name: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """Make a text harmless: no markup, no character that reorders or hides what stands there."""
+    """Escape a text: no markup, and no character that reorders or hides text."""
     if len(text) > 2 * _LONGEST:
         text = f"{text[:_LONGEST]} \u2026 {text[-_LONGEST:]}"
     return html.escape(printable(text))

@@ -1,4 +1,4 @@
-"""A path as a picture shows it: stations from the client to the endpoint, and what lies between."""
+"""A path as a picture shows it: stations from client to endpoint, and the packets between them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ class Role(StrEnum):
 
     CLIENT = "client"
     NODE = "node"
-    DECLARED = "declared"  # a trusted proxy says that it is there
-    UNSEEN = "unseen"  # it must be there, but nobody told of it
+    DECLARED = "declared"  # a trusted proxy declares it
+    UNSEEN = "unseen"  # it must be there, but was not traced
     ENDPOINT = "endpoint"
 
 
 class Mark(StrEnum):
-    """What happened at a station, as far as a picture marks it."""
+    """What happened at a station, as a picture marks it."""
 
     SNAT = "snat"
     DNAT = "dnat"
@@ -34,7 +34,7 @@ class Mark(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What a station did: ``text`` with the station's name, ``there`` to be set beside it."""
+    """What a station did: ``text`` names the station, ``there`` is placed beside it."""
 
     mark: Mark
     text: str
@@ -44,9 +44,9 @@ class Note:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Station:
     """
-    A box of the picture. ``detail`` is an address, or what is known in place of one.
+    A box in the picture. ``detail`` is an address, or what is known in its place.
 
-    One that ``has_name`` is called by it; else ``name`` says what it is.
+    If it ``has_name``, ``name`` is its name, otherwise its kind.
     """
 
     role: Role
@@ -57,19 +57,18 @@ class Station:
 
     @property
     def drop(self) -> Note | None:
-        """Why nothing goes on from here."""
+        """Why nothing leaves this station."""
         return next((note for note in self.notes if note.mark is Mark.DROPPED), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketch:
     """
-    The picture of a path, in words that nobody made safe yet: names are as their owners wrote them.
+    The picture of a path, in words that are not escaped yet.
 
-    ``wires`` are the packets between each two stations, None where nobody saw them. ``facts`` are
-    pairs of a label and a text, and so are ``reasons``: what the verdict rests on, and what would
-    keep the source. ``rule`` is that of the deciding node; the reasons name it, too. ``headline``
-    begins with the verdict.
+    ``wires`` are the packets between each pair of stations, None where they were not seen.
+    ``facts`` and ``reasons`` (evidence and advice) are pairs of a label and a text. ``rule`` is
+    that of the deciding node; the reasons name it, too. ``headline`` begins with the verdict.
     """
 
     verdict: Verdict
@@ -105,7 +104,7 @@ def sketch(path: Path) -> Sketch:
 
 
 def _before(path: Path) -> tuple[Station, ...]:
-    """Return the client, and what stands between it and the first traced node."""
+    """Return the client, and what is between it and the first traced node."""
     first = path.legs[0]
     source = ends(path.orig)[0]
     word = declared_word(path)
@@ -134,7 +133,7 @@ def _nameless(role: Role, what: str, detail: str) -> Station:
 
 
 def _client_pod(first: Leg) -> str | None:
-    """Return the pod behind the interface that the first packet came in by."""
+    """Return the pod behind the interface on which the first packet came in."""
     hop = _first_hop(first)
     if hop is None or hop.hop.hook is not Hook.TC_INGRESS or not hop.device or not hop.device.pod:
         return None
@@ -163,7 +162,7 @@ def _first_hop(first: Leg) -> PathHop | None:
 
 
 def _after(path: Path) -> tuple[Station, ...]:
-    """Return the endpoint, and the endpoint's node if that is known but was not traced."""
+    """Return the endpoint, preceded by its node if that is known but was not traced."""
     last = path.legs[-1]
     if path.drop is not None:
         return ()
@@ -208,7 +207,7 @@ def _is_snat(leg: Leg) -> bool:
 
 
 def _translated(hops: Sequence[PathHop], by: Translated) -> str:
-    """Return what a packet's address was translated to, as hops saw it; else nothing."""
+    """Return what an address was translated to, as the hops saw it; empty if they did not."""
     found = [change.after for hop in hops for change in hop.translations if change.by is by]
     return endpoint(*found[-1]) if found else ""
 
@@ -225,8 +224,8 @@ def place_text(path_hop: PathHop) -> str:
     """Return a hop's hook, with its side of NAT or its interface."""
     hop, device = path_hop.hop, path_hop.device
     if hop.hook in (Hook.TC_INGRESS, Hook.TC_EGRESS):
-        return f"{hop.hook.label} {device.name if device else 'of an interface not told'}"
-    # Nothing is translated at forward, so it has no sides.
+        return f"{hop.hook.label} {device.name if device else 'of an unknown interface'}"
+    # Nothing is translated at forward.
     if hop.is_after_nat is None or hop.hook is Hook.NF_FORWARD:
         return hop.hook.label
     return f"{hop.hook.label} {'after' if hop.is_after_nat else 'before'} NAT"

@@ -1,4 +1,4 @@
-"""A row of the table as a few short lines, for terminals that are narrower than a row."""
+"""A table row as a few short lines, for terminals narrower than a row."""
 
 from collections.abc import Mapping, Sequence
 from typing import IO
@@ -6,7 +6,7 @@ from typing import IO
 from exporters.table import StreamingTable
 from exporters.terminal import Screen, has_colour, paint, printable
 
-# A row of IPv4 with short names. Whoever has less would see it broken in the middle of words.
+# A row of IPv4 with short names. A narrower terminal would break it in the middle of words.
 ROW_WIDTH = 160
 _NOTHING = ("", "-")
 
@@ -15,14 +15,14 @@ class StackedRows:
     """
     Prints rows of `exporters.text` and `exporters.path_table`, each as up to three lines.
 
-    What happened comes first; then who spoke to what; then what the backend sees.
+    First what happened, then who connected to what, then what the backend sees.
     """
 
     def __init__(self, stream: IO[str], colours: Mapping[str, str] | None = None) -> None:
         """
         Args:
             stream: Where to print.
-            colours: The colour for a verdict.
+            colours: The colour of each verdict.
         """
         self._stream = stream
         self._colours = dict(colours or {}) if has_colour(stream) else {}
@@ -48,7 +48,7 @@ class StackedRows:
 def rows_on(
     stream: IO[str], columns: Mapping[str, int], colours: Mapping[str, str], screen: Screen | None
 ) -> StreamingTable | StackedRows:
-    """Return what prints rows on a screen, or in a file: aligned columns where they find room."""
+    """Return a printer of rows for a screen or a file: aligned columns where they fit."""
     if screen is not None and screen.width < ROW_WIDTH:
         return StackedRows(stream, colours)
     return StreamingTable(stream, columns, colours, screen=screen)

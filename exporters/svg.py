@@ -1,7 +1,7 @@
 """
-A path as a picture to paste into a ticket: SVG with nothing outside it, for light and dark.
+A path as a picture to paste into a ticket: self-contained SVG, for light and dark mode.
 
-It says what the text diagram says, from the same sketch.
+It shows what the text diagram shows, from the same sketch.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ _MARK_COLOURS = {
     Mark.DROPPED: "red",
 }
 _DIRECTIONS = {
-    Direction.ORIGINAL: "The first packet of the client",
-    Direction.REPLY: "The first packet of the answer",
+    Direction.ORIGINAL: "The client's first packet",
+    Direction.REPLY: "The first reply packet",
 }
 _ROLES = {Role.UNSEEN: "not seen", Role.DECLARED: "declared"}
 _NOT_SEEN = (Role.UNSEEN, Role.DECLARED)
@@ -39,12 +39,12 @@ _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
 
 def path_svg(path: Path, *, is_detailed: bool) -> str:
-    """Return a path as an SVG document; ``is_detailed`` adds why, and each hop."""
+    """Return a path as an SVG document; ``is_detailed`` adds evidence, advice and each hop."""
     return path_drawing(path, is_detailed=is_detailed).svg(is_styled=True)
 
 
 def path_drawing(path: Path, *, is_detailed: bool) -> Drawing:
-    """Return a path as a picture for a page, which brings the style for dark once."""
+    """Return a path as a picture for a page, which holds the style for dark mode once."""
     drawn, told = sketch(path), ways(path)
     picture = _Picture(len(drawn.stations))
     picture.headline(drawn)
@@ -83,7 +83,7 @@ class _Picture:
         )  # fmt: skip
 
     def stations(self, drawn: Sketch, told: Sequence[Way]) -> None:
-        """Draw the row of boxes and arrows, what happened at each, and the answer's way back."""
+        """Draw the row of boxes and arrows, what happened at each, and the reply's way back."""
         count = len(drawn.stations)
         has_drop = drawn.stations[-1].drop is not None
         room = self._inner - (count - 1 + has_drop) * _GAP
@@ -143,7 +143,7 @@ class _Picture:
         )
         self.canvas.tip(first, top + 4, dy=-1)
         lines = wrapped(
-            f"the answer: {way.outcome}".replace("->", "\u2192"),
+            f"the reply: {way.outcome}".replace("->", "\u2192"),
             self._inner - width,
             12,
             most=3,
@@ -155,7 +155,7 @@ class _Picture:
         )  # fmt: skip
 
     def wires(self, drawn: Sketch) -> None:
-        """Write the packet on each arrow; its source green while it is the client's."""
+        """Write the packet on each arrow, with its source in green while it is the client's."""
         self.canvas.rule(self.y, _MARGIN, self._inner)
         self.y += 22
         names = [station.name for station in drawn.stations]
@@ -191,7 +191,7 @@ class _Picture:
         self.canvas.text(x + text_width(f"{source} ", 12), self.y, rest, size=12)
 
     def facts(self, drawn: Sketch, *, is_detailed: bool) -> None:
-        """Write cause, Service, rule and what else is known, then what is not, then why."""
+        """Write what is known (cause, Service, rule), what is not, then evidence and advice."""
         rows = [(label, text, "ink") for label, text in drawn.facts]
         rows += [("rule", drawn.rule, "ink")] if drawn.rule and not is_detailed else []
         rows += [("not seen", text, "cyan") for text in drawn.missing]
@@ -258,7 +258,7 @@ def _box_lines(station: Station, width: float) -> list[tuple[str, bool]]:
     role = _ROLES.get(station.role, station.role.value)
     name, detail = station.name, station.detail
     if not station.has_name:
-        # Its address is what it is known by.
+        # It is known by its address.
         what = f"{name}, {role}" if station.role in _NOT_SEEN else name
         name, detail = detail, ""
     else:

@@ -1,4 +1,4 @@
-"""Shapes and texts of an SVG picture: measured, escaped, in colours for light and dark."""
+"""Shapes and texts of an SVG picture: measured, escaped, in colours for light and dark mode."""
 
 import html
 import re
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from exporters.terminal import printable
 
-# The width of a character by its height. Monospaced fonts agree on this; of others it is what
-# wide ones need on average.
+# The width of a character relative to the font size. Monospaced fonts agree on it; for others it
+# is the average of wide ones.
 _MONO, _SANS, _SANS_BOLD = 0.602, 0.58, 0.64
 _LONGEST = 2000
 _PARTS = re.compile(r"[^ ]*? +|[^ /.:-]*[/.:-]|[^ /.:-]+")
-# By class: the attribute that it colours, the colour on light, the colour on dark.
+# By class: the attribute that it colours, and the colours for light and dark mode.
 _COLOURS = {
     "paper": ("fill", "#ffffff", "#0d1117"),
     "ink": ("fill", "#1f2328", "#e6edf3"),
@@ -34,7 +34,7 @@ _FONTS = {
 
 
 def style() -> str:
-    """Return the rules that make pictures dark where the reader prefers that."""
+    """Return the CSS rules for readers who prefer dark mode."""
     rules = "".join(
         f".srcip-{name}{{{attribute}:{dark}}}" for name, (attribute, _, dark) in _COLOURS.items()
     )
@@ -51,18 +51,18 @@ def wrapped(
     is_bold: bool = False,
 ) -> list[str]:
     """
-    Break a text into lines: at spaces, else behind what parts a name or an address, else anywhere.
+    Break a text into lines: at spaces, else after a separator in a name or address, else anywhere.
 
     Args:
-        text: Any text; it comes back printable, and not yet escaped.
-        width: Pixels that a line may take.
-        size: Of the font, in pixels.
-        most: Lines at the most. Of a longer text the middle is left out.
-        is_mono: Whether it is set in a monospaced font.
-        is_bold: Whether it is bold; other fonts are wider then.
+        text: Any text; it is returned printable, but not escaped.
+        width: The width of a line in pixels.
+        size: The font size in pixels.
+        most: The most lines. The middle of a longer text is left out.
+        is_mono: Whether the font is monospaced.
+        is_bold: Whether it is bold; fonts that are not monospaced are wider then.
     """
     columns = max(8, int(width / (size * _breadth(is_mono=is_mono, is_bold=is_bold))))
-    # A recording's names are of any length; no picture shows so much of one.
+    # Names in a recording may be of any length, and a picture shows only a part.
     text = printable(text if len(text) <= 2 * _LONGEST else text[:_LONGEST] + text[-_LONGEST:])
     if len(text) > columns * most:
         half = (columns * most - 3) // 2
@@ -89,7 +89,7 @@ def _breadth(*, is_mono: bool, is_bold: bool) -> float:
 
 
 def text_width(text: str, size: float, *, is_mono: bool = True) -> float:
-    """Return about how many pixels a text takes."""
+    """Return the approximate width of a text in pixels."""
     return len(printable(text)) * size * _breadth(is_mono=is_mono, is_bold=False)
 
 
@@ -97,8 +97,8 @@ class Canvas:
     """
     Collects the elements of a picture.
 
-    Every element carries its colours for light paper as attributes, so that it is legible where no
-    style is applied; the classes are for `style`. Nothing refers to anything outside, or by id.
+    Every element has its light-mode colours as attributes, so that it is legible without a style;
+    the classes are for `style`. Nothing refers to anything outside, or by id.
     """
 
     def __init__(self, width: float) -> None:
@@ -117,12 +117,12 @@ class Canvas:
         is_bold: bool = False,
         anchor: str = "start",
     ) -> None:
-        """Write a line of text on a baseline, if there is any."""
+        """Write a line of text on a baseline, unless it is empty."""
         if not text:
             return
         font = _FONTS["mono" if is_mono else "sans"]
         weight = ' font-weight="600"' if is_bold else ""
-        # No style attributes: a page's policy may forbid them.
+        # No style attributes: a page's Content-Security-Policy may forbid them.
         self._elements.append(
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" font-family="{font}"'
             f' text-anchor="{anchor}"{weight}{_paint(colour)}>{html.escape(printable(text))}</text>'
@@ -131,7 +131,7 @@ class Canvas:
     def rows(
         self, x: float, y: float, lines: Sequence[str], *, leading: float, **options: Any
     ) -> float:
-        """Write lines below each other; return the baseline after the last."""
+        """Write lines one below the other; return the baseline after the last."""
         for line in lines:
             self.text(x, y, line, **options)
             y += leading
@@ -194,14 +194,14 @@ class Canvas:
 
 
 class Drawing(NamedTuple):
-    """A picture of a size. ``inside`` are its elements, with nothing around them."""
+    """A picture and its size. ``inside`` holds its elements, without the enclosing ``svg``."""
 
     width: int
     height: int
     inside: str
 
     def svg(self, *, y: int = 0, is_styled: bool) -> str:
-        """Return it as a document, or as a part of one; with its own style if it stands alone."""
+        """Return it as a document, with its own style, or as a part of one."""
         at = f' y="{y}"' if y else ""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}"{at}'
@@ -211,7 +211,7 @@ class Drawing(NamedTuple):
 
 
 def stacked(drawings: Sequence[Drawing], gap: int) -> Drawing:
-    """Put pictures below each other into one."""
+    """Stack pictures into one, one below the other."""
     parts, y = [], 0
     for drawing in drawings:
         parts.append(drawing.svg(y=y, is_styled=False))

@@ -9,14 +9,14 @@ from exporters.svg_canvas import Drawing, stacked
 from tracer.errors import TracerError
 from tracer.judge.path import Path
 
-# A picture is looked at; beyond this nobody does.
+# Nobody looks at more.
 MOST_PICTURES = 20
 _GAP = 16
 
 
 class SvgFile:
     """
-    Draws the first paths of a run into a file, which is whole after each of them.
+    Draws the first paths of a run into a file, which is complete after each of them.
 
     Raises:
         TracerError: If the file cannot be written.
@@ -25,7 +25,7 @@ class SvgFile:
     def __init__(self, stream: IO[str], *, is_detailed: bool = True) -> None:
         """
         Args:
-            stream: The file, open for writing; it is closed at the end.
+            stream: The file, open for writing; `close` closes it.
             is_detailed: Whether to list each hop.
         """
         self._stream = stream
@@ -46,9 +46,9 @@ class SvgFile:
 
     def close(self) -> Mapping[str, int]:
         """
-        Say in the file what was left out, and close it. Does nothing after an error in writing.
+        Note in the file what was left out, and close it. After a write error it does nothing.
 
-        Nothing is lost: every path is shown elsewhere, too.
+        Nothing counts as lost: every path is shown elsewhere, too.
         """
         if self._stream.closed:
             return {}
@@ -69,7 +69,7 @@ class SvgFile:
             self._stream.truncate()
             self._stream.flush()
         except OSError as error:
-            # Closing tries once more to write what is still buffered.
+            # Closing tries again to write what is still buffered.
             with contextlib.suppress(OSError):
                 self._stream.close()
             name = getattr(self._stream, "name", "the diagram file")

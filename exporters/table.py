@@ -6,7 +6,7 @@ from typing import IO
 from exporters.terminal import Screen, has_colour, paint, printable
 
 _GAP = 2
-# Where rows go to a file, no column grows beyond this: one long name shall not move all others.
+# In a file no column grows beyond this, so that one long name does not shift all other columns.
 _MOST = 64
 
 
@@ -15,8 +15,8 @@ class StreamingTable:
     A table whose rows are not known in advance.
 
     Columns start as wide as most cells need. A wider cell widens its column from there on, as long
-    as rows fit the screen; one that finds no room pushes the rest of its own row. The heading is
-    printed once, and on a screen again when it has left it.
+    as rows fit the screen; otherwise it shifts the rest of its own row. The heading is printed
+    once, and on a screen again when it has scrolled off.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class StreamingTable:
         Args:
             stream: Where to print.
             columns: Each column's heading and first width.
-            colours: The colour for a cell with just this text.
+            colours: The colour of a cell, by its text.
             screen: The terminal that the stream is shown on, if it is one.
         """
         self._stream = stream
@@ -45,7 +45,7 @@ class StreamingTable:
     def row(self, cells: Sequence[str]) -> None:
         """Print a row; ``cells`` has one text for each column."""
         cells = [printable(cell) for cell in cells]
-        # The last column has nothing after it that would have to stand in line.
+        # Nothing follows the last column, so it needs no alignment.
         for i, cell in enumerate(cells[:-1]):
             self._widen(i, len(cell))
         if self._needs_heading():
@@ -76,7 +76,7 @@ class StreamingTable:
         self._emit(text, sum(self._widths[:-1]) + _GAP * (len(cells) - 1) + len(cells[-1]))
 
     def _aligned(self, cells: Sequence[str], *, is_heading: bool) -> Iterator[str]:
-        """Yield each cell behind what brings it to its place, or behind a gap if it is late."""
+        """Yield each cell after its padding; a cell after one that is too wide gets only a gap."""
         end = place = 0
         for cell, width in zip(cells, self._widths, strict=True):
             blank = max(place - end, _GAP if place else 0)

@@ -1,4 +1,4 @@
-"""Text for terminals: colours where they are wanted, and nothing that a terminal would obey."""
+"""Text for terminals: colours where they are wanted, and no control characters from outside."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
-    """How much a terminal shows at once, in characters and lines."""
+    """The size of a terminal, in columns and lines."""
 
     width: int
     height: int
@@ -39,15 +39,15 @@ def has_colour(stream: IO[str]) -> bool:
 
 
 def paint(text: str, colour: str) -> str:
-    """Wrap text in the escape codes of a colour of ours."""
+    """Wrap text in the escape codes of a colour."""
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
 def printable(text: str) -> str:
     """
-    Replace what a terminal would obey: control characters, and marks that reorder text.
+    Escape what a terminal would interpret: control characters, and marks that reorder text.
 
-    Names come from clusters, recordings and file systems, so from anyone.
+    Names come from clusters, recordings and file systems: they are not trusted.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""What was judged as a table for people: a row for each connection, drop and accept."""
+"""Judged records as a table for people: a row for each connection, drop and accept."""
 
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -49,10 +49,10 @@ VERDICT_COLOURS = {
 
 class TextWriter:
     """
-    Prints judged things as rows. Times are UTC, as in the JSON.
+    Prints judged records as rows. Times are UTC, as in the JSON.
 
-    ``is_explaining`` adds under each row what the verdict rests on, and what would keep the source.
-    On a ``screen`` that is narrower than a row, a row is a few short lines.
+    ``is_explaining`` adds evidence and advice under each row. On a ``screen`` narrower than a row,
+    a row takes a few short lines.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class TextWriter:
                 node = self._nodes.get(judged.accept.peer, "-")
                 self._table.row(_accept_cells(judged, node))
             case SeenHop():
-                pass  # rows tell of connections; paths are drawn
+                pass  # hops are shown as paths, not as rows
         if self._is_explaining and not isinstance(judged, SeenAccept | SeenHop):
             for line in explanation(judged.opinion):
                 self._table.note(f"    {line}")
 
     def _remember(self, judged: JudgedConnection) -> None:
-        """Keep which node sent a connection on to its socket last: a socket knows no node."""
+        """Remember the last node that sent a connection on to its socket: accepts name no node."""
         peer = judged.connection.reply.inverted
         self._nodes[peer] = judged.node
         self._nodes.move_to_end(peer)
@@ -89,15 +89,15 @@ class TextWriter:
 
 
 def explanation(opinion: Opinion) -> list[str]:
-    """Return evidence and advice as lines that a terminal may show."""
+    """Return evidence and advice as lines that are safe for a terminal."""
     lines = [f"because  {line}" for line in opinion.evidence]
-    label = "to mend " if opinion.is_unanswered else "to keep "
+    label = "to fix  " if opinion.is_unanswered else "to keep "
     lines += [f"{label} {line}" for line in opinion.advice]
     return [printable(line) for line in lines]
 
 
 def summary_text(summary: Summary) -> list[str]:
-    """Return the end of a run as lines."""
+    """Return the summary of a run as lines."""
     lost = ", ".join(f"{count} {name}" for name, count in summary.lost.items() if count)
     lines = [
         f"{_plural(summary.connections, 'connection')}, {_plural(summary.drops, 'drop')}; "
@@ -105,7 +105,7 @@ def summary_text(summary: Summary) -> list[str]:
     ]
     lines += [f"not seen: {line}" for line in summary.not_seen]
     lines += summary.notes
-    # A recording names what it lost, and could name anything.
+    # The names of losses may come from a recording, which is not trusted.
     return [printable(line) for line in lines]
 
 
@@ -137,17 +137,17 @@ def cause_text(judged: JudgedConnection | JudgedDrop) -> str:
         if judged.hook is not None:
             words.append(f"at {judged.hook.label}")
         if judged.drop.is_reply:
-            words.append("(an answer)")
+            words.append("(a reply)")
     return " ".join(words) or "-"
 
 
 def client_text(judged: JudgedConnection) -> str:
-    """Return the client: whom a trusted proxy speaks for, and the proxy."""
+    """Return the client; if a trusted proxy declares one, that client and the proxy."""
     client, _ = ends(judged.connection.orig)
     word = judged.word
     if word is None or not word.is_proxied or word.client is None:
         return client
-    return f"{declared_text(word.client)} by {client}"
+    return f"{declared_text(word.client)} via {client}"
 
 
 def declared_text(client: DeclaredClient) -> str:
@@ -157,7 +157,7 @@ def declared_text(client: DeclaredClient) -> str:
 
 def _owner(rule: Rule | None) -> str:
     if rule is None:
-        return "by a rule not told"
+        return "by an unknown rule"
     return f"by table {rule.table}" if rule.owner is Owner.UNKNOWN else f"by {rule.owner}"
 
 
@@ -201,11 +201,11 @@ def _drop_cells(judged: JudgedDrop) -> list[str]:
 def _accept_cells(judged: SeenAccept, node: str) -> list[str]:
     seen, backend = ends(judged.accept.peer)
     cells = [clock_text(judged.time_ns), node, "accepted", protocol_name(judged.accept.peer.proto)]
-    return [*cells, "", "", seen, backend, "", "the backend's socket says so"]
+    return [*cells, "", "", seen, backend, "", "confirmed by the backend's socket"]
 
 
 def service_text(opinion: Opinion) -> str:
-    """Return the Service that a verdict is about, and by which of its addresses it was reached."""
+    """Return the Service that a verdict is about, and which of its addresses was used."""
     if opinion.service is None:
         return "-"
     return f"{opinion.service} ({opinion.service.via})"

@@ -20,11 +20,11 @@ from tracer.judge.path import (
 from tracer.model import Hook
 
 _TC = (Hook.TC_INGRESS, Hook.TC_EGRESS)
-# A packet crosses a node in about ten hops; more are a recording's that nobody made in earnest.
+# A packet crosses a node in about ten hops; only a crafted recording has many more.
 _MOST_ROWS = 100
-# The kernel's names for what is worth another one: rtnl_link_ops.kind.
+# Readable names for some of the kernel's: rtnl_link_ops.kind.
 _KINDS = {"vxlan": "VXLAN tunnel", "geneve": "Geneve tunnel", "ipip": "IPIP tunnel"}
-# How an answer comes to the client: by the wire, or to a process of the node itself.
+# How a reply reaches the client: over the wire, or as a process on the node itself.
 _ARRIVES = {Ending.SENT: "left", Ending.DELIVERED: "was delivered"}
 _NAMES = {
     Translated.DNAT: "DNAT",
@@ -38,8 +38,8 @@ _NAMES = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HopRow:
     """
-    One hop in words. ``at`` is the time since the first hop; ``changes`` what was translated on
-    the way to it, ``mark`` the packet's mark if it has one.
+    One hop in words. ``at`` is the time since the first hop, ``changes`` what was translated
+    before it, ``mark`` the packet's mark if it has one.
     """
 
     at: str
@@ -51,7 +51,7 @@ class HopRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
-    """A packet's way through one node. ``ending`` says what became of it, ``notes`` what else."""
+    """A packet's way through one node. ``ending`` says what became of it; ``notes`` adds to it."""
 
     node: str
     rows: tuple[HopRow, ...]
@@ -70,7 +70,7 @@ class Way:
 
 
 def ways(path: Path) -> tuple[Way, ...]:
-    """Return both directions; none if no packet was watched, and no answer to what was dropped."""
+    """Return both directions; none if no packet was watched, and no reply to a dropped packet."""
     seen = {way for way in Direction if any(leg.passage(way) for leg in path.legs)}
     if not seen:
         return ()
@@ -79,7 +79,7 @@ def ways(path: Path) -> tuple[Way, ...]:
         Way(
             direction=direction,
             crossings=tuple(_crossings(path, direction)) if direction in seen else (),
-            outcome=_outcome(path, direction) if direction in seen else "no packet of it was seen",
+            outcome=_outcome(path, direction) if direction in seen else "no packet was seen",
         )
         for direction in told
     )
@@ -101,11 +101,11 @@ def _crossings(path: Path, direction: Direction) -> Iterator[Crossing]:
             if start_ns is None:
                 start_ns = first_ns
             elif first_ns < latest_ns:
-                notes.append("its clock is behind: times here are since its own first hop")
+                notes.append("its clock is behind: times here count from its own first hop")
                 start_ns = first_ns
             latest_ns = max([latest_ns, *(hop.time_ns for hop in passage.hops)])
         if len(passage.hops) > _MOST_ROWS:
-            notes.append(f"{len(passage.hops)} hops, of which the first {_MOST_ROWS} are shown")
+            notes.append(f"the first {_MOST_ROWS} of {len(passage.hops)} hops are shown")
         yield Crossing(
             node=leg.node,
             rows=tuple(_rows(passage, start_ns or 0)),
@@ -128,7 +128,7 @@ def _rows(passage: Passage, start_ns: int) -> Iterator[HopRow]:
 
 
 def _since(time_ns: int) -> str:
-    """Return a time since the first hop, in the unit that leaves few digits."""
+    """Return a time since the first hop, in the unit that gives few digits."""
     if time_ns < 10_000_000:
         return f"{time_ns / 1_000:+.1f} us"
     return f"{time_ns / 1_000_000:+.1f} ms"
@@ -140,7 +140,7 @@ def _place(hop: PathHop, *, has_tc: bool) -> str:
         return place
     if hop.hop.hook in _TC:
         return f"{place}{_kind(hop.device)}"
-    # Where tc tells of the interfaces, the hooks need not.
+    # If tc shows the interfaces, the hooks need not.
     return place if has_tc else f"{place} {hop.device.name}{_kind(hop.device)}"
 
 
@@ -165,16 +165,18 @@ def _ending(passage: Passage) -> str:
         case Ending.SENT:
             last = passage.hops[-1] if passage.hops else None
             is_told = last is not None and last.device is not None and last.hop.hook in _TC
-            return f"sent by {last.device.name}" if last and last.device and is_told else "sent"
+            return (
+                f"sent through {last.device.name}" if last and last.device and is_told else "sent"
+            )
         case Ending.DELIVERED:
-            return "delivered to a socket of this node"
+            return "delivered to a socket on this node"
         case Ending.DROPPED:
             return f"dropped: {drop_text(passage.drop)}" if passage.drop else "dropped"
-    return "not known: nobody saw it leave"
+    return "not known: it was not seen leaving"
 
 
 def _later(leg: Leg, direction: Direction) -> Iterator[str]:
-    """Yield what became of the packets after the first, if that is news."""
+    """Yield what became of later packets, if they were dropped."""
     later = [each for each in leg.passages if each.direction is direction][1:]
     for each in later:
         if each.ending is Ending.DROPPED:
@@ -182,23 +184,23 @@ def _later(leg: Leg, direction: Direction) -> Iterator[str]:
 
 
 def _outcome(path: Path, direction: Direction) -> str:
-    """Say whether the answer leaves the first node as one to what the client sent."""
+    """Return whether the reply leaves the first node as the client expects it."""
     if direction is Direction.ORIGINAL:
         return ""
     first = path.legs[0].passage(Direction.REPLY)
     if first is None or not first.hops or first.ending not in _ARRIVES:
-        return "whether it reached the client was not seen"
+        return "it was not seen whether it reached the client"
     # Only the first fragment has ports.
     whole = [hop.hop.packet for hop in first.hops if not hop.hop.is_fragment]
     packet, typed = (whole or [first.hops[-1].hop.packet])[-1], path.orig.inverted
     it = f"it {_ARRIVES[first.ending]} as {packet_text(packet)}"
     if packet.is_icmp and not typed.is_icmp:
-        return f"{it}: an error about the client's packet"
+        return f"{it}: an ICMP error about the client's packet"
     if (packet.src, packet.dst) != (typed.src, typed.dst):
-        return f"{it}: the client expects {packet_text(typed)}, and will not take it for its answer"
+        return f"{it}: the client expects {packet_text(typed)}, and will ignore it"
     if not packet.is_icmp and (packet.sport, packet.dport) != (typed.sport, typed.dport):
-        return f"{it}: with other ports than the client's"
+        return f"{it}: its ports are not those that the client used"
     is_translated = any(
         leg.reply is not None and leg.reply != leg.orig.inverted for leg in path.legs
     )
-    return f"{it}: {'un-translated' if is_translated else 'untouched'}"
+    return f"{it}: {'translated back' if is_translated else 'not translated'}"

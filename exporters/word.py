@@ -1,4 +1,4 @@
-"""What proxies say of their clients, as JSON and as text for the table."""
+"""What proxies declare about their clients, as JSON and as text for the table."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tracer.model import DeclaredClient, ProxyHeader
 
 
 def word_object(word: ProxyWord) -> dict[str, Any]:
-    """Return what a connection's first bytes say of clients behind its peer as an object."""
+    """Return as an object what a connection's first bytes declare about its client."""
     found: dict[str, Any] = {
         "peer": str(word.peer),
         "trusted": word.is_trusted,
@@ -25,7 +25,7 @@ def word_object(word: ProxyWord) -> dict[str, Any]:
 
 
 def word_texts(word: ProxyWord) -> list[str]:
-    """Return what is to be known of proxies' headers beside a cause."""
+    """Return what the table shows about proxy headers beside a cause."""
     texts = []
     headers = " and ".join(header.label for header in word.headers)
     if word.is_ambiguous:
@@ -36,7 +36,7 @@ def word_texts(word: ProxyWord) -> list[str]:
         named = ", ".join(map(str, word.clients))
         texts.append(f"({headers} {named}: declared, not trusted (forged?))")
     if word.missing:
-        texts.append(f"(no {' and '.join(each.label for each in word.missing)}, as others have)")
+        texts.append(f"(no {' and '.join(each.label for each in word.missing)}, unlike others)")
     return texts
 
 

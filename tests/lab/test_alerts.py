@@ -338,7 +338,7 @@ def test_connections_black_holed(trouble):
     """The runbook's trace says where they are dropped, and what mends it."""
     assert "no-local-endpoint" in trouble.traces["dropped"]
     assert (
-        "to mend  run an endpoint of default/nodeport-local on node2" in trouble.traces["dropped"]
+        "to fix   run an endpoint of default/nodeport-local on node2" in trouble.traces["dropped"]
     )
 
 

@@ -268,6 +268,6 @@ def test_diagram(site, tmp_path):
     with Tracing(site, tmp_path, *TRUSTED, "-o", "diagram") as running:
         _, local = ask(site, HAPROXY[4], TCP_V1, GET)
         client = f"{local[0]}:{local[1]}"
-        wait_until(lambda: f"the client is {client}, as it says" in text())
+        wait_until(lambda: f"the client is {client}, according to the proxy" in text())
         assert "client --> proxy --> node --> endpoint proxied: " in text()
         assert f"declared {client}, in PROXY v1; {HAPROXY[4]} is trusted" in text()

@@ -160,7 +160,9 @@ def test_a_half_missing(run, node):
     if node == "node1":
         upstream = [path for path in paths if path["verdict"] == "replaced-upstream"]
         assert upstream
-        assert all("node2's, which was not traced" in path["missing"][0] for path in upstream)
+        assert all(
+            "belongs to node2, which was not traced" in path["missing"][0] for path in upstream
+        )
 
 
 def test_as_diagram(lab, tmp_path):

@@ -91,8 +91,8 @@ def judged(node, orig, reply, verdict, cause=None, **changes):
         "cause": cause,
         "service": changes.pop("service", samples.SERVICE),
         "client_class": changes.pop("client_class", ClientClass.EXTERNAL),
-        "evidence": ("the packet carried kube-proxy's mark 0x4000 before SNAT",),
-        "advice": ("set externalTrafficPolicy: Local", "price: some nodes drop"),
+        "evidence": ("the packet carried kube-proxy's masquerade mark 0x4000 before SNAT",),
+        "advice": ("set externalTrafficPolicy: Local", "cost: some nodes drop"),
     }
     return JudgedConnection(
         connection=samples.connection(orig, reply, netns=NETNS.get(node, 1), **changes),
@@ -226,7 +226,7 @@ def s3_second_half():
     return replace(
         path,
         legs=path.legs[1:],
-        missing=("what happened before node1: 10.240.0.5 is node2's, which was not traced",),
+        missing=("what happened before node1: 10.240.0.5 belongs to node2, which was not traced",),
     )
 
 

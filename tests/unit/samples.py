@@ -149,7 +149,7 @@ def explained(*, backend_pod=POD, **changes):
         "client_class": ClientClass.EXTERNAL,
         "rule": RULE,
         "evidence": ("the packet was marked",),
-        "advice": ("set externalTrafficPolicy: Local", "price: some nodes drop"),
+        "advice": ("set externalTrafficPolicy: Local", "cost: some nodes drop"),
     }
     return JudgedConnection(
         connection=connection(),

@@ -42,7 +42,7 @@ PROXIED = Finding(case=S9, answer=SAW_NODE2, hops=(proxied(), UPSTREAM), drop=No
 def test_behind_a_proxy():
     """The row has the client beside the proxy that names it; the line, what was declared."""
     *_, row, _ = written(PROXIED)
-    assert "198.51.100.10:40000 by 10.240.0.1:51000  -> 10.240.0.5:30080" in row
+    assert "198.51.100.10:40000 via 10.240.0.1:51000  -> 10.240.0.5:30080" in row
     assert line_of(PROXIED)["proxy"]["client"]["address"] == "198.51.100.10"
 
 

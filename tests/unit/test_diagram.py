@@ -69,7 +69,7 @@ def test_verdict_and_packets():
     assert drawn(paths.s3(), is_detailed=False)[3:] == [
         "replaced at node2: the backend sees 10.240.0.5 in place of 198.51.100.10",
         "cause     external-traffic-policy-cluster",
-        "service   default/nodeport:http by nodeport, policy Cluster",
+        "service   default/nodeport:http via nodeport, policy Cluster",
         "time      2026-01-01T00:00:00.123456789Z, tcp",
         "socket    the backend's socket accepted 10.240.0.5:65241",
         "",
@@ -85,7 +85,7 @@ def test_verdict_and_packets():
         (
             paths.declared,
             "proxied: the backend sees the proxy 203.0.113.60; the client is 198.51.100.7:56324,"
-            " as it says",
+            " according to the proxy",
             [
                 "cause     load-balancer-proxy (PROXY v2)",
                 "declared  198.51.100.7:56324, in PROXY v2; 203.0.113.60 is trusted",
@@ -94,7 +94,7 @@ def test_verdict_and_packets():
         (
             paths.declared_chain,
             "proxied: the backend sees the proxy 203.0.113.60; the client is 2001:db8:7::7,"
-            " as it says",
+            " according to the proxy",
             [
                 "cause     load-balancer-proxy (X-Forwarded-For)",
                 "declared  2001:db8:7::7 then 203.0.113.61, in X-Forwarded-For; 203.0.113.60 is"
@@ -126,13 +126,13 @@ def test_proxy_whose_address_is_replaced():
     reply = replace(leg.reply, dst=paths.s3().seen_source)
     assert (
         "proxied: the backend sees 10.240.0.5 in place of the proxy 203.0.113.60; the client is"
-        " 198.51.100.7:56324, as it says"
+        " 198.51.100.7:56324, according to the proxy"
     ) in drawn(replace(path, legs=(replace(leg, reply=reply),)), width=200)
 
 
 def test_hops():
     """Each hop has its time, place, tuple and mark; what was translated on the way stands below."""
-    assert block(drawn(paths.s3()), "the first packet of the client")[:10] == [
+    assert block(drawn(paths.s3()), "the client's first packet")[:10] == [
         "  node2",
         "        +0.0 us  tc_ingress eth0         198.51.100.10:46356 -> 10.240.0.5:30080",
         "        +9.0 us  prerouting before NAT   198.51.100.10:46356 -> 10.240.0.5:30080",
@@ -150,10 +150,10 @@ def test_hops():
 
 
 def test_answer():
-    """The answer crosses the nodes in the other order, and it is said that it was un-translated."""
-    lines = block(drawn(paths.s3()), "the first packet of the answer")
+    """The reply crosses the nodes in reverse order, and is said to be translated back."""
+    lines = block(drawn(paths.s3()), "the first reply packet")
     assert lines.index("  node1") < lines.index("  node2")
-    assert lines[-1] == ("  it left as 10.240.0.5:30080 -> 198.51.100.10:46356: un-translated")
+    assert lines[-1] == ("  it left as 10.240.0.5:30080 -> 198.51.100.10:46356: translated back")
 
 
 def answer_that_leaves_as(**changes):
@@ -170,9 +170,11 @@ def test_answer_that_nobody_expects():
     """An answer that leaves with a foreign source is named as one that the client will not take."""
     assert answer_that_leaves_as(src=paths.s3().backend.dst) == (
         "  it left as 10.244.1.11:30080 -> 198.51.100.10:46356: the client expects "
-        "10.240.0.5:30080 -> 198.51.100.10:46356, and will not take it for its answer"
+        "10.240.0.5:30080 -> 198.51.100.10:46356, and will ignore it"
     )
-    assert answer_that_leaves_as(sport=8080).endswith("with other ports than the client's")
+    assert answer_that_leaves_as(sport=8080).endswith(
+        "its ports are not those that the client used"
+    )
 
 
 def answered(ending, packet):
@@ -200,9 +202,9 @@ def test_answer_to_a_process():
     """An answer to a process of the node is delivered, and leaves by no wire."""
     packet = paths.s5().orig.inverted
     assert answered(Ending.DELIVERED, packet) == (
-        "  it was delivered as 10.240.0.3:30081 -> 198.51.100.10:46356: un-translated"
+        "  it was delivered as 10.240.0.3:30081 -> 198.51.100.10:46356: translated back"
     )
-    assert answered(Ending.UNKNOWN, packet) == "  whether it reached the client was not seen"
+    assert answered(Ending.UNKNOWN, packet) == "  it was not seen whether it reached the client"
 
 
 def test_error_as_an_answer():
@@ -210,7 +212,7 @@ def test_error_as_an_answer():
     error = flow("10.240.0.3", 0, "198.51.100.10", 0x303, proto=1)
     assert answered(Ending.SENT, error) == (
         "  it left as 10.240.0.3 -> 198.51.100.10 type 3 code 3 id 0: "
-        "an error about the client's packet"
+        "an ICMP error about the client's packet"
     )
 
 
@@ -244,7 +246,7 @@ def test_drop():
     """A dropped packet ends where it was dropped, with the kernel's reason; no answer is missed."""
     lines = drawn(paths.s6())
     assert lines[-1] == "    dropped: NETFILTER_DROP at input in nf_hook_slow"
-    assert "the first packet of the answer" not in lines
+    assert "the first reply packet" not in lines
 
 
 def test_drop_of_a_later_packet():
@@ -263,9 +265,7 @@ def test_what_is_missing():
         "not seen: what happened on node1, where the backend default/p11 runs: it was not traced"
         in drawn(paths.s3_first_half())
     )
-    assert block(drawn(paths.s5()), "the first packet of the answer") == [
-        "  no packet of it was seen"
-    ]
+    assert block(drawn(paths.s5()), "the first reply packet") == ["  no packet was seen"]
     path = paths.s3()
     blind = replace(path.legs[1], passages=())
     assert "    no packet was seen here" in drawn(replace(path, legs=(path.legs[0], blind)))
@@ -279,7 +279,7 @@ def test_clocks_that_differ():
         for each in path.legs[1].passages
     )
     lines = drawn(replace(path, legs=(path.legs[0], replace(path.legs[1], passages=behind))))
-    at = lines.index("    its clock is behind: times here are since its own first hop")
+    at = lines.index("    its clock is behind: times here count from its own first hop")
     assert "+0.0 us" in lines[at + 1]
     assert not [line for line in lines if "-1000" in line]
 
@@ -289,9 +289,7 @@ def test_packet_without_hops():
     path = paths.s3()
     there, *others = path.legs[0].passages
     first = replace(path.legs[0], passages=(replace(there, hops=()), *others))
-    lines = block(
-        drawn(replace(path, legs=(first, path.legs[1]))), "the first packet of the client"
-    )
+    lines = block(drawn(replace(path, legs=(first, path.legs[1]))), "the client's first packet")
     assert lines[:2] == ["  node2", "    sent"]
     assert "+0.0 us  tc_ingress eth0" in lines[3]
 
@@ -302,7 +300,7 @@ def test_many_hops():
     there = path.legs[0].passages[0]
     leg = replace(path.legs[0], passages=(replace(there, hops=there.hops * 1000),))
     lines = drawn(replace(path, legs=(leg,)))
-    assert "    4000 hops, of which the first 100 are shown" in lines
+    assert "    the first 100 of 4000 hops are shown" in lines
     assert len(lines) < 200
 
 
@@ -325,7 +323,7 @@ def test_reasons():
     assert "to keep   set externalTrafficPolicy: Local" in drawn(paths.s3())
     lines = drawn(paths.s6())
     assert "because   there is none" in lines
-    assert "to mend   run an endpoint" in lines
+    assert "to fix    run an endpoint" in lines
     assert "because" not in "".join(drawn(paths.s6(), is_detailed=False))
 
 

@@ -189,17 +189,17 @@ def test_advice_by_cause():
         "To keep the source:",
         "  external-traffic-policy-cluster  kubectl --namespace default patch service nodeport -p "
         """'{"spec":{"externalTrafficPolicy":"Local"}}'""",
-        "                                   price: nodes without a ready endpoint drop, and load is"
-        " uneven across pods",
-        "  off-cluster-source               reach the Service from inside the cluster, or route to"
-        " the pods' own addresses",
-        "  node-local-source                connect from a pod, to the ClusterIP 10.0.170.94 or "
-        "2001:db8:96::5e: what a node itself sends to a Service is masqueraded on every way",
-        "  localhost-nodeport               use an address of the node instead of loopback",
+        "                                   cost: nodes without a ready endpoint drop the traffic, "
+        "and load may be uneven",
+        "  off-cluster-source               connect from inside the cluster, or to the pods' own "
+        "addresses; cost: those need a route to the pods",
+        "  node-local-source                connect from a pod to the ClusterIP 10.0.170.94 or "
+        "2001:db8:96::5e: kube-proxy masquerades whatever a node's own processes send to a Service",
+        "  localhost-nodeport               connect to an address of the node instead of loopback",
         "",
-        "To arrive:",
-        "  no-listener                      use another address of the node: kube-proxy does not "
-        "serve the NodePort at this one",
+        "To reach the backend:",
+        "  no-listener                      connect to another address of the node: kube-proxy "
+        "does not serve the NodePort at this one",
     ]
 
 
@@ -261,24 +261,24 @@ def test_nothing_to_forecast():
         (
             {"externalTrafficPolicy": Policy.LOCAL},
             [
-                "nodes that would not answer what comes from outside: node2",
-                "nodes that would answer: node1",
+                "nodes that would not serve external traffic: node2",
+                "nodes that would serve it: node1",
             ],
         ),
         (
             {"externalTrafficPolicy": Policy.CLUSTER},
-            ["every node answers what comes from outside, and hides the client's address"],
+            ["every node serves external traffic, and hides the client's address"],
         ),
         (
             {"internalTrafficPolicy": Policy.LOCAL},
             [
-                "nodes whose pods would no longer reach it by its ClusterIP: node2",
-                "nodes whose pods would: node1",
+                "nodes whose pods could not reach its ClusterIP: node2",
+                "nodes whose pods could: node1",
             ],
         ),
         (
             {"internalTrafficPolicy": Policy.CLUSTER},
-            ["pods of every node reach it by its ClusterIP"],
+            ["pods on every node can reach its ClusterIP"],
         ),
     ],
 )

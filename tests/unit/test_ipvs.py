@@ -254,11 +254,13 @@ def test_rules(findings):
     (perhaps,) = [
         line
         for line in findings["S12 ipvs ipv4 tcp"].opinion.evidence
-        if line.startswith("perhaps the rule of kube-proxy: ")
+        if line.startswith("possibly SNAT by kube-proxy's rule: ")
     ]
     assert "-m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE" in perhaps
     refused = findings["S15a ipvs ipv4 tcp"].opinion
-    assert refused.evidence[-1] == "a virtual server of IPVS without any refuses without a rule"
+    assert refused.evidence[-1] == (
+        "in IPVS mode, a virtual server without endpoints refuses by itself, without a rule"
+    )
 
 
 def test_node_port_on_a_services_address():
@@ -277,10 +279,10 @@ def test_source_ranges_of_a_node_s_own_process():
     opinion = world.discard(packet, view("node1"), at="output").opinion
     assert opinion.cause == "source-ranges"
     assert opinion.evidence[-1] == (
-        "10.240.0.3 is not in loadBalancerSourceRanges of default/loadbalancer-ranges: "
+        "10.240.0.3 is not in loadBalancerSourceRanges of Service default/loadbalancer-ranges: "
         "198.51.100.10/32"
     )
-    assert opinion.advice[0].startswith("add node1's own address to loadBalancerSourceRanges (now ")
+    assert opinion.advice[0].startswith("add node1's own address to loadBalancerSourceRanges (now:")
 
 
 def test_mode_by_device():
@@ -315,17 +317,17 @@ def test_stray(findings):
     """Policy Local without an endpoint here: the way back fails, and the advice says what helps."""
     opinion = findings["S6 ipvs ipv4 tcp"].opinion
     assert list(opinion.evidence[-2:]) == [
-        "default/nodeport-local has externalTrafficPolicy Local, and its endpoint is on node1: "
-        "kube-proxy in IPVS mode goes there if node2 has none that is ready",
-        "nothing comes back through node2: the answers bear the pod's address: the client takes "
-        "none of them",
+        "Service default/nodeport-local has externalTrafficPolicy Local, but the endpoint is on "
+        "node1: kube-proxy in IPVS mode uses other nodes' endpoints if node2 has no ready one",
+        "replies do not return through node2: they carry the pod's address as source, and the "
+        "client ignores them",
     ]
     assert opinion.advice[0] == "run an endpoint of default/nodeport-local on node2"
-    assert "to mend  run an endpoint of default/nodeport-local on node2" in explanation(opinion)
+    assert "to fix   run an endpoint of default/nodeport-local on node2" in explanation(opinion)
     # A pod of the node gets its answers.
     opinion = findings["S17b ipvs ipv4 tcp"].opinion
     assert (opinion.cause, list(opinion.advice)) == (None, [])
-    assert "goes there if node2 has none" in opinion.evidence[-1]
+    assert "uses other nodes' endpoints if node2 has no ready one" in opinion.evidence[-1]
 
 
 @pytest.mark.parametrize(

@@ -383,10 +383,10 @@ def test_upstream_becomes_proof():
     (path,) = join(*s3_judged())
     assert (path.verdict, path.cause, path.deciding.node) == (Verdict.REPLACED, POLICY, "node2")
     first, second = (each.opinion for each in path.legs)
-    assert first.evidence[-1] == "proof: node1 received it from 10.240.0.5 port 40000"
+    assert first.evidence[-1] == "proof: node1 received the connection from 10.240.0.5 port 40000"
     assert (second.verdict, second.cause) == (Verdict.REPLACED_UPSTREAM, POLICY)
     assert second.evidence[-1] == (
-        "proof: node2 had received it from 198.51.100.10 port 40000 and sent it on from "
+        "proof: node2 received the connection from 198.51.100.10 port 40000 and sent it on from "
         "10.240.0.5 port 40000 (external-traffic-policy-cluster)"
     )
     assert not any("may have" in line for line in second.evidence)
@@ -429,7 +429,7 @@ def test_accept_is_proof():
     entry = world.entry(world.CLIENT, world.NODE1, 30080, world.P11, world.GATEWAY1, mark=0x4000)
     (path,) = join(judged_leg("node1", entry), accepts=[accept(entry.reply.inverted)])
     assert path.legs[0].opinion.evidence[-1] == (
-        "proof: the backend's socket accepted it from 10.244.1.1 port 40000"
+        "proof: the backend's socket accepted the connection from 10.244.1.1 port 40000"
     )
 
 
@@ -451,17 +451,17 @@ def test_second_half_missing():
     assert join(first)[0].missing == path.missing
     other = leg("node1", flow("192.0.2.1", 1, "192.0.2.2", 2), None)
     told = [path for path in join(first, other) if path.legs[0].node == "node2"]
-    assert told[0].missing[0].endswith("it told nothing of it")
+    assert told[0].missing[0].endswith("it did not report the connection")
 
 
 def test_first_half_missing():
     """The first that is known came from another node."""
     (path,) = join(s3_judged()[1], cluster=cluster)
     assert path.missing == (
-        "what happened before node1: 10.240.0.5 is node2's, which was not traced",
+        "what happened before node1: 10.240.0.5 belongs to node2, which was not traced",
     )
     assert join(s3_judged()[1])[0].missing == (
-        "what happened before node1: 10.240.0.5 is another node's",
+        "what happened before node1: 10.240.0.5 belongs to another node",
     )
 
 
@@ -489,4 +489,4 @@ def test_nothing_is_missing():
 def test_untracked():
     """A packet that conntrack never had."""
     (path,) = join(leg("node2", SENT, None))
-    assert path.missing == ("what became of it on node2: conntrack has no entry for it",)
+    assert path.missing == ("what became of the packet on node2: conntrack has no entry for it",)

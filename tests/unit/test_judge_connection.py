@@ -166,7 +166,7 @@ def test_ways_found_in_conntrack(name):
     assert told(opinion) == expected
     assert opinion.rule is None
     if opinion.verdict is Verdict.REPLACED and opinion.cause is not Cause.HAIRPIN:
-        assert "the packet's mark is not known: nobody saw it before SNAT" in opinion.evidence
+        assert "the packet's mark is not known: it was not seen before SNAT" in opinion.evidence
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -270,7 +270,7 @@ def test_marked_but_no_service():
     """A Service that is gone, or not known yet, is not invented."""
     opinion = judge(entry(CLIENT, NODE1, 31999, P11, GATEWAY1, mark=MARK), view())
     assert (opinion.verdict, opinion.cause) == (Verdict.REPLACED, None)
-    assert "kube-proxy marked it, but no Service is known at 10.240.0.3 port 31999" in (
+    assert "kube-proxy marked the packet, but no Service is known at 10.240.0.3 port 31999" in (
         opinion.evidence
     )
 
@@ -290,9 +290,9 @@ def test_mark(mark, bit, is_marked):
     connection = entry(CLIENT, NODE1, NODE_PORT, P11, GATEWAY1, mark=mark)
     opinion = judge(connection, view(rules=None, masquerade_mark=bit))
     assert (opinion.cause is Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER) == is_marked
-    assert (f"the packet carried kube-proxy's mark {bit:#x} before SNAT" in opinion.evidence) == (
-        is_marked
-    )
+    assert (
+        f"the packet carried kube-proxy's masquerade mark {bit:#x} before SNAT" in opinion.evidence
+    ) == (is_marked)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_masqueraded_with_the_address_it_had(mark, hook, status, verdict):
     assert opinion.verdict is verdict
     if verdict is Verdict.REPLACED:
         assert opinion.cause is Cause.OFF_CLUSTER_SOURCE
-        assert "masquerading picked the address that it had already" in opinion.evidence
+        assert "masquerading picked the address that the packet already had" in opinion.evidence
 
 
 @pytest.mark.parametrize(
@@ -337,8 +337,9 @@ def test_contradiction(status):
     connection = entry(CLIENT, NODE1, NODE_PORT, P11, GATEWAY1, mark=MARK, status=Status(status))
     opinion = judge(connection, view())
     assert (opinion.verdict, opinion.cause, opinion.rule) == (Verdict.UNKNOWN, None, None)
-    assert f"conntrack's status {int(status):#x} says it did no SNAT, against its own tuples" in (
-        opinion.evidence
+    assert (
+        f"conntrack's status {int(status):#x} lacks IPS_SRC_NAT, although its tuples show SNAT"
+        in (opinion.evidence)
     )
 
 
@@ -362,7 +363,9 @@ def test_ipvs(name, cause, advice):
     assert (by_itself.verdict, by_itself.cause) == (Verdict.REPLACED, cause)
     assert advice in by_itself.advice[0]
     if cause is Cause.IPVS_MASQUERADE:
-        assert f"kube-proxy runs in IPVS mode; in other modes this is {usual}" in by_itself.evidence
+        assert by_itself.evidence[-1] == (
+            f"kube-proxy runs in IPVS mode; in other modes the cause would be {usual}"
+        )
 
 
 def test_proxy_s_own_word_counts():
@@ -387,10 +390,9 @@ def test_pod_egress(mode):
     assert (opinion.verdict, opinion.cause) == (Verdict.REPLACED, Cause.POD_EGRESS)
     assert (opinion.rule.table, opinion.rule.owner) == ("lab-masq", Owner.UNKNOWN)
     assert opinion.service is None
-    assert "an unknown owner" in " ".join(opinion.evidence)
+    assert "SNAT by a rule of unknown owner: " in " ".join(opinion.evidence)
     (advice,) = opinion.advice
-    assert "whose owner is not known" in advice
-    assert "table lab-masq" in advice
+    assert "from a rule of unknown owner in table lab-masq" in advice
 
 
 @pytest.mark.parametrize(
@@ -407,7 +409,7 @@ def test_pod_egress(mode):
             Owner.CILIUM, "enable-ipv4-masquerade",
         ),
         # Known, but not what it calls its setting: it is still named.
-        (["-A WEAVE -s 10.244.0.0/16 -j MASQUERADE"], Owner.WEAVE, "out of weave's rule"),
+        (["-A WEAVE -s 10.244.0.0/16 -j MASQUERADE"], Owner.WEAVE, "from weave's rule"),
     ],
 )  # fmt: skip
 def test_owners_of_pod_egress(lines, owner, advice):
@@ -416,7 +418,7 @@ def test_owners_of_pod_egress(lines, owner, advice):
     rules = rules_of(*lines, f"-A POSTROUTING -j {chain}")
     opinion = judge(EGRESS, view(rules=rules))
     assert (opinion.cause, opinion.rule.owner) == (Cause.POD_EGRESS, owner)
-    assert f"rule of {owner}: {opinion.rule}" in opinion.evidence
+    assert f"SNAT by {owner}'s rule: {opinion.rule}" in opinion.evidence
     assert advice in opinion.advice[0]
 
 
@@ -424,18 +426,18 @@ def test_owners_of_pod_egress(lines, owner, advice):
     ("rules", "evidence"),
     [
         (None, "the node's rules were not read"),
-        (Ruleset(), "no rule is certain: no rule translates the source"),
+        (Ruleset(), "no rule is certain: no rule replaces the source"),
         (Ruleset(unread=("nft: not there",)), "not all rules were read: nft: not there"),
         (rules_of(MYSTERY, MASQUERADE), "no rule is certain: 2 rules may match"),
         (rules_of(MYSTERY), "the rule has a match or action that is not understood"),
         (
             rules_of("-A POSTROUTING -m mystery --of life -j RETURN", MASQUERADE),
-            "whether the rule matches cannot be told",
+            "it is not known whether the rule matches",
         ),
         (rules_of("-A POSTROUTING -m mystery --of life -j ACCEPT", MASQUERADE), "no rule is"),
         (
             rules_of("-A POSTROUTING -j SNAT --to-source 192.0.2.1"),
-            "would lead to another source than the one seen",
+            "would give a source other than the one seen",
         ),
     ],
 )
@@ -445,14 +447,14 @@ def test_pod_egress_without_certain_rule(rules, evidence):
     assert (opinion.verdict, opinion.cause) == (Verdict.REPLACED, Cause.POD_EGRESS)
     assert opinion.rule is None
     assert evidence in " ".join(opinion.evidence)
-    assert not any(line.startswith("rule of ") for line in opinion.evidence)
+    assert not any(line.startswith("SNAT by ") for line in opinion.evidence)
 
 
 def test_candidates_are_listed():
     """Rules that may have done it are named in their order, the first three."""
     lines = [f"-A POSTROUTING -m mystery --of {n} -j MASQUERADE" for n in range(5)]
     evidence = judge(EGRESS, view(rules=rules_of(*lines))).evidence
-    perhaps = [line for line in evidence if line.startswith("perhaps the rule of")]
+    perhaps = [line for line in evidence if line.startswith("possibly SNAT by")]
     assert [line.split("--of ")[1][0] for line in perhaps] == ["0", "1", "2"]
     assert "no rule is certain: 5 rules may match" in evidence
 
@@ -500,7 +502,7 @@ def test_other_rule_before_kube_proxy_s():
     opinion = judge(connection, view(rules=rules))
     assert (opinion.cause, opinion.rule.owner) == (Cause.OTHER_RULE, Owner.UNKNOWN)
     assert opinion.service.name == "nodeport-local"
-    assert "the packet did not carry kube-proxy's mark" in opinion.evidence
+    assert "the packet did not carry kube-proxy's masquerade mark" in opinion.evidence
 
 
 def test_unmarked_and_only_kube_proxy_s_rule():
@@ -550,7 +552,7 @@ def test_host_port_masqueraded_by_portmap(client):
     opinion = judge(connection, view(cluster=cluster, rules=plugin("portmap")))
     assert (opinion.verdict, opinion.cause) == (Verdict.REPLACED, Cause.OTHER_RULE)
     assert opinion.rule.owner is Owner.PORTMAP
-    assert "snat in the portmap" in opinion.advice[0]
+    assert "snat: false in its configuration" in opinion.advice[0]
 
 
 def test_host_port_hairpin():
@@ -665,8 +667,8 @@ def test_replaced_upstream_by_one_service():
         "web-0", "none", None,
     )  # fmt: skip
     evidence = " ".join(opinion.evidence)
-    assert "the sender 10.240.0.5 is node2, and this node" in evidence
-    assert "'srcip trace' on node2, with the connection 10.240.0.5 port 40000" in evidence
+    assert "the source 10.240.0.5 is node2, and this node" in evidence
+    assert "run 'srcip trace' on node2 and look for 10.240.0.5 port 40000" in evidence
     assert any("externalTrafficPolicy" in line for line in opinion.advice)
 
 
@@ -675,7 +677,7 @@ def test_replaced_upstream_over_an_overlay(tunnel):
     """A node masquerades into a tunnel with the first addresses of its pods' range."""
     opinion = judge(arrived(tunnel), view(cluster=others(1)))
     assert opinion.verdict is Verdict.REPLACED_UPSTREAM
-    assert f"the sender {tunnel} is node2, and" in " ".join(opinion.evidence)
+    assert f"the source {tunnel} is node2, and" in " ".join(opinion.evidence)
 
 
 def test_a_pod_reached_by_its_own_address():
@@ -734,7 +736,7 @@ def test_proxied(mode):
     opinion = judge(entry("203.0.113.9", NODE1, 30080, P11, "203.0.113.9"), view(cluster=cluster))
     assert (opinion.verdict, opinion.cause) == (Verdict.PROXIED, Cause.LOAD_BALANCER_PROXY)
     assert opinion.client_class is ClientClass.LOADBALANCER
-    assert "the peer 203.0.113.9 is a load balancer's address" in opinion.evidence
+    assert "the peer 203.0.113.9 is the address of a load balancer" in opinion.evidence
     assert "PROXY protocol" in opinion.advice[0]
     # Masqueraded here, too: the backend does not even see the load balancer.
     snat = entry("203.0.113.9", NODE1, 30080, P11, GATEWAY1, mark=MARK)
@@ -750,31 +752,31 @@ def test_proxied(mode):
         (
             "nodeport-cluster",
             [
-                "the backend answers to 10.244.1.1, not to the client 198.51.100.10: SNAT",
-                "addressed to 10.240.0.3, answered by 10.244.1.11: DNAT",
-                "the packet carried kube-proxy's mark 0x4000 before SNAT",
-                "Service default/nodeport was reached by its NodePort; its externalTrafficPolicy "
-                "is Cluster",
+                "conntrack expects replies to 10.244.1.1, not to the client 198.51.100.10: SNAT",
+                "conntrack expects replies from 10.244.1.11, not from 10.240.0.3: DNAT",
+                "the packet carried kube-proxy's masquerade mark 0x4000 before SNAT",
+                "Service default/nodeport was reached through its NodePort; its "
+                "externalTrafficPolicy is Cluster",
             ],
         ),
         (
             "nodeport-local",
             [
-                "the backend answers to the sender's own address 198.51.100.10",
-                "Service default/nodeport-local was reached by its NodePort; its "
+                "conntrack expects replies to the original source 198.51.100.10",
+                "Service default/nodeport-local was reached through its NodePort; its "
                 "externalTrafficPolicy is Local",
             ],
         ),
         (
             "cluster-ip",
-            ["Service default/clusterip was reached by its ClusterIP from inside"],
+            ["Service default/clusterip was reached through its ClusterIP"],
         ),
         ("hairpin", ["client and backend are both 10.244.1.11"]),
-        ("node-to-nodeport-local", ["10.240.0.3 is an address of node1"]),
-        ("loopback-nodeport", ["the client's address is 127.0.0.1, on loopback"]),
+        ("node-to-nodeport-local", ["the client 10.240.0.3 is node1 itself"]),
+        ("loopback-nodeport", ["the client's address 127.0.0.1 is a loopback address"]),
         (
             "cluster-ip-from-outside",
-            ["198.51.100.10 is outside the range that kube-proxy takes for pods"],
+            ["the client 198.51.100.10 is outside the ranges that kube-proxy takes for pods"],
         ),
     ],
 )
@@ -794,17 +796,17 @@ PATCH = (
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("nodeport-cluster", [PATCH, "price: nodes without a ready endpoint drop"]),
-        ("cluster-ip-from-outside", ["from inside the cluster, or route to the pods' own"]),
-        ("hairpin", ["unavoidable through a Service: connect to the pod itself, 10.244.1.11 port"]),
-        ("node-to-nodeport-local", ["connect from a pod, to the ClusterIP 10.0.170.95"]),
-        ("loopback-nodeport", ["use an address of the node instead of loopback"]),
+        ("nodeport-cluster", [PATCH, "cost: nodes without a ready endpoint drop"]),
+        ("cluster-ip-from-outside", ["from inside the cluster, or to the pods' own"]),
+        ("hairpin", ["connect to the pod itself, 10.244.1.11 port 8080, or to localhost"]),
+        ("node-to-nodeport-local", ["connect from a pod to the ClusterIP 10.0.170.95"]),
+        ("loopback-nodeport", ["connect to an address of the node instead of loopback"]),
         ("nodeport-local", []),
         ("cluster-ip", []),
     ],
 )
 def test_advice(name, advice):
-    """Each cause has its advice, with price and command where there is one."""
+    """Each cause has its advice, with command and cost where there is one."""
     node, connection, _ = way(name)
     lines = judge(connection, view(node)).advice
     assert len(lines) == len(advice)
@@ -819,7 +821,7 @@ def test_cluster_ip_of_the_family():
     opinion = judge(connection, view())
     assert (opinion.cause, opinion.rule.family) == (Cause.NODE_LOCAL_SOURCE, "ipv6")
     (line,) = opinion.advice
-    assert line.startswith("connect from a pod, to the ClusterIP 2001:db8:96::5f: ")
+    assert line.startswith("connect from a pod to the ClusterIP 2001:db8:96::5f: ")
 
 
 @pytest.mark.parametrize("name", ["; reboot", "$(reboot)", "a b", "-x", "`id`", "x'y", "ü\n#"])

@@ -93,7 +93,7 @@ def test_services(name, mode):
     assert told(judged) == expected
     rule = judged.opinion.rule
     assert (rule.owner, rule.tool) == (Owner.KUBE_PROXY, mode)
-    assert f"rule of kube-proxy: {rule}" in judged.opinion.evidence
+    assert f"dropped by kube-proxy's rule: {rule}" in judged.opinion.evidence
     assert judged.opinion.advice
 
 
@@ -242,10 +242,10 @@ def test_source_ranges(client, to, port, ranges, cause):
     opinion = discard(sent(client, to, port), view(cluster=balanced(*ranges), rules=None)).opinion
     assert opinion.cause is cause
     if cause is Cause.SOURCE_RANGES:
-        assert f"{client} is not in loadBalancerSourceRanges of default/web: {ranges[0]}" in (
-            opinion.evidence
+        assert opinion.evidence[-1] == (
+            f"{client} is not in loadBalancerSourceRanges of Service default/web: {ranges[0]}"
         )
-        assert opinion.advice == (f"add the client to loadBalancerSourceRanges (now {ranges[0]})",)
+        assert opinion.advice == (f"add the client to loadBalancerSourceRanges (now: {ranges[0]})",)
 
 
 def test_ranges_of_the_other_family_do_not_hide_the_policy():
@@ -272,7 +272,7 @@ def test_reasons(reason, cause, advice):
     judged = discard(sent(CLIENT, NODE1, 9), view(), at="input", reason=reason)
     assert (judged.opinion.cause, judged.hook, judged.opinion.rule) == (cause, None, None)
     assert judged.opinion.evidence[0] == (
-        f"the kernel discarded the packet: {reason} in nf_hook_slow"
+        f"the kernel dropped the packet: {reason} in nf_hook_slow"
     )
     assert (advice is None and not judged.opinion.advice) or advice in judged.opinion.advice[0]
 
@@ -282,7 +282,7 @@ def test_nobody_listens_on_loopback():
     packet = sent("127.0.0.1", "127.0.0.1", NODE_PORT)
     opinion = discard(packet, view(mode="nftables"), at="loopback", reason="NO_SOCKET").opinion
     assert (opinion.cause, opinion.service.name) == (Cause.NO_LISTENER, "nodeport")
-    assert "use another address of the node" in opinion.advice[0]
+    assert "connect to another address of the node" in opinion.advice[0]
 
 
 def test_answer_without_a_socket():
@@ -325,7 +325,7 @@ def test_network_policy(orig, service):
         opinion = discard(packet, view(node, rules=rules), orig=orig).opinion
         assert (opinion.cause, opinion.rule.owner) == (Cause.NETFILTER_DROP, Owner.CALICO)
         assert (opinion.service.name if opinion.service else None) == service
-        assert f"rule of calico: {opinion.rule}" in opinion.evidence
+        assert f"dropped by calico's rule: {opinion.rule}" in opinion.evidence
 
 
 @pytest.mark.parametrize(
@@ -334,10 +334,10 @@ def test_network_policy(orig, service):
         (["-A FORWARD -m mystery --of life -j DROP"], "not understood"),
         (
             ["-A FORWARD -m mystery --of life -j ACCEPT", "-A FORWARD -j DROP"],
-            "whether the rule matches cannot be told",
+            "it is not known whether the rule matches",
         ),
         (["-A FORWARD -m mystery --of life -j DROP", "-A FORWARD -j DROP"], "2 rules may match"),
-        (["-A INPUT -j DROP"], "no rule discards the packet"),
+        (["-A INPUT -j DROP"], "no rule drops the packet"),
     ],
 )
 def test_uncertain_rule(lines, text):
@@ -346,7 +346,7 @@ def test_uncertain_rule(lines, text):
     opinion = discard(packet, view(rules=rules_of(*lines, table="filter")), **TRANSLATED).opinion
     assert (opinion.cause, opinion.rule) == (Cause.NETFILTER_DROP, None)
     assert text in " ".join(opinion.evidence)
-    assert not any(line.startswith("rule of ") for line in opinion.evidence)
+    assert not any(line.startswith("dropped by ") for line in opinion.evidence)
 
 
 def test_uncertain_rule_and_a_service_without_endpoints():
@@ -354,7 +354,9 @@ def test_uncertain_rule_and_a_service_without_endpoints():
     rules = rules_of("-A FORWARD -m mystery --of life -j DROP", table="filter")
     opinion = discard(sent(P12, NO_ENDPOINTS, 80), view(rules=rules)).opinion
     assert (opinion.cause, opinion.rule) == (Cause.NO_ENDPOINTS, None)
-    assert any(line.startswith("perhaps the rule of unknown") for line in opinion.evidence)
+    assert any(
+        line.startswith("possibly dropped by a rule of unknown owner") for line in opinion.evidence
+    )
 
 
 def test_policy_of_a_chain():
@@ -390,7 +392,7 @@ def test_conntrack_invalid(to, rules):
     opinion = discard(sent(P12, to, 80), view(rules=rules), **NO_ENTRY).opinion
     assert opinion.cause is Cause.CONNTRACK_INVALID
     assert "the packet had no conntrack entry" in opinion.evidence
-    assert any("perhaps the rule of" in line and "INVALID" in line for line in opinion.evidence)
+    assert any("possibly dropped by" in line and "INVALID" in line for line in opinion.evidence)
     assert "nf_conntrack_tcp_be_liberal" in opinion.advice[0]
 
 
@@ -475,7 +477,8 @@ def test_hook_by_the_packet(at, hook):
     """Route and interface tell the hook, where one alone fits them."""
     judged = discard(sent(CLIENT, NODE1, 9), view(rules=None), at=at)
     assert judged.hook is hook
-    line = f"its route and interface say it was at netfilter's {hook.label} hook" if hook else None
+    label = hook.label if hook else None
+    line = f"its route and interface show that it was at netfilter's {label} hook"
     assert (line in judged.opinion.evidence) == (hook is not None)
 
 
@@ -494,7 +497,7 @@ def test_hook_by_the_rules(lines, hook, rule):
     judged = discard(sent(CLIENT, LOAD_BALANCER_LOCAL, 80), view(rules=rules), at="out-again")
     assert (judged.hook, judged.opinion.rule is not None) == (hook, rule)
     if hook:
-        assert "the rules say it was at netfilter's forward hook" in judged.opinion.evidence
+        assert "the rules show that it was at netfilter's forward hook" in judged.opinion.evidence
 
 
 def test_two_hooks_with_rules():
@@ -518,7 +521,7 @@ def test_place_without_a_name():
     judged = judge_drop(
         samples.drop(), View(node="n"), time_ns=7, reason="NO_SOCKET", place=None, dst_input=None
     )
-    assert judged.opinion.evidence[0] == "the kernel discarded the packet: NO_SOCKET"
+    assert judged.opinion.evidence[0] == "the kernel dropped the packet: NO_SOCKET"
     assert (judged.node, judged.time_ns, judged.place) == ("n", 7, None)
 
 
@@ -537,32 +540,33 @@ def test_ping():
     [
         (
             "no-endpoints-cluster-ip",
-            ["see why no endpoint is ready: kubectl --namespace default get endpointslices"],
+            ["find out why no endpoint is ready: kubectl --namespace default get endpointslices"],
         ),
         (
             "nodeport-local",
             [
                 "run an endpoint of default/nodeport-local on node2",
-                "or send clients to nodes that have one, not to node2",
+                "or send clients to nodes that have an endpoint, not to node2",
             ],
         ),
         (
             "load-balancer-local",
             [
                 "run an endpoint of default/loadbalancer-local on node2",
-                "or let the load balancer take out node2: /healthz at port 32122 there says 503",
+                "or have the load balancer stop sending to node2: its health check, /healthz on "
+                "port 32122, answers 503",
             ],
         ),
         (
             "internal-local",
             [
-                "run an endpoint of default/internal-local on node2 (a DaemonSet), or set "
-                "internalTrafficPolicy: Cluster",
+                "run an endpoint of default/internal-local on node2 (a DaemonSet runs one on every "
+                "node), or set internalTrafficPolicy: Cluster",
             ],
         ),
         (
             "source-ranges",
-            ["add the client to loadBalancerSourceRanges (now 198.51.100.10/32, "
+            ["add the client to loadBalancerSourceRanges (now: 198.51.100.10/32, "
              "2001:db8:c::10/128)"],
         ),
     ],

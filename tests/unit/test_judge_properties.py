@@ -168,7 +168,7 @@ def test_no_owner_behind_a_mystery(mystery, target, chain, mark, client, to):
     connection = entry(client, *to, P11, "10.240.0.3", mark=mark, oif=ETH0)
     opinion = judge(connection, view(rules=rules))
     assert opinion.rule is None
-    assert not any(line.startswith("rule of ") for line in opinion.evidence)
+    assert not any(line.startswith("SNAT by ") for line in opinion.evidence)
     # Without the mystery in front, it is certain.
     clear = rules_of(f"-A POSTROUTING -j {chain}", f"-A {chain} -j {target}")
     if opinion.verdict is Verdict.REPLACED:

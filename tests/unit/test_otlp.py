@@ -361,11 +361,11 @@ def test_never_started():
 @pytest.mark.parametrize(
     ("target", "complaint"),
     [
-        ("collector:4318", "no URL such as http://collector:4318"),
-        ("ftp://collector", "no URL"),
-        ("http://", "no URL"),
-        ("http://[::1", "no URL"),
-        ("http://collector:99999", "no URL"),
+        ("collector:4318", "not a URL such as http://collector:4318"),
+        ("ftp://collector", "not a URL"),
+        ("http://", "not a URL"),
+        ("http://[::1", "not a URL"),
+        ("http://collector:99999", "not a URL"),
     ],
 )
 def test_bad_endpoint(target, complaint):
@@ -391,9 +391,9 @@ def test_bad_environment(monkeypatch, protocol, name, value):
 
 
 def test_bad_protocol(monkeypatch):
-    """A protocol that is not spoken is refused."""
+    """A protocol that is not supported is refused."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
-    with pytest.raises(TracerError, match="'http/json' is not spoken"):
+    with pytest.raises(TracerError, match="'http/json' is not supported"):
         span_exporter("")
 
 

@@ -137,7 +137,7 @@ def test_too_many_rules_are_left_out(monkeypatch):
     """Rules beyond the bound are not kept; that is said."""
     monkeypatch.setattr(printed, "MAX_PRINTED", 1000)
     assert unpack(pack(IPTABLES)) == Printed(
-        unread=(*IPTABLES.unread, "0 MiB of rules are too many to be recorded")
+        unread=(*IPTABLES.unread, "0 MiB of rules are too many to record")
     )
 
 

@@ -173,13 +173,11 @@ def test_verdict_of_a_proxied_connection():
     """A trusted header proves the proxy: proxied, with the client and whom the backend believes."""
     found = judged(pair(PROXY), v1(CLIENT) + TLS)
     assert (found.verdict, found.opinion.cause) == (Verdict.PROXIED, Cause.LOAD_BALANCER_PROXY)
-    assert f"PROXY v1 of {PROXY} names {CLIENT} port 56324" in found.opinion.evidence
+    assert f"PROXY v1 from {PROXY} names {CLIENT} port 56324" in found.opinion.evidence
     assert (
         f"{PROXY} is a trusted proxy: it speaks for {CLIENT} port 56324" in found.opinion.evidence
     )
-    assert "the client's address is in PROXY v1: let the backend read it from there" in (
-        found.opinion.advice
-    )
+    assert "let the backend read the client's address from PROXY v1" in found.opinion.advice
 
 
 def test_verdict_whatever_the_policy():
@@ -187,8 +185,8 @@ def test_verdict_whatever_the_policy():
     node = pair(PROXY, to="10.240.0.3", seen="10.244.1.1")
     found = judged(node, v2(body=INET) + TLS)
     assert (found.verdict, found.opinion.cause) == (Verdict.PROXIED, Cause.LOAD_BALANCER_PROXY)
-    assert any("must believe it from 10.244.1.1 alone" in line for line in found.opinion.advice)
-    assert any(f"not the proxy's address {PROXY}" in line for line in found.opinion.advice)
+    assert any("trust PROXY v2 only from 10.244.1.1:" in line for line in found.opinion.advice)
+    assert any(f"the proxy's own address {PROXY} was" in line for line in found.opinion.advice)
 
 
 def test_verdict_on_the_next_node():
@@ -212,7 +210,9 @@ def test_verdict_of_a_forged_header():
         f"declared, not trusted (forged?): {STRANGER} is not in --trusted-proxy"
         in found.opinion.evidence
     )
-    assert f"if {STRANGER} is a proxy of yours: --trusted-proxy {STRANGER}" in found.opinion.advice
+    assert f"if {STRANGER} is one of your proxies, add --trusted-proxy {STRANGER}" in (
+        found.opinion.advice
+    )
 
 
 def test_verdict_around_the_proxy():
@@ -222,7 +222,7 @@ def test_verdict_around_the_proxy():
     found = judged(pair("10.244.1.12"), get(), proxies)
     assert found.verdict is Verdict.PRESERVED
     assert any("it bypasses the proxy" in line for line in found.opinion.evidence)
-    assert any("let it connect through the proxy" in line for line in found.opinion.advice)
+    assert any("connect through the proxy" in line for line in found.opinion.advice)
 
 
 def test_verdict_of_a_proxy_without_header():
@@ -232,22 +232,22 @@ def test_verdict_of_a_proxy_without_header():
     found = judged(pair(PROXY), TLS, proxies)
     (line,) = [each for each in found.opinion.evidence if "other connections" in each]
     assert "bypasses" not in line
-    assert "of the proxy itself, or of somebody else in --trusted-proxy" in line
+    assert "from the proxy itself or from another address in --trusted-proxy" in line
 
 
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        (None, "no first bytes were read"),
-        (get(), "begins with an HTTP request, without a proxy's header"),
+        (None, "first bytes were not read"),
+        (get(), "begins with an HTTP request that has no proxy header"),
         (TLS, "neither a PROXY header nor a readable HTTP request"),
-        (V1[:9], "ended, or were too many, before a header could be read"),
-        (v1(CLIENT), "ended, or were too many, before all headers were read"),
-        (b"PROXY nonsense\r\n", "breaks that header's format"),
-        (get("X-Forwarded-For: " + ",".join(["1.1.1.1"] * 20)), "more clients were named before"),
+        (V1[:9], "ended, or exceeded the limit, before a header could be read"),
+        (v1(CLIENT), "ended, or exceeded the limit, before all headers were read"),
+        (b"PROXY nonsense\r\n", "begins with a malformed PROXY header"),
+        (get("X-Forwarded-For: " + ",".join(["1.1.1.1"] * 20)), "names more clients before"),
         (get("Forwarded: for=6.6.6.6", f"X-Forwarded-For: {CLIENT}"), "contradict each other"),
         (v2(command=0) + TLS, "itself (LOCAL, as for a health check)"),
-        (get("Forwarded: for=_hidden"), "Forwarded of 10.0.0.9 names _hidden"),
+        (get("Forwarded: for=_hidden"), "Forwarded from 10.0.0.9 names _hidden"),
     ],
 )
 def test_evidence(data, line):

@@ -111,7 +111,7 @@ def test_verdicts_are_counted():
 def test_empty():
     """A report on nothing is a page, too."""
     text = page()
-    assert "There is none." in text
+    assert "None was seen." in text
     assert "<strong>0</strong>connections and drops" in text
 
 

@@ -268,7 +268,7 @@ def test_rule_that_leads_elsewhere_is_not_the_one():
     other = replace(FLOW, seen_source=ip_address("192.0.2.3"))
     candidates = rules.snat_candidates(other)
     assert (candidates.certain, candidates.possible) == (None, ())
-    assert "another source" in candidates.reason
+    assert "a source other than the one seen" in candidates.reason
 
 
 def test_other_family_is_not_met():
@@ -371,10 +371,10 @@ def test_comment_is_unquoted():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("-A POSTROUTING -j ACCEPT\n", "line 1 is outside of any table"),
+        ("-A POSTROUTING -j ACCEPT\n", "line 1 is outside any table"),
         ("*nat\n:POSTROUTING ACCEPT [0:0]\n", "ends within table nat"),
-        ("*nat\nnonsense\nCOMMIT\n", "line 2 is neither rule nor chain: nonsense"),
-        ("iptables-save: command not found\n", "outside of any table"),
+        ("*nat\nnonsense\nCOMMIT\n", "line 2 is neither a rule nor a chain: nonsense"),
+        ("iptables-save: command not found\n", "outside any table"),
     ],
 )
 def test_what_is_no_output_of_the_tool(text, message):

@@ -111,7 +111,7 @@ def test_preserved_source_meets_no_rule(case):
     flow = replace(postrouting(case), mark=0, seen_source=None)
     candidates = ruleset(case.mode, node_of(case)).snat_candidates(flow)
     assert (candidates.certain, candidates.possible) == (None, ())
-    assert candidates.reason == "no rule translates the source"
+    assert candidates.reason == "no rule replaces the source"
 
 
 @pytest.mark.parametrize("case", REPLACED, ids=str)

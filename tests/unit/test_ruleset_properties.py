@@ -245,17 +245,17 @@ def test_branches_that_multiply_end():
     candidates = Ruleset.of([parse_save(text, "ipv4")]).snat_candidates(flow)
     assert candidates.certain is None
     assert candidates.only.chain == "C39"
-    assert "entangled" in candidates.reason
+    assert "branch too much" in candidates.reason
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.glob("*.iptables")))
 def test_saves_are_cut_off_anywhere(name):
-    """A save that is cut off is refused, or ends between two tables."""
+    """A truncated save is refused, or ends between two tables."""
     lines = (FILES / name).read_text().splitlines()
     for end in range(len(lines)):
         text = "\n".join(lines[:end])
         if not end or lines[end - 1] == "COMMIT":
             parse_save(text, "ipv4")
         else:
-            with pytest.raises(RulesetError, match="cut off"):
+            with pytest.raises(RulesetError, match="truncated"):
                 parse_save(text, "ipv4")

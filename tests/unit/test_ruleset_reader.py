@@ -160,7 +160,7 @@ def test_without_nf_tables(node, monkeypatch):
         ("exec >&- 2>&-; exec sleep 60", "nftables: nft -j list ruleset took longer than 0.3 s"),
         (
             "echo '{'",
-            "nftables: the output of nft -j list ruleset cannot be read: JSONDecodeError: "
+            "nftables: the output of nft -j list ruleset cannot be parsed: JSONDecodeError: "
             "Expecting property name enclosed in double quotes: line 2 column 1 (char 2)",
         ),
     ],

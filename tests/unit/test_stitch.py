@@ -103,7 +103,7 @@ def test_two_halves(record, stitch):
         assert path["backend"]["pod"] == "default/p11"
         assert path["accepted"] == {"address": world.NODE2, "port": 61234}
         assert [each["verdict"] for each in path["nodes"]] == ["replaced", "replaced-upstream"]
-        assert "proof: node1 received it from 10.240.0.5 port 61234" in path["evidence"]
+        assert "proof: node1 received the connection from 10.240.0.5 port 61234" in path["evidence"]
         assert (summary["connections"], summary["drops"]) == (1, 0)
         assert not {"missing", "notes", "clock_offsets"} & (path.keys() | summary.keys())
 
@@ -188,7 +188,7 @@ def test_halves_missing(record, stitch):
     ]
     _, (path,), _, _ = stitch(record("node1", second))
     assert path["missing"] == [
-        "what happened before node1: 10.240.0.5 is node2's, which was not traced"
+        "what happened before node1: 10.240.0.5 belongs to node2, which was not traced"
     ]
     assert path["verdict"] == "replaced-upstream"
     # Traced, but it did not record just this.
@@ -196,7 +196,8 @@ def test_halves_missing(record, stitch):
     _, paths, _, _ = stitch(record("node1", second), record("node2", other))
     (path,) = (path for path in paths if path["verdict"] == "replaced-upstream")
     assert path["missing"] == [
-        "what happened before node1: 10.240.0.5 is node2's, which told nothing of it"
+        "what happened before node1: 10.240.0.5 belongs to node2, which did not report the "
+        "connection"
     ]
 
 

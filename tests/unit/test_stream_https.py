@@ -243,10 +243,10 @@ def test_never_without(streaming, lack):
 
 
 def test_one_too_many(streaming, monkeypatch):
-    """He is told so before the connection becomes a stream; the others go on."""
+    """It is refused before the connection becomes a stream; the others go on."""
     monkeypatch.setattr(servers, "MAX_CLIENTS", 1)
     with closing(streaming.listen(streaming.path, Wanted())) as first:
-        with pytest.raises(StreamError, match=r"as many clients as there may be .* \(503\)"):
+        with pytest.raises(StreamError, match=r"maximum number of clients .* \(503\)"):
             AgentStream(streaming.agent(), Wanted())
         streaming.offer(REPLACED)
         first.hang_up()

@@ -81,22 +81,22 @@ FORGED = samples.word(FAR, is_trusted=False, client=None, by=None)
     [
         (
             samples.word(),
-            "198.51.100.7:56324 by 198.51.100.10:46356",
+            "198.51.100.7:56324 via 198.51.100.10:46356",
             "load-balancer-proxy (PROXY v2)",
         ),
         (
             samples.word(FAR, samples.named()),
-            "[2001:db8::7]:80 by 198.51.100.10:46356",
+            "[2001:db8::7]:80 via 198.51.100.10:46356",
             "load-balancer-proxy (PROXY v2 and X-Forwarded-For)",
         ),
         (
             samples.word(TOKEN),
-            "_hidden by 198.51.100.10:46356",
+            "_hidden via 198.51.100.10:46356",
             "load-balancer-proxy (Forwarded)",
         ),
         (
             samples.word(UNKNOWN),
-            "unknown by 198.51.100.10:46356",
+            "unknown via 198.51.100.10:46356",
             "load-balancer-proxy (PROXY v1)",
         ),
         (
@@ -112,7 +112,7 @@ FORGED = samples.word(FAR, is_trusted=False, client=None, by=None)
         (
             ProxyWord(declared=None, peer=FORGED.peer, missing=(ProxyHeader.PROXY_V2,)),
             "198.51.100.10:46356",
-            "load-balancer-proxy (no PROXY v2, as others have)",
+            "load-balancer-proxy (no PROXY v2, unlike others)",
         ),
     ],
 )
@@ -131,7 +131,7 @@ FLANNEL = replace(samples.RULE, owner=Owner.FLANNEL)
     [
         (Cause.POD_EGRESS, FLANNEL, "pod-egress (by flannel)"),
         (Cause.OTHER_RULE, FLANNEL, "other-rule (by flannel)"),
-        (Cause.POD_EGRESS, None, "pod-egress (by a rule not told)"),
+        (Cause.POD_EGRESS, None, "pod-egress (by an unknown rule)"),
         (Cause.HAIRPIN, samples.RULE, "hairpin"),
         (None, None, "-"),
     ],
@@ -152,9 +152,9 @@ def test_explanation():
     assert [row for row in rows if row.startswith("    ")] == [
         "    because  the packet was marked",
         "    to keep  set externalTrafficPolicy: Local",
-        "    to keep  price: some nodes drop",
+        "    to keep  cost: some nodes drop",
         "    because  there is none",
-        "    to mend  run an endpoint",
+        "    to fix   run an endpoint",
     ]
 
 
@@ -206,7 +206,7 @@ def test_drop():
     )
     assert cells(row, heading)[2:] == [
         "dropped", "tcp", "198.51.100.10:46356", "10.240.0.5:30080", "-", "-", "-",
-        "netfilter-drop (by a rule not told) NETFILTER_DROP at input",
+        "netfilter-drop (by an unknown rule) NETFILTER_DROP at input",
     ]  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_drop_of_a_reply():
         )
     )
     assert cells(row, heading)[4] == "198.51.100.10:46356"
-    assert cells(row, heading)[9] == "NO_SOCKET (an answer)"
+    assert cells(row, heading)[9] == "NO_SOCKET (a reply)"
 
 
 def test_drop_of_what_nobody_could_read():
@@ -320,7 +320,7 @@ def test_narrow_terminal():
         "    default/p11:8080 sees 10.240.0.5:65241\n"
         "00:00:00.123  node2  dropped  tcp  no-local-endpoint at input\n"
         "    198.51.100.10:46356 -> 10.240.0.5:30080  default/nodeport:http (nodeport)\n"
-        "23:00:00.000  node2  accepted  tcp  the backend's socket says so\n"
+        "23:00:00.000  node2  accepted  tcp  confirmed by the backend's socket\n"
         "    10.244.1.11:8080 sees 10.240.0.5:65241\n"
     )
 

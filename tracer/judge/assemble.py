@@ -1,4 +1,4 @@
-"""What one node told of a connection, piece by piece, put together: its leg of the path."""
+"""Assembles what one node reported of a connection into its leg of the path."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ from tracer.judge.path import (
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenHop
 from tracer.model import ICMPV6, FiveTuple, Hook, Hop, IPAddress
 
-# A flow that is sent again and again is told of nevertheless.
+# A flow that keeps retransmitting is reported after this time.
 LONGEST_NS = 5_000_000_000
-# A first packet and its answer take milliseconds. A SYN that nobody answers is sent again after
-# a second (tcp_retries, RFC 6298): that is no news.
+# A first packet and its reply take milliseconds. An unanswered SYN is sent again only after a
+# second (RFC 6298), and the retransmission tells nothing new.
 QUIET_NS = 1_000_000_000
 # From conntrack's last hook to a socket of the same host.
 _TO_SOCKET_NS = 10_000_000
 _OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
-# A packet crosses a node in about ten hops, and of a direction no more packets are watched than
-# --packets takes. A recording may hold anything; of a flood of drops the first say enough.
+# A packet crosses a node in about ten hops, and --packets bounds the packets of a direction. A
+# recording may hold anything. Of a flood of drops the first few are enough.
 _HOPS, _PACKETS, _DROPS = 256, 4096, 64
 
 # A network namespace, and `FiveTuple.numbers`.
@@ -38,7 +38,7 @@ _V = TypeVar("_V")
 
 @dataclass(slots=True)
 class _Open:
-    """A leg that may get more."""
+    """A leg that is not complete yet."""
 
     key: _Key
     node: str
@@ -47,33 +47,33 @@ class _Open:
     last_ns: int
     first_ns: int
     judged: JudgedConnection | None = None
-    # By packet, in the order in which they came.
+    # By packet, in order of arrival.
     packets: dict[int, list[SeenHop]] = field(default_factory=dict)
     drops: list[JudgedDrop] = field(default_factory=list)
 
 
 class Assembler:
     """
-    Puts hops, connections and drops together to legs.
+    Assembles hops, connections and drops into legs.
 
-    Give it what the pipeline yields, in order of time. A leg is whole once nothing more was told
-    of it for `QUIET_NS`, or after `LONGEST_NS`. What is told of it later is left out: packets are
-    sent again. Only a new conntrack entry with the same tuple begins another leg.
+    Feed it what the pipeline yields, in order of time. A leg is complete once it got nothing for
+    `QUIET_NS`, or after `LONGEST_NS`. Later hops and drops are ignored: they are of packets sent
+    again. Only a new conntrack entry with the same tuple begins another leg.
     """
 
     def __init__(self) -> None:
         self._open: OrderedDict[_Key, _Open] = OrderedDict()
         self._done: OrderedDict[_Key, None] = OrderedDict()
-        # Hops whose packet has not shown its connection yet, and the connection of those that have.
+        # Hops of packets whose connection is not known yet, and the connection of the others.
         self._strays: OrderedDict[int, list[SeenHop]] = OrderedDict()
         self._owners: OrderedDict[int, FiveTuple] = OrderedDict()
-        # Legs of tuples that are done and have a first packet again: if conntrack keeps it now.
+        # A first packet on a finished tuple: a new leg if a new conntrack entry follows.
         self._again: OrderedDict[_Key, _Open] = OrderedDict()
         self._pushed_out: list[Leg] = []
         self._cut_short = self._left_out = 0
 
     def add(self, judged: object) -> None:
-        """Take one judged thing; accepts are not a node's, and are passed over."""
+        """Add one judged record; accepts belong to no node and are ignored."""
         match judged:
             case SeenHop():
                 self._add_hop(judged)
@@ -88,8 +88,8 @@ class Assembler:
                     leg.drops.append(judged)
 
     def take(self, now_ns: int | None = None) -> list[Leg]:
-        """Return the legs that are whole at a Unix time; all that there are if it is None."""
-        # First: what was dropped before conntrack had it belongs to the drop's leg.
+        """Return the legs that are complete at a Unix time; all legs if it is None."""
+        # First, so that packets dropped before they had an entry join the leg of their drop.
         self._adopt_strays(
             [
                 packet_id
@@ -99,21 +99,21 @@ class Assembler:
         )
         taken, self._pushed_out = self._pushed_out, []
         taken += map(self._close, _pop_whole(self._open, now_ns))
-        # Those were no new connections.
+        # No entry came for these: they were no new connections.
         _pop_whole(self._again, now_ns)
         return taken
 
     def lost(self) -> dict[str, int]:
-        """Count legs that were taken for whole for lack of room, and hops over all bounds."""
+        """Count legs that were ended early for lack of room, and hops beyond the limits."""
         return {"legs_cut_short": self._cut_short, "hops_left_out": self._left_out}
 
     @property
     def open_since_ns(self) -> int | None:
-        """When the oldest leg began that is not whole yet, in Unix time; None if there is none."""
+        """When the oldest incomplete leg began, in Unix time; None if there is none."""
         return min((leg.first_ns for leg in self._open.values()), default=None)
 
     def _begin_anew(self, key: _Key) -> None:
-        """Have a new entry's leg begin, with what was kept by for it."""
+        """Begin the leg of a new entry, with the hops that were set aside for it."""
         self._done.pop(key, None)
         self._end_former(key)
         again = self._again.pop(key, None)
@@ -122,9 +122,9 @@ class Assembler:
 
     def _end_former(self, key: _Key) -> None:
         """
-        Close the leg of an older entry with the same tuple, whose ports are used again.
+        Close the leg of an older entry with the same tuple: its ports are reused.
 
-        The packet that is on its way now made the new entry: it is the new leg's.
+        The packet that is crossing the node now created the new entry, and goes to the new leg.
         """
         former = self._open.get(key)
         if former is None or former.judged is None:
@@ -147,7 +147,7 @@ class Assembler:
             owner = hop.orig
             _put(self._owners, hop.packet_id, owner, _STRAYS)
         if owner is None:
-            # It came before the packet had an entry, or it never gets one.
+            # The packet has no entry yet, or never gets one.
             if hop.packet_id not in self._strays and len(self._strays) >= _STRAYS:
                 self._adopt_strays([next(iter(self._strays))])
                 self._cut_short += 1
@@ -171,7 +171,7 @@ class Assembler:
             self._left_out += 1
 
     def _adopt_strays(self, packet_ids: Iterable[int]) -> None:
-        """Make legs of packets that conntrack never had: their own tuple is all there is."""
+        """Make legs of packets that never had a conntrack entry, by their own tuple."""
         for packet_id in packet_ids:
             hops = self._strays.pop(packet_id)
             first = hops[0]
@@ -191,9 +191,10 @@ class Assembler:
         is_first: bool = False,
     ) -> _Open | None:
         """
-        Return the leg of a tuple, None if that is done.
+        Return the leg of a tuple, None if it is finished.
 
-        A first packet may be that of another connection with the same ports: it is kept by.
+        On a finished tuple a first packet may be of a new connection with the same ports: it is
+        set aside.
         """
         key = _key(netns, orig)
         table = self._open
@@ -227,7 +228,7 @@ def _key(netns: int, flow: FiveTuple) -> _Key:
 
 
 def _pop_whole(legs: OrderedDict[_Key, _Open], now_ns: int | None) -> list[_Open]:
-    """Take out the legs that are whole at a time; all if it is None."""
+    """Remove and return the legs that are complete at a time; all if it is None."""
     whole = [leg for leg in legs.values() if now_ns is None or _is_whole(leg, now_ns)]
     for leg in whole:
         del legs[leg.key]
@@ -249,7 +250,7 @@ _NEIGHBOURS = {*range(133, 138), 143}
 
 
 def _is_housekeeping(packet: FiveTuple) -> bool:
-    """Whether it is a packet that conntrack skips and nobody would call a connection."""
+    """Whether conntrack skips the packet, and it is no connection in the usual sense."""
     is_neighbour = packet.proto == ICMPV6 and packet.dport >> 8 in _NEIGHBOURS
     return is_neighbour or packet.dst.is_multicast
 
@@ -288,11 +289,11 @@ def _leg(leg: _Open) -> Leg:
 
 def _whole(packets: Iterable[list[SeenHop]]) -> list[list[SeenHop]]:
     """
-    Put the parts of a packet together again.
+    Join the parts of a packet.
 
-    One that waited for its neighbour's address leaves later, maybe by another CPU, where nobody
-    knows it again: the same packet at tc egress follows one that ended before it. One that was cut
-    into fragments leaves as these.
+    A packet that waited for neighbour resolution leaves later, perhaps on another CPU, under a new
+    packet id: its hop at tc egress continues the packet that ended before it. A fragmented packet
+    leaves as its fragments.
     """
     whole: list[list[SeenHop]] = []
     fragments: list[list[SeenHop]] = []
@@ -318,7 +319,7 @@ def _whole(packets: Iterable[list[SeenHop]]) -> list[list[SeenHop]]:
 
 
 def _is_cut_from(fragment: list[SeenHop], hops: list[SeenHop]) -> bool:
-    """Whether a fragment left as a part of a packet: its memory may be that of one that came in."""
+    """Whether a fragment left as part of a packet; it may reuse the memory of one that came in."""
     sent = fragment[-1].hop
     return sent.hook is Hook.TC_EGRESS and any(
         seen.hop.hook is Hook.TC_EGRESS
@@ -332,9 +333,9 @@ def _is_cut_from(fragment: list[SeenHop], hops: list[SeenHop]) -> bool:
 
 def _without_errors(packets: list[list[SeenHop]], orig: FiveTuple) -> list[list[SeenHop]]:
     """
-    Leave out ICMP errors that speak of a connection, unless they are all the answer that it got.
+    Leave out ICMP errors about a connection, unless they are the only reply it got.
 
-    A redirect goes beside the real answer; port unreachable, from a REJECT, is the answer.
+    A redirect comes beside the real reply; port unreachable, from a REJECT, is the reply.
     """
     own = [hops for hops in packets if hops[0].hop.packet.proto == orig.proto]
     has_answer = any(_direction(hops) is Direction.REPLY for hops in own)
@@ -411,7 +412,7 @@ def _translations(
     if before is None:
         return ()
     was, now = before.hop.packet, seen.hop.packet
-    # NAT works between the two places of a hook; nothing else of netfilter changes a tuple.
+    # NAT acts between the two places of a hook; nothing else in netfilter changes a tuple.
     is_netfilter = bool(seen.hop.is_after_nat) and seen.hop.orig is not None
     is_netfilter = is_netfilter and seen.hop.hook is not Hook.NF_FORWARD
     has_ports = not (before.hop.is_fragment or seen.hop.is_fragment)
@@ -427,7 +428,7 @@ def _translations(
 
 
 def _is_by_entry(hop: Hop, was: FiveTuple, *, is_source: bool) -> bool:
-    """Whether conntrack's entry says what a packet became: a hop in between may be lost."""
+    """Whether a conntrack entry explains a packet's change: a hop in between may be lost."""
     if hop.orig is None or hop.reply is None:
         return False
     told = (hop.orig, hop.reply.inverted)
@@ -458,7 +459,7 @@ def _reply(leg: _Open, packets: list[list[SeenHop]]) -> FiveTuple | None:
         return told[-1].reply
     if told or leg.drops:
         return None
-    # Nobody tracked it: what was sent on is what was seen last.
+    # It was not tracked: what was seen last is what was sent on.
     return packets[0][-1].hop.packet.inverted if packets else None
 
 
@@ -472,9 +473,9 @@ def _drop(leg: _Open, passages: list[Passage]) -> JudgedDrop | None:
 
 def _is_of_first(drop: JudgedDrop, judged: JudgedConnection | None) -> bool:
     """
-    Tell without hops whether a connection's first packet was dropped, or a later one of many.
+    Tell without hops whether a connection's first packet was dropped, or a later one.
 
-    Where a socket is looked for, the packet has no entry any more that would say so.
+    At the socket lookup the packet no longer has its entry, which would tell.
     """
     if judged is None or drop.drop.is_new:
         return True

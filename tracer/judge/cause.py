@@ -1,10 +1,10 @@
-"""Why a source is not what the client's was: the causes, and what each means."""
+"""Why the backend does not see the client's address: the causes, and what each means."""
 
 from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """A cause in Kubernetes' words. What each means is in `MEANINGS`."""
+    """A cause in the terms of Kubernetes; `MEANINGS` explains each."""
 
     EXTERNAL_TRAFFIC_POLICY_CLUSTER = "external-traffic-policy-cluster"
     OFF_CLUSTER_SOURCE = "off-cluster-source"
@@ -25,53 +25,57 @@ class Cause(StrEnum):
     NETFILTER_DROP = "netfilter-drop"
 
 
-# kube-proxy's own masquerade, as it is called where it does not run in IPVS mode.
+# Causes of kube-proxy's own masquerade in modes other than IPVS.
 OF_KUBE_PROXY = frozenset(
     {Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, Cause.OFF_CLUSTER_SOURCE, Cause.NODE_LOCAL_SOURCE}
 )
 
 MEANINGS: dict[Cause, str] = {
     Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER: (
-        "The Service was reached from outside by a NodePort, load-balancer or external address, "
-        "and its externalTrafficPolicy is Cluster: kube-proxy may send the connection to any "
-        "node, so it masquerades, even when the endpoint is on this node."
+        "The Service was reached from outside through a NodePort, load-balancer or external "
+        "address, and its externalTrafficPolicy is Cluster: kube-proxy may send the connection to "
+        "any node, so it masquerades, even when the endpoint is on this node."
     ),
     Cause.OFF_CLUSTER_SOURCE: (
-        "A ClusterIP was reached from an address outside the range that kube-proxy takes for pods."
+        "A ClusterIP was reached from an address outside the ranges that kube-proxy takes for pods."
     ),
     Cause.MASQUERADE_ALL: "kube-proxy runs with masqueradeAll: it masquerades every connection.",
     Cause.HAIRPIN: (
-        "A pod reached itself through its own Service. Without another source the answer would "
-        "never pass the node that has to translate it back."
+        "A pod reached itself through its own Service. With its own address as source, the reply "
+        "would never leave the pod, and the node could not translate it back."
     ),
     Cause.NODE_LOCAL_SOURCE: (
-        "A process of the node reached a NodePort, load-balancer or external address."
+        "A process on the node reached a NodePort, load-balancer or external address of a Service."
     ),
     Cause.LOCALHOST_NODEPORT: (
-        "A NodePort was reached on a loopback address, which no other host could answer to."
+        "A NodePort was reached on a loopback address, to which no backend could reply."
     ),
     Cause.POD_EGRESS: (
-        "A pod reached an address outside the cluster, which does not know the way to pods: the "
-        "network plugin, an ip-masq-agent or the cloud masquerades."
+        "A pod reached an address outside the cluster, where there is usually no route back to "
+        "pods: the network plugin, an ip-masq-agent or the cloud masquerades."
     ),
     Cause.IPVS_MASQUERADE: "kube-proxy runs in IPVS mode and masqueraded the connection.",
     Cause.OTHER_RULE: "A rule that is not kube-proxy's replaced the source.",
     Cause.LOAD_BALANCER_PROXY: (
-        "The peer is a load balancer or proxy that ended the client's connection and opened one of "
-        "its own."
+        "The peer is a load balancer or proxy that terminated the client's connection and opened "
+        "its own to the backend."
     ),
     Cause.NO_LOCAL_ENDPOINT: (
         "The Service's policy for this traffic is Local, and this node has no ready endpoint: "
-        "kube-proxy drops what arrives here. In IPVS mode it sends it on to another node, whose "
-        "answers do not come back this way: the client takes none of them."
+        "kube-proxy drops the traffic. In IPVS mode it forwards it to another node, whose replies "
+        "do not return this way: the client ignores them."
     ),
-    Cause.NO_ENDPOINTS: "The Service has no ready endpoint anywhere: kube-proxy refuses.",
+    Cause.NO_ENDPOINTS: (
+        "The Service has no ready endpoint on any node: kube-proxy rejects its traffic."
+    ),
     Cause.SOURCE_RANGES: "The client is not in the Service's loadBalancerSourceRanges.",
-    Cause.NO_LISTENER: "Nobody listens there, and no Service translates the address.",
-    Cause.CONNTRACK_INVALID: "Conntrack could not make sense of the packet, and a rule drops such.",
-    Cause.RP_FILTER: (
-        "Answers to the packet's source would leave by another interface (rp_filter), so the "
-        "kernel discarded it."
+    Cause.NO_LISTENER: "No socket listens there, and no Service translates the address.",
+    Cause.CONNTRACK_INVALID: (
+        "Conntrack classified the packet as INVALID, and a rule drops invalid packets."
     ),
-    Cause.NETFILTER_DROP: "A netfilter rule or policy discarded the packet.",
+    Cause.RP_FILTER: (
+        "Replies to the packet's source would leave through another interface, so the kernel's "
+        "reverse path filter (rp_filter) dropped the packet."
+    ),
+    Cause.NETFILTER_DROP: "A netfilter rule or policy dropped the packet.",
 }

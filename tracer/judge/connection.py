@@ -27,8 +27,8 @@ def judge_connection(
     Args:
         connection: The entry.
         view: The node that holds it, and the cluster at its time.
-        time_ns: When it was made, in Unix time.
-        word: What its first bytes say of clients behind its peer, where they are read.
+        time_ns: When it was created, in Unix time.
+        word: What its first bytes say about the client behind its peer, if they are read.
     """
     return JudgedConnection(
         connection=connection,
@@ -41,16 +41,16 @@ def judge_connection(
 
 
 class _Case:
-    """One connection and all that is asked about it, each question answered once."""
+    """One connection and all that the judge derives from it, each fact at most once."""
 
     def __init__(self, connection: Connection, view: View, word: ProxyWord | None) -> None:
         self.connection = connection
         self.view = view
         self.word = word
-        # Every connection is asked these; the rest waits until somebody wants to know.
+        # Every verdict needs these; the rest is computed on demand.
         self.match = view.match(connection.orig)
         self.client_class = view.classify(connection.orig.src)
-        # Whether kube-proxy had marked the packet to be masqueraded; None if nobody knows.
+        # Whether kube-proxy had set its masquerade mark; None if not known.
         mark = connection.mark
         self.is_marked = None if mark is None else bool(mark & view.masquerade_mark)
         self.notes = ConnectionNotes(connection)
@@ -90,14 +90,12 @@ class _Case:
         )
 
     def _behind(self) -> ServiceRef | None:
-        """Return the Service of a pod that was reached by its own address, if it has just one."""
+        """Return the Service of a pod that was reached at its own address, if there is just one."""
         reply = self.connection.reply
         if self.match is not None or self.connection.is_dnat or reply.is_icmp:
             return None
         services = self.view.behind(reply.src, reply.sport, reply.proto)
         return _reference(services[0], Via.POD) if len(services) == 1 else None
-
-    # What is asked
 
     @cached_property
     def is_client_here(self) -> bool:
@@ -105,7 +103,7 @@ class _Case:
 
     @cached_property
     def candidates(self) -> Candidates | None:
-        """The rules that may have replaced the source; None if the rules were not read."""
+        """The rules that may have replaced the source; None if no rules were read."""
         rules, view = self.view.rules, self.view
         if rules is None:
             return None
@@ -121,10 +119,10 @@ class _Case:
     @cached_property
     def is_masqueraded_in_place(self) -> bool:
         """
-        Whether masquerading picked the address that the packet had already.
+        Whether masquerading picked the address that the packet already had.
 
-        A node's process that reaches a backend on another node has the node's address before and
-        after: the address is right by chance, and would be another for any other client.
+        A process on the node that reaches a backend on another node has the node's address before
+        and after SNAT: the address is right only by chance.
         """
         connection = self.connection
         if connection.is_snat or self.match is None or not self.is_client_here:
@@ -133,8 +131,6 @@ class _Case:
             return bool(connection.status & Status.SRC_NAT)
         return self.is_marked and connection.hook is Hook.NF_POSTROUTING
 
-    # What is answered
-
     def _verdict(self) -> "tuple[Verdict, _Found]":
         connection = self.connection
         if self.word is not None and self.word.is_proxied:
@@ -142,8 +138,8 @@ class _Case:
         if connection.is_snat and not connection.status & Status.SRC_NAT:
             self.notes.add(
                 lambda: (
-                    f"conntrack's status {int(connection.status):#x} says it did no SNAT, against "
-                    "its own tuples"
+                    f"conntrack's status {int(connection.status):#x} lacks IPS_SRC_NAT, although "
+                    "its tuples show SNAT"
                 )
             )
             return Verdict.UNKNOWN, _Found()
@@ -158,7 +154,7 @@ class _Case:
         return Verdict.PRESERVED, self._stray() or _Found()
 
     def _stray(self) -> "_Found | None":
-        """Tell whether the answers go another way, although the source is kept."""
+        """Return why replies do not return through this node, although the source is kept."""
         found = detour(self.connection, self.match, self.view, self.client_class)
         if found is None or not isinstance(self.match, ServiceMatch):
             return None
@@ -166,31 +162,34 @@ class _Case:
         which = "external" if self.match.via in EXTERNAL_WAYS else "internal"
         self.notes.add(
             lambda: (
-                f"{key} has {which}TrafficPolicy Local, and its endpoint is on {found.node}: "
-                f"kube-proxy in IPVS mode goes there if {node} has none that is ready"
+                f"Service {key} has {which}TrafficPolicy Local, but the endpoint is on "
+                f"{found.node}: kube-proxy in IPVS mode uses other nodes' endpoints if {node} has "
+                "no ready one"
             )
         )
         if found.why is None:
             return None
-        self.notes.add(lambda: f"nothing comes back through {node}: {found.why}")
+        self.notes.add(lambda: f"replies do not return through {node}: {found.why}")
         return _Found(Cause.NO_LOCAL_ENDPOINT)
 
     def _why_replaced(self) -> "_Found":
         rule = self.notes.rule(self.candidates)
         cause = self._cause(rule)
         if cause is not None and self.view.mode == "ipvs" and cause in OF_KUBE_PROXY:
-            self.notes.add(lambda: f"kube-proxy runs in IPVS mode; in other modes this is {cause}")
+            self.notes.add(
+                lambda: f"kube-proxy runs in IPVS mode; in other modes the cause would be {cause}"
+            )
             advised = advice.cause_in_ipvs_mode(cause, self.match)
             return _Found(Cause.IPVS_MASQUERADE, rule, advised=advised)
         if cause is None:
-            self.notes.add(lambda: "the cause is not known: what was read does not decide it")
+            self.notes.add(lambda: "the cause is not known: the facts above do not decide it")
         return _Found(cause, rule)
 
     def _cause(self, rule: Rule | None) -> Cause | None:
         connection, match = self.connection, self.match
         self.notes.mark(self.is_marked, self.view.masquerade_mark)
         if self.is_masqueraded_in_place:
-            self.notes.add(lambda: "masquerading picked the address that it had already")
+            self.notes.add(lambda: "masquerading picked the address that the packet already had")
         if match is not None and connection.reply.src == connection.orig.src:
             self.notes.add(lambda: f"client and backend are both {connection.orig.src}")
             return Cause.HAIRPIN
@@ -202,8 +201,8 @@ class _Case:
         if self.is_marked:
             self.notes.add(
                 lambda: (
-                    f"kube-proxy marked it, but no Service is known at {connection.orig.dst} port "
-                    f"{connection.orig.dport}"
+                    f"kube-proxy marked the packet, but no Service is known at "
+                    f"{connection.orig.dst} port {connection.orig.dport}"
                 )
             )
             return None
@@ -212,47 +211,51 @@ class _Case:
     def _kube_proxy_cause(self, match: ServiceMatch) -> Cause | None:
         source = self.connection.orig.src
         if source.is_loopback:
-            self.notes.add(lambda: f"the client's address is {source}, on loopback")
+            self.notes.add(lambda: f"the client's address {source} is a loopback address")
             return Cause.LOCALHOST_NODEPORT
         if match.via in EXTERNAL_WAYS:
             return self._external_cause(match)
         if self.view.rules is not None and self.view.rules.has_masquerade_all:
             self.notes.add(
-                lambda: "kube-proxy's rules mark all that goes to ClusterIPs: masqueradeAll"
+                lambda: "kube-proxy's rules mark all traffic to ClusterIPs: masqueradeAll is on"
             )
             return Cause.MASQUERADE_ALL
         is_cluster_source = self.view.is_cluster_source(source)
         if is_cluster_source is False:
-            self.notes.add(lambda: f"{source} is outside the range that kube-proxy takes for pods")
+            self.notes.add(
+                lambda: f"the client {source} is outside the ranges that kube-proxy takes for pods"
+            )
             return Cause.OFF_CLUSTER_SOURCE
         return None
 
     def _external_cause(self, match: ServiceMatch) -> Cause | None:
         self.notes.policy(match)
         if self.is_client_here:
-            self.notes.add(lambda: f"{self.connection.orig.src} is an address of {self.view.node}")
+            self.notes.add(
+                lambda: f"the client {self.connection.orig.src} is {self.view.node} itself"
+            )
             return Cause.NODE_LOCAL_SOURCE
-        # masqueradeAll is about ClusterIPs alone, in each of kube-proxy's modes.
+        # In every mode of kube-proxy, masqueradeAll affects ClusterIPs only.
         is_cluster = policy_of(match) is Policy.CLUSTER
         return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER if is_cluster else None
 
     def _foreign_cause(self) -> Cause | None:
-        """Tell a pod's way out of the cluster from other rules."""
+        """Distinguish a pod's traffic out of the cluster from what other rules translate."""
         view, connection = self.view, self.connection
         source, target = self.client_class, view.classify(connection.reply.src)
         is_egress = source is ClientClass.POD and target is ClientClass.EXTERNAL
         if self.match is None and is_egress:
             self.notes.add(
                 lambda: (
-                    f"{connection.orig.src} is a pod's address, {connection.reply.src} is outside "
-                    "the cluster"
+                    f"the client {connection.orig.src} is a pod, and {connection.reply.src} is "
+                    "outside the cluster"
                 )
             )
             return Cause.POD_EGRESS
         if self.candidates is None or not self.candidates.possible:
             return None
         rule, owners = self.candidates.certain, self.candidates.owners
-        # Where nothing is certain, kube-proxy may have done it unless its mark was missing.
+        # With no certain rule, kube-proxy may have done it, unless its mark was missing.
         is_sure = rule is not None or self.is_marked is not False
         return None if is_sure and Owner.KUBE_PROXY in owners else Cause.OTHER_RULE
 
@@ -260,11 +263,11 @@ class _Case:
         source = self.connection.orig.src
         if self.client_class is not ClientClass.LOADBALANCER:
             return False
-        self.notes.add(lambda: f"the peer {source} is a load balancer's address")
+        self.notes.add(lambda: f"the peer {source} is the address of a load balancer")
         return True
 
     def _upstream(self) -> "_Found | None":
-        """Explain another node's address as client, where this node replaced nothing."""
+        """Explain a client address that is another node's, where this node replaced nothing."""
         connection, view = self.connection, self.view
         reply = connection.reply
         if view.cluster is None or connection.is_dnat or self.is_client_here:
@@ -286,10 +289,10 @@ class _Case:
 
     def _other_node(self) -> str | None:
         """
-        Return the node that a client's address belongs to, if it is a node's.
+        Return the other node that the client's address belongs to, None if there is none.
 
-        With an overlay network a node masquerades to its tunnel's or bridge's address: the first
-        two of its pods' range, which belong to no pod (flannel.1 and cni0, for example).
+        With an overlay network a node masquerades to the address of its tunnel or bridge: one of
+        the first two of its pod range, which belong to no pod (such as flannel.1 and cni0).
         """
         source, cluster = self.connection.orig.src, self.view.cluster
         if cluster is None:
@@ -309,7 +312,7 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What was found out. ``advised`` is the cause to give advice on, if that is another one."""
+    """What was found. ``advised`` is the cause to give advice on, if it is a different one."""
 
     cause: Cause | None = None
     rule: Rule | None = None

@@ -1,4 +1,4 @@
-"""The verdict on a discarded packet: why, by which Service's state or which rule."""
+"""The verdict on a dropped packet: the Service's state or the rule that explains it."""
 
 import re
 from functools import cached_property
@@ -8,6 +8,7 @@ from tracer.cluster.objects import Policy
 from tracer.judge import advice
 from tracer.judge.cause import Cause
 from tracer.judge.endpoints import usable
+from tracer.judge.lines import owned
 from tracer.judge.place import possible_hooks
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
 from tracer.judge.view import View, policy_of, reference
@@ -15,7 +16,7 @@ from tracer.model import Drop, FiveTuple, Hook, IPAddress
 from tracer.ruleset.model import Candidates, Flow, HookName, Owner, Rule
 
 NETFILTER_DROP = "NETFILTER_DROP"
-# Drop reasons of the kernel (include/net/dropreason-core.h) that are a cause by themselves.
+# Drop reasons of the kernel (include/net/dropreason-core.h) that decide the cause alone.
 _CAUSES = {
     "NO_SOCKET": Cause.NO_LISTENER,
     "IP_RPFILTER": Cause.RP_FILTER,
@@ -40,12 +41,12 @@ def judge_drop(
     dst_input: str | None,
 ) -> JudgedDrop:
     """
-    Judge one discarded packet.
+    Judge one dropped packet.
 
     Args:
         drop: The packet.
-        view: The node that discarded it, and the cluster at that time.
-        time_ns: When, in Unix time.
+        view: The node that dropped it, and the cluster at that time.
+        time_ns: When it was dropped, in Unix time.
         reason: The kernel's name for ``drop.reason``, without ``SKB_DROP_REASON_``.
         place: The function at ``drop.location``.
         dst_input: The function at ``drop.dst_input``.
@@ -64,7 +65,7 @@ def judge_drop(
 
 
 class _Case:
-    """One discarded packet and all that is asked about it."""
+    """One dropped packet and all that the judge derives from it."""
 
     def __init__(
         self, drop: Drop, view: View, reason: str, place: str | None, hooks: tuple[Hook, ...]
@@ -74,12 +75,12 @@ class _Case:
         self.reason = reason
         self.hooks = hooks
         where = f" in {place}" if place else ""
-        self.evidence = [f"the kernel discarded the packet: {reason}{where}"]
+        self.evidence = [f"the kernel dropped the packet: {reason}{where}"]
 
     def opinion(self) -> Opinion:
         if self.hook is not None:
-            by = "its route and interface say" if len(self.hooks) == 1 else "the rules say"
-            self.evidence.append(f"{by} it was at netfilter's {self.hook.label} hook")
+            shows = "its route and interface show" if len(self.hooks) == 1 else "the rules show"
+            self.evidence.append(f"{shows} that it was at netfilter's {self.hook.label} hook")
         if self.drop.orig is None:
             self.evidence.append("the packet had no conntrack entry")
         cause = self._cause()
@@ -111,13 +112,13 @@ class _Case:
 
     @cached_property
     def hook(self) -> Hook | None:
-        """Where it was: the only hook it can be at, or the only one whose rules can discard it."""
+        """The only hook it can have been at, or the only one whose rules can have dropped it."""
         able = [hook for hook in self.hooks if len(self.hooks) == 1 or self._rules_at(hook)]
         return able[0] if len(able) == 1 else None
 
     @cached_property
     def candidates(self) -> Candidates | None:
-        """The rules that may have discarded it; None where neither rules nor hook are known."""
+        """The rules that may have dropped it; None where rules or hook are not known."""
         return self._candidates_at(self.hook) if self.hook is not None else None
 
     def _rules_at(self, hook: Hook) -> bool:
@@ -144,7 +145,7 @@ class _Case:
     def _cause(self) -> Cause | None:
         if self.reason != NETFILTER_DROP:
             cause = _CAUSES.get(self.reason)
-            # An answer without a socket: its client went away, which says nothing of listeners.
+            # A reply without a socket: its client has gone, which says nothing about listeners.
             return None if cause is Cause.NO_LISTENER and self.drop.is_reply else cause
         self._note_rules()
         if self._is_invalid:
@@ -160,9 +161,9 @@ class _Case:
     @cached_property
     def _is_invalid(self) -> bool:
         """
-        Whether it can only have been a rule on packets that conntrack makes nothing of.
+        Whether only a rule on INVALID packets can have dropped it.
 
-        No such rule is ever certain: a packet that was not to be tracked has no entry either.
+        Such a rule is never certain: an untracked packet has no conntrack entry either.
         """
         if self.drop.orig is not None or self.candidates is None:
             return False
@@ -171,12 +172,15 @@ class _Case:
         return has_all and only is not None and only.is_understood and _is_on_invalid(only)
 
     def _service_cause(self, match: ServiceMatch) -> Cause | None:
-        """Say which state of a Service makes kube-proxy discard; None if none does."""
+        """Return the state of a Service that makes kube-proxy drop; None if there is none."""
         if not self._usable(match):
             self.evidence.append(f"Service {match.service.key} has no ready endpoint")
             if self.view.mode == "ipvs":
                 # ip_vs_leave in net/netfilter/ipvs/ip_vs_core.c
-                self.evidence.append("a virtual server of IPVS without any refuses without a rule")
+                self.evidence.append(
+                    "in IPVS mode, a virtual server without endpoints refuses by itself, without a "
+                    "rule"
+                )
             return Cause.NO_ENDPOINTS
         if self._is_excluded(match):
             return Cause.SOURCE_RANGES
@@ -199,25 +203,26 @@ class _Case:
         if match.via is not Via.LOAD_BALANCER or self.flow is None:
             return False
         source = self.flow.src
-        # kube-proxy takes each family for itself: without ranges of this one, all may come in
-        # (newBaseServiceInfo in pkg/proxy/serviceport.go).
+        # kube-proxy treats each family on its own: without ranges of a family, all its clients may
+        # connect (newBaseServiceInfo in pkg/proxy/serviceport.go).
         ranges = [one for one in match.service.source_ranges if one.version == source.version]
         sources = self._own_sources(source) or (source,)
         if not ranges or any(one in each for one in sources for each in ranges):
             return False
         listed = ", ".join(map(str, sources))
         self.evidence.append(
-            f"{listed} is not in loadBalancerSourceRanges of {match.service.key}: "
+            f"{listed} is not in loadBalancerSourceRanges of Service {match.service.key}: "
             f"{', '.join(map(str, ranges))}"
         )
         return True
 
     def _own_sources(self, source: IPAddress) -> tuple[IPAddress, ...]:
         """
-        Return what counts for a process that calls a Service by the Service's own address.
+        Return the addresses that count for a process on the node that connects to a Service.
 
-        In IPVS mode the node has that address, so the kernel picks it as source. kube-proxy asks
-        whether the ranges hold the node's own (lbNoNodeAccessIPPortProtocolEntries).
+        In IPVS mode the node has the Service's address, so the kernel picks that as source.
+        kube-proxy checks the node's own addresses against the ranges instead
+        (lbNoNodeAccessIPPortProtocolEntries).
         """
         if source not in self.view.service_addresses or self.view.cluster is None:
             return ()
@@ -229,13 +234,13 @@ class _Case:
         if self.candidates is None:
             return
         if self.rule is not None:
-            self.evidence.append(f"rule of {self.rule.owner}: {self.rule}")
+            self.evidence.append(f"dropped by {owned(self.rule)}: {self.rule}")
             return
         for rule in self.candidates.possible[:3]:
-            self.evidence.append(f"perhaps the rule of {rule.owner}: {rule}")
+            self.evidence.append(f"possibly dropped by {owned(rule)}: {rule}")
         self.evidence.append(f"no rule is certain: {self.candidates.reason}")
 
 
 def _is_on_invalid(rule: Rule) -> bool:
-    # On the state INVALID alone; "! --ctstate" and longer lists mean something else.
+    # On the state INVALID alone: "! --ctstate" and lists of states mean something else.
     return bool(_ON_INVALID.search(rule.text))

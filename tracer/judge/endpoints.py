@@ -1,4 +1,4 @@
-"""Which endpoints kube-proxy would use."""
+"""The endpoints that kube-proxy would use."""
 
 from collections.abc import Iterable
 
@@ -9,9 +9,9 @@ def usable(
     endpoints: Iterable[EndpointAddress], node: str | None = None
 ) -> tuple[EndpointAddress, ...]:
     """
-    Return the endpoints that kube-proxy would use, on one node if it is named.
+    Return the endpoints that kube-proxy would use: all, or those on one node.
 
-    Ready ones; where there is none, those that end but still serve (KEP-1669).
+    The ready ones; if there are none, those that are terminating but still serving (KEP-1669).
     """
     known = [each for each in endpoints if node is None or each.node == node]
     ready = tuple(each for each in known if each.is_ready)

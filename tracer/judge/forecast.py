@@ -1,8 +1,8 @@
 """
-What a backend will see, said before any packet flows: kube-proxy's rules, played through.
+A forecast of what backends will see, before any packet flows: kube-proxy's rules, simulated.
 
 Source: pkg/proxy/{iptables,nftables,ipvs}/proxier.go of Kubernetes, checked against what backends
-saw behind a real kube-proxy (lab/data/observed.jsonl), and in IPVS mode in the lab
+saw behind a real kube-proxy (lab/data/observed.jsonl) and, in IPVS mode, in the lab
 (tests/data/ipvs).
 """
 
@@ -30,17 +30,17 @@ _LOOPBACKS: dict[Family, IPAddress] = {
 }
 SeenSource = IPAddress | Literal["client"]
 _STRAY_NOTE = (
-    "kube-proxy in IPVS mode sends to other nodes what policy Local finds no endpoint for: the "
-    "backend sees the client, whom its answers do not reach"
+    "kube-proxy in IPVS mode sends traffic for policy Local to other nodes if the node has no "
+    "endpoint: the backend sees the client, but its replies do not reach the client"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """
-    A node: its addresses in the API, and its own ones where they could be read.
+    A node: its addresses in the API, and those of its interfaces where they could be read.
 
-    ``own_addresses`` are those of all its interfaces, empty if nobody looked.
+    ``own_addresses`` are those of all its interfaces, empty if they were not read.
     """
 
     name: str
@@ -49,14 +49,14 @@ class NodeFacts:
     own_addresses: frozenset[IPAddress] = frozenset()
 
     def address(self, family: Family) -> IPAddress | None:
-        """The address that the API gives for a family."""
+        """The address of a family that the API lists."""
         return next(filter(_of(family), self.addresses), None)
 
     def gateway(self, family: Family) -> IPAddress | None:
         """
-        The node's own address in its pods' range, which it takes to reach them.
+        The node's own address in its pod range, which it uses to reach its pods.
 
-        It stands in no Kubernetes object: None if the node's interfaces were not read.
+        No Kubernetes object holds it: None if the node's interfaces were not read.
         """
         mine = sorted(filter(_of(family), self.own_addresses), key=int)
         return next((a for a in mine if any(a in cidr for cidr in self.pod_cidrs)), None)
@@ -64,7 +64,7 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """How kube-proxy runs. ``mode`` None is taken for one that is not known."""
+    """How kube-proxy runs. ``mode`` is None if it is not known."""
 
     mode: ProxyMode | None = None
     is_masquerading_all: bool = False
@@ -75,7 +75,7 @@ class Way:
     """
     A way to a Service port: who connects, to what, and the node whose kube-proxy handles it.
 
-    ``client`` is the client's address, None for any of its class.
+    ``client`` is the client's address, None for any client of its class.
     """
 
     match: ServiceMatch
@@ -90,11 +90,11 @@ class Way:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """
-    What comes of a way. One for each node that may serve it.
+    The outcome of a way, one for each node that may serve it.
 
-    ``seen_source`` is an address, ``"client"`` where the client's own stays, or None: nothing
-    arrives, or the address is in no object; ``seen_name`` then says which it is. ``advised`` is the
-    cause to give advice on, if that is another one.
+    ``seen_source`` is an address, ``"client"`` where the client's own is kept, or None: nothing
+    arrives, or the address is in no object and ``seen_name`` describes it. ``advised`` is the
+    cause to give advice on, if it is a different one.
     """
 
     way: Way
@@ -108,12 +108,12 @@ class Forecast:
 
     @property
     def service(self) -> ServiceRef | None:
-        """The Service by name."""
+        """A reference to the Service."""
         return reference(self.way.match)
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What would keep the source, or let the connection arrive."""
+        """What would keep the source, or make the connection arrive."""
         if self.verdict is Verdict.DROPPED:
             return advice.for_drop(self.cause, self.way.match, self.way.node)
         version = self.way.to.version
@@ -128,21 +128,21 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """Plays kube-proxy through for one cluster."""
+    """Simulates kube-proxy for one cluster."""
 
     cluster: Cluster
     nodes: Mapping[str, NodeFacts]
     proxy: Proxy = field(default_factory=Proxy)
 
     def ways(self, service: Service) -> Iterator[Way]:
-        """Yield every way to a Service: each port, address, client and node."""
+        """Yield every way to a Service: each port, address, client class and node."""
         for port in service.ports:
             for family in FAMILIES:
                 for node in sorted(self.nodes):
                     yield from self._ways_through(service, port, family, node)
 
     def forecast(self, way: Way) -> tuple[Forecast, ...]:
-        """Say what comes of one way: several if nodes with different answers may serve it."""
+        """Return the outcome of a way; several if nodes with different outcomes may serve it."""
         match = way.match
         everywhere = self._endpoints(match, way.family)
         if way.to.is_loopback:
@@ -170,16 +170,16 @@ class Forecaster:
         return usable(self.cluster.endpoints(match.service.key, match.port.name, family))
 
     def _is_local_only(self, way: Way) -> bool:
-        """Whether a policy keeps this way on its node."""
+        """Whether policy Local restricts this way to endpoints on its node."""
         service = way.match.service
         if way.match.via not in EXTERNAL_WAYS or self._is_ipvs:
             return policy_of(way.match) is Policy.LOCAL
-        # kube-proxy sends pods and the node's own processes on to the cluster's endpoints
+        # kube-proxy lets pods and the node's own processes use all of the cluster's endpoints
         # ("pod traffic for ... external destinations", "route LOCAL traffic for ...").
         return service.external_policy is Policy.LOCAL and way.client_class is ClientClass.EXTERNAL
 
     def _loopback(self, way: Way) -> Forecast | None:
-        """NodePorts answer on loopback in iptables mode, IPv4, and nowhere else."""
+        """Return the forecast if loopback may not be served: only iptables mode does, on IPv4."""
         if self.proxy.mode == "iptables" and way.family == "ipv4":
             return None
         if self.proxy.mode is not None:
@@ -187,7 +187,7 @@ class Forecaster:
         return Forecast(
             way=way,
             verdict=Verdict.UNKNOWN,
-            note="whether loopback is served depends on kube-proxy's mode, which is not known here",
+            note="whether loopback is served depends on kube-proxy's mode, which is not known",
         )
 
     def _arrive(self, way: Way, endpoint: EndpointAddress) -> Forecast:
@@ -210,11 +210,11 @@ class Forecaster:
         )
 
     def _keep(self, way: Way, endpoint: EndpointAddress) -> Forecast:
-        """Say what comes of a way without masquerade; in IPVS mode answers may not come back."""
+        """Return the outcome without masquerade; in IPVS mode replies may not come back."""
         is_own = way.client_class is ClientClass.NODE and way.match.via is not Via.NODE_PORT
         seen = way.client or CLIENT
         if self._is_ipvs and is_own:
-            # All Services' addresses are the node's: the kernel picks the one that is called.
+            # The node has all Service addresses: the kernel picks the destination as source.
             seen = way.to
         is_away = way.match.via in EXTERNAL_WAYS and endpoint.node != way.node
         is_stray = is_away and (is_own or way.client_class is ClientClass.EXTERNAL)
@@ -232,7 +232,7 @@ class Forecaster:
         return self.proxy.mode == "ipvs"
 
     def _cause(self, way: Way, endpoint: EndpointAddress) -> Cause | None:
-        """Say why kube-proxy masquerades; None if it does not."""
+        """Return why kube-proxy masquerades; None if it does not."""
         if way.client == endpoint.address:
             return Cause.HAIRPIN
         if way.to.is_loopback:
@@ -242,7 +242,7 @@ class Forecaster:
             if way.client_class is ClientClass.NODE and (is_cluster or not self._is_ipvs):
                 return Cause.NODE_LOCAL_SOURCE
             return Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER if is_cluster else None
-        # masqueradeAll is about ClusterIPs alone.
+        # masqueradeAll affects ClusterIPs only.
         if self.proxy.is_masquerading_all:
             return Cause.MASQUERADE_ALL
         return None if way.client_class is ClientClass.POD else Cause.OFF_CLUSTER_SOURCE
@@ -282,7 +282,7 @@ class Forecaster:
         for to in filter(wanted, service.external_ips):
             yield Via.EXTERNAL_IP, to, port.port
         for balancer in service.load_balancer:
-            # kube-proxy leaves the address of a proxying load balancer alone.
+            # kube-proxy ignores the address of a load balancer that proxies (ipMode: Proxy).
             if wanted(balancer.address) and not balancer.is_proxy:
                 yield Via.LOAD_BALANCER, balancer.address, port.port
         if port.node_port is not None:
@@ -300,7 +300,7 @@ def facts_of(
 
     Args:
         cluster: The cluster.
-        own_addresses: All addresses of those nodes whose interfaces could be read.
+        own_addresses: By node, the addresses of all its interfaces where they could be read.
     """
     return {
         node.name: NodeFacts(
@@ -340,7 +340,7 @@ def _source_ranges(way: Way) -> Forecast | None:
 
 
 def _one_a_node(endpoints: Collection[EndpointAddress], way: Way) -> list[EndpointAddress]:
-    """Keep one endpoint for each node: those of one node give the same answer, but for hairpin."""
+    """Keep one endpoint of each node: except for hairpin, all of a node give the same outcome."""
     chosen: dict[tuple[str | None, bool], EndpointAddress] = {}
     for endpoint in endpoints:
         chosen.setdefault((endpoint.node, endpoint.address == way.client), endpoint)

@@ -1,4 +1,4 @@
-"""Which nodes of a path told nothing of it."""
+"""Which nodes on a path reported nothing of it."""
 
 from collections.abc import Collection, Iterator
 
@@ -13,13 +13,13 @@ _ENDS = (Ending.DELIVERED, Ending.DROPPED)
 
 def gaps(first: Leg, last: Leg, cluster: Cluster | None, nodes: Collection[str]) -> tuple[str, ...]:
     """
-    Say what is not known of a path's way, a line each.
+    Return what is not known of a path, one string per line.
 
     Args:
-        first: The first leg that is known.
-        last: The last.
-        cluster: Whose pods and addresses are whose; without it, what the judge found has to do.
-        nodes: The nodes that told anything at all.
+        first: The first known leg.
+        last: The last known leg.
+        cluster: The owners of pods and addresses; None to go by what the judge found.
+        nodes: The nodes that reported anything at all.
     """
     return (*_before(first, cluster, nodes), *_after(last, cluster, nodes))
 
@@ -29,13 +29,11 @@ def _before(leg: Leg, cluster: Cluster | None, nodes: Collection[str]) -> Iterat
     pod, node = _home(source, cluster)
     is_elsewhere = node not in (None, leg.node) and _is_known(leg, cluster)
     if leg.verdict is Verdict.REPLACED_UPSTREAM:
-        whose = (
-            f"is {node}'s, {_who(node, nodes)}" if node and is_elsewhere else "is another node's"
-        )
-        yield f"what happened before {leg.node}: {source} {whose}"
+        owner = f"{node}, {_who(node, nodes)}" if node and is_elsewhere else "another node"
+        yield f"what happened before {leg.node}: {source} belongs to {owner}"
     elif node and is_elsewhere:
-        client = f"the client {_name(pod)} runs on {node}" if pod else f"{source} is {node}'s"
-        yield f"what happened before {leg.node}: {client}, {_who(node, nodes)}"
+        client = f"the client {_name(pod)} runs on" if pod else f"{source} belongs to"
+        yield f"what happened before {leg.node}: {client} {node}, {_who(node, nodes)}"
 
 
 def _after(leg: Leg, cluster: Cluster | None, nodes: Collection[str]) -> Iterator[str]:
@@ -43,7 +41,7 @@ def _after(leg: Leg, cluster: Cluster | None, nodes: Collection[str]) -> Iterato
     if leg.drop is not None or (passage is not None and passage.ending in _ENDS):
         return
     if leg.reply is None:
-        yield f"what became of it on {leg.node}: conntrack has no entry for it"
+        yield f"what became of the packet on {leg.node}: conntrack has no entry for it"
         return
     target = leg.reply.src
     pod, node = _home(target, cluster)
@@ -52,13 +50,12 @@ def _after(leg: Leg, cluster: Cluster | None, nodes: Collection[str]) -> Iterato
         node = pod.node
     if node is None or node == leg.node or not _is_known(leg, cluster):
         return
-    where = f"where the backend {_name(pod)} runs" if pod else f"whose address {target} is"
-    why = "it told nothing of it" if node in nodes else "it was not traced"
-    yield f"what happened on {node}, {where}: {why}"
+    where = f"where the backend {_name(pod)} runs" if pod else f"which has the address {target}"
+    yield f"what happened on {node}, {where}: it {_traced(node, nodes)}"
 
 
 def _home(address: IPAddress, cluster: Cluster | None) -> tuple[PodRef | None, str | None]:
-    """Return the pod at an address, and the node that it is on or whose address it is."""
+    """Return the pod at an address, and the node that runs it or has the address."""
     if cluster is None:
         return None, None
     pod = cluster.pod_at(address)
@@ -68,12 +65,16 @@ def _home(address: IPAddress, cluster: Cluster | None) -> tuple[PodRef | None, s
 
 
 def _is_known(leg: Leg, cluster: Cluster | None) -> bool:
-    """Whether the cluster knows a leg's node: else it may be any of its nodes, by another name."""
+    """Whether the cluster knows a leg's node: else it may be any node, under another name."""
     return cluster is None or cluster.node(leg.node) is not None
 
 
 def _who(node: str, nodes: Collection[str]) -> str:
-    return "which told nothing of it" if node in nodes else "which was not traced"
+    return f"which {_traced(node, nodes)}"
+
+
+def _traced(node: str, nodes: Collection[str]) -> str:
+    return "did not report the connection" if node in nodes else "was not traced"
 
 
 def _name(pod: PodRef) -> str:

@@ -1,4 +1,4 @@
-"""Whole paths from what each node told: the legs of a connection, joined over nodes."""
+"""Joins the legs of a connection, one from each node, into its path."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -12,17 +12,17 @@ from tracer.judge.path import Leg, Path
 from tracer.judge.proof import proved
 from tracer.judge.verdict import SeenAccept
 
-# A packet crosses a cluster in less than a millisecond; what differs more are the nodes' clocks,
-# which NTP keeps within a second. A tuple comes back when its conntrack entry is gone: after 10 s
-# at the least for TCP that was closed (nf_ct_tcp_timeout_close), 30 s for UDP.
+# A packet crosses a cluster in less than a millisecond; larger differences come from the nodes'
+# clocks, which NTP keeps within a second. A tuple is reused when its conntrack entry is gone: after
+# at least 10 s for closed TCP (nf_ct_tcp_timeout_close), 30 s for UDP.
 WINDOW_NS = 3_000_000_000
-# Legs held at the most: half a GiB with all that they say.
+# The most legs held: half a GiB with their contents.
 ROOM = 65_536
-# One tuple in one window, and legs that may belong together. More is no traffic of a cluster.
+# Legs with one tuple in one window, and legs that may belong together: more than any real traffic.
 _SAME_TUPLE, _TOGETHER = 64, 256
 # More nodes than a cluster has: a recording may name any number.
 _NODES = 16_384
-# Two tracers of one node see a connection some microseconds apart, by clocks that were read apart.
+# Two tracers on one node see a connection some microseconds apart, and read their clocks apart.
 TWICE_NS = 10_000_000
 
 _V = TypeVar("_V")
@@ -32,7 +32,7 @@ _Key = tuple[int, int, int, int, int, int]
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """A leg that waits for those before and after it; ``onward`` is what it sent on, if it did."""
+    """A leg that waits for those before and after it; ``onward`` is what it sent on, if any."""
 
     leg: Leg
     teller: int
@@ -42,9 +42,9 @@ class _Held:
     after: "_Held | None" = None
     before: "_Held | None" = None
     is_done: bool = False
-    # The network namespace: its number alone may be another machine's, too.
+    # The network namespace: its inode alone may exist on another machine, too.
     place: tuple[str, int] = field(init=False)
-    # Where there are several with one tuple: by their content, so that no order of telling counts.
+    # Orders legs of one tuple by content, so that the order of arrival does not matter.
     order: tuple[bool, int, str, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,12 +57,12 @@ class _Held:
 
 class Joiner:
     """
-    Joins legs to paths: what one node sent on is what the next received.
+    Joins legs into paths: what one node sent on is what the next one received.
 
     Legs may come in any order. Of several that fit, those nearest in time belong together; none is
-    used twice, and no path crosses a namespace twice. A path is handed out when no leg within the
-    window of one of its own can come any more. Memory is bounded: if there are too many legs, the
-    oldest are joined with what there is, and counted in `lost`.
+    used twice, and no path crosses a namespace twice. A path is returned once no leg within the
+    window of one of its own can still come. Memory is bounded: if there are too many legs, the
+    oldest are joined with what is there, and counted in `lost`.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Joiner:
     ) -> None:
         """
         Args:
-            window_ns: How far the times of two nodes may lie apart, clocks included.
-            cluster: The objects that tell which nodes are missing.
-            room: Legs, and accepts, to hold at the most.
+            window_ns: How far the times of two nodes may differ, clocks included.
+            cluster: Returns the objects that tell which nodes are missing.
+            room: The most legs, and the most accepts, to hold.
         """
         self._window_ns = window_ns
         self._cluster = cluster
@@ -93,11 +93,11 @@ class Joiner:
 
     def add(self, leg: Leg, *, teller: int = 0) -> None:
         """
-        Take a leg.
+        Add a leg.
 
         Args:
             leg: What a node knows of a connection.
-            teller: Who says so. The same connection of a node, told by two, is one.
+            teller: Which tracer reports it. A node's connection reported by two tracers is one.
         """
         if len(self._nodes) < _NODES:
             self._nodes.add(leg.node)
@@ -123,15 +123,15 @@ class Joiner:
         self._wait(held, leg.time_ns + self._window_ns)
 
     def add_accept(self, accept: SeenAccept) -> None:
-        """Take what a socket accepted: it is the end of the path that arrived there."""
+        """Add what a socket accepted: the end of the path that arrived there."""
         self._accepts.add(accept)
 
     def take(self, before_ns: int | None = None) -> list[Path]:
         """
-        Return the paths that can get no more legs, by time.
+        Return the paths that can get no more legs, in order of time.
 
         Args:
-            before_ns: All legs before this Unix time were added; None for all that there are.
+            before_ns: All legs before this Unix time were added; None to return all paths.
         """
         while self._queue and (before_ns is None or self._queue[0][0] < before_ns):
             _, _, held = heapq.heappop(self._queue)
@@ -154,16 +154,16 @@ class Joiner:
 
     @property
     def told_twice(self) -> int:
-        """How many legs were told by more than one, and counted once."""
+        """How many legs were reported by more than one tracer, and counted once."""
         return self._told_twice
 
     def lost(self) -> dict[str, int]:
-        """Count what was joined, or given up, before its window was over, for lack of room."""
+        """Count what was joined or discarded before its window was over, for lack of room."""
         return {"legs_pushed_out": self._pushed_out, "accepts_pushed_out": self._accepts.pushed_out}
 
     def _wait(self, held: _Held, due_ns: int) -> None:
         if len(self._queue) > 2 * self._room:
-            # Those that were pushed out are still there, with all that they hold.
+            # Legs that were pushed out are still queued, with all that they hold.
             self._queue = [each for each in self._queue if not each[2].is_done]
             heapq.heapify(self._queue)
         heapq.heappush(self._queue, (due_ns, held.number, held))
@@ -179,7 +179,7 @@ class Joiner:
         self._join(together)
 
     def _together(self, held: _Held) -> list[_Held]:
-        """Return all that a leg can belong to, directly and by others, up to a bound."""
+        """Return all legs that a leg can belong with, directly or through others, up to a bound."""
         found = {held: None}
         left = [held]
         while left and len(found) < _TOGETHER:
@@ -204,7 +204,7 @@ class Joiner:
     def _may_follow(self, one: _Held, two: _Held) -> bool:
         if one.place == two.place or _apart(one, two) > self._window_ns:
             return False
-        # Without NAT each could be the first: then the backend's node is the last, else time tells.
+        # Without NAT either could be first: the backend's node is last, otherwise time decides.
         return two.onward != one.received or one.order < two.order
 
     def _join(self, together: list[_Held]) -> None:
@@ -221,10 +221,10 @@ class Joiner:
         accepts = self._accepts.take([legs[-1] for legs in paths])
         for legs, accept in zip(paths, accepts, strict=True):
             if accept is not None and legs[-1].drop is not None:
-                # It arrived: what was dropped was another packet of it.
+                # It arrived: the drop was of another packet.
                 legs[-1] = replace(legs[-1], drop=None)
         for held in together:
-            held.after = held.before = None  # no circles for the garbage collector to find
+            held.after = held.before = None  # leaves no cycles to the garbage collector
         cluster = self._cluster()
         for legs, accept in zip(paths, accepts, strict=True):
             missing = gaps(legs[0], legs[-1], cluster, self._nodes)
@@ -239,7 +239,7 @@ class Joiner:
 
 
 class _Accepts:
-    """What sockets accepted, until the path that arrived there is whole."""
+    """What sockets accepted, held until the path that arrived there is complete."""
 
     def __init__(self, window_ns: int, room: int) -> None:
         self.pushed_out = 0
@@ -262,7 +262,7 @@ class _Accepts:
         self._wait(seen, seen.time_ns + 2 * self._window_ns)
 
     def take(self, ends: list[Leg]) -> list[SeenAccept | None]:
-        """Return for each last leg of a path what its backend accepted; nothing goes to two."""
+        """Return for each path's last leg what its backend accepted; each accept is used once."""
         pairs = []
         for i, leg in enumerate(ends):
             peer = leg.reply.inverted.numbers if leg.reply is not None else None
@@ -277,7 +277,7 @@ class _Accepts:
         return found
 
     def forget(self, before_ns: int, sent: dict[_Key, list[_Held]]) -> None:
-        """Let go of what no path can want any more; ``sent`` are those that still wait."""
+        """Forget accepts that no path can need any more; ``sent`` holds the legs that wait."""
         while self._queue and self._queue[0][0] < before_ns:
             due_ns, _, seen = heapq.heappop(self._queue)
             peer = seen.accept.peer.numbers
@@ -287,7 +287,7 @@ class _Accepts:
                 self._drop(seen)
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Forget all accepts."""
         self._held.clear()
         self._queue.clear()
 
@@ -304,7 +304,7 @@ class _Accepts:
 
 
 def _onward(leg: Leg) -> _Key | None:
-    """Return what a leg sent on; None if nothing, as far as is known."""
+    """Return the tuple that a leg sent on; None if none is known."""
     return leg.reply.inverted.numbers if leg.reply is not None and leg.drop is None else None
 
 

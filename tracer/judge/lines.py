@@ -1,15 +1,22 @@
-"""Lines of text that are made when somebody reads them."""
+"""Evidence as lines of text, written only when somebody reads them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
+from tracer.ruleset.model import Owner, Rule
+
+
+def owned(rule: Rule) -> str:
+    """Return the words that say whose rule it is."""
+    return "a rule of unknown owner" if rule.owner is Owner.UNKNOWN else f"{rule.owner}'s rule"
+
 
 class Lines(Sequence[str]):
     """
-    A sequence of lines that is written out at the first look.
+    A sequence of lines that is written out on first access.
 
-    Most opinions are counted or filtered by their verdict, and nobody reads their reasons: writing
-    them out would be most of the work of judging.
+    Most opinions are only counted or filtered by verdict; formatting evidence that nobody reads
+    would be most of the work of judging.
     """
 
     __slots__ = ("_lines", "_make")

@@ -1,4 +1,4 @@
-"""The whole way of a connection: its nodes, the packets that crossed each, and their hops."""
+"""The whole path of a connection: its nodes, the packets that crossed each, and their hops."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tracer.model import FiveTuple, Hop, IPAddress
 
 
 class Direction(StrEnum):
-    """Which way a packet goes, in conntrack's words."""
+    """Which way a packet goes, in conntrack's terms."""
 
     ORIGINAL = "original"
     REPLY = "reply"
@@ -23,7 +23,7 @@ class Ending(StrEnum):
     SENT = "sent"  # it left by an interface
     DELIVERED = "delivered"  # it went to a socket of this network namespace
     DROPPED = "dropped"
-    UNKNOWN = "unknown"  # nobody saw it
+    UNKNOWN = "unknown"  # it was not seen
 
 
 class Translated(StrEnum):
@@ -31,8 +31,8 @@ class Translated(StrEnum):
 
     DNAT = "dnat"
     SNAT = "snat"
-    UNDO_DNAT = "un-dnat"  # an answer's source is what the client addressed, again
-    UNDO_SNAT = "un-snat"  # an answer's destination is the client, again
+    UNDO_DNAT = "un-dnat"  # a reply's source becomes what the client addressed again
+    UNDO_SNAT = "un-snat"  # a reply's destination becomes the client again
     OTHER = "changed"  # not netfilter: an eBPF datapath, IPVS in direct mode, OVS
 
 
@@ -41,8 +41,8 @@ class Device:
     """
     An interface of a node.
 
-    ``kind`` is the kernel's name for what it is (``veth``, ``bridge``, ``vxlan``), None for
-    hardware and where it is not known; ``pod`` the pod at its other end.
+    ``kind`` is the kernel's name for its type (``veth``, ``bridge``, ``vxlan``), None for hardware
+    and where it is not known; ``pod`` is the pod at its other end.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Device:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
     """
-    An address and port that were replaced since the hop before. ICMP has no port: None.
+    An address and port that were replaced since the previous hop. ICMP has no port: None.
 
-    ``DNAT`` and ``UNDO_SNAT`` are of the packet's destination, ``SNAT`` and ``UNDO_DNAT`` of its
-    source; ``OTHER`` may be of either, which ``is_source`` tells.
+    ``DNAT`` and ``UNDO_SNAT`` change the packet's destination, ``SNAT`` and ``UNDO_DNAT`` its
+    source; ``OTHER`` changes either, as ``is_source`` tells.
     """
 
     by: Translated
@@ -67,7 +67,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathHop:
-    """One hop of a packet at a Unix time, and what happened to its addresses on the way to it."""
+    """One hop of a packet at a Unix time, and what happened to its addresses before it."""
 
     hop: Hop
     time_ns: int
@@ -77,7 +77,7 @@ class PathHop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
-    """A packet's way through one node. ``number`` counts those of a direction there, from 1."""
+    """A packet's way through one node. ``number`` counts the packets of a direction, from 1."""
 
     direction: Direction
     number: int
@@ -91,10 +91,10 @@ class Leg:
     """
     What one node (one network namespace) knows of a connection.
 
-    ``orig`` is what it received, ``reply`` the answer that it expects, None where the packet never
-    got that far. ``judged`` is its conntrack entry, None where it was dropped before or nobody
-    reported one. ``passages`` are the packets that were watched, in order of time; none where only
-    the entry is known. ``drop`` is where the connection's first packet ended, if it did here.
+    ``orig`` is what it received, ``reply`` the reply that it expects, None if the packet never got
+    that far. ``judged`` is its conntrack entry, None if the packet was dropped earlier or no entry
+    was reported. ``passages`` are the watched packets in order of time, empty if only the entry is
+    known. ``drop`` is where the connection's first packet was dropped, if that was here.
     """
 
     node: str
@@ -108,7 +108,7 @@ class Leg:
 
     @property
     def opinion(self) -> Opinion | None:
-        """What this node says of the source: of the drop, if it ended here."""
+        """This node's opinion on the source; that on the drop, if the packet was dropped here."""
         told = self.drop or self.judged
         return None if told is None else told.opinion
 
@@ -119,15 +119,15 @@ class Leg:
         return Verdict.UNKNOWN if opinion is None else opinion.verdict
 
     def passage(self, direction: Direction, number: int = 1) -> Passage | None:
-        """Return a packet of a direction as it was seen here; the first, if none is named."""
+        """Return a packet of a direction as it was seen here, by default the first."""
         for each in self.passages:
             if each.direction is direction and each.number == number:
                 return each
         return None
 
 
-# Whose word counts for the whole path. One that only saw another node's address knows less than
-# the node that replaced it.
+# The leg that decides for the whole path. A node that only saw another node's address knows less
+# than the node that replaced it.
 _DECIDING = (Verdict.DROPPED, Verdict.REPLACED, Verdict.PROXIED, Verdict.UNKNOWN)
 _RANKS = {verdict: rank for rank, verdict in enumerate(_DECIDING)}
 
@@ -135,11 +135,11 @@ _RANKS = {verdict: rank for rank, verdict in enumerate(_DECIDING)}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
     """
-    A connection from its client to where it ends, over all nodes that told of it.
+    A connection from its client to where it ends, over all nodes that reported it.
 
-    ``legs`` stand in the order of the original direction; there is at least one. ``accept`` is what
-    the backend's socket says, where it was seen. ``missing`` says what is not known of the way,
-    a line each.
+    ``legs`` are in the order of the original direction, at least one. ``accept`` is what the
+    backend's socket accepted, where that was seen. ``missing`` says what is not known of the path,
+    one string per line.
     """
 
     legs: tuple[Leg, ...]
@@ -158,7 +158,7 @@ class Path:
 
     @property
     def drop(self) -> JudgedDrop | None:
-        """Where it ended without arriving."""
+        """The drop that ended it, None if it arrived."""
         return self.legs[-1].drop
 
     @property
@@ -175,7 +175,7 @@ class Path:
 
     @property
     def deciding(self) -> Leg:
-        """The leg whose word counts for the whole path."""
+        """The leg whose verdict counts for the whole path."""
         return min(self.legs, key=lambda leg: _RANKS.get(leg.verdict, len(_RANKS)))
 
     @property
@@ -185,19 +185,19 @@ class Path:
 
     @property
     def cause(self) -> Cause | None:
-        """Why, by the node that decided."""
+        """The cause, by the leg that decides."""
         opinion = self.deciding.opinion
         return opinion.cause if opinion else None
 
     def packets(self, direction: Direction) -> int:
-        """Return how many packets of a direction were watched, on the node that saw the most."""
+        """Return how many packets of a direction were watched on the node that saw the most."""
         numbers = (
             each.number for leg in self.legs for each in leg.passages if each.direction is direction
         )
         return max(numbers, default=0)
 
     def hops(self, direction: Direction, number: int = 1) -> Iterator[tuple[Leg, PathHop]]:
-        """Yield the hops of a packet of a direction, node by node on its way."""
+        """Yield the hops of a packet of a direction, node by node as it crosses them."""
         legs = self.legs if direction is Direction.ORIGINAL else self.legs[::-1]
         for leg in legs:
             passage = leg.passage(direction, number)

@@ -1,8 +1,8 @@
 """
-The verdict on all connections of one path, of which the kernel keeps only a count and a sample.
+The verdict on all connections under one path key: the kernel keeps only a count and a sample.
 
-The judge of connections is asked, not imitated: about the sample, with the key's word wherever the
-sample's client, or what it addressed, is one of many.
+The judge of connections judges the sample, with the key's values in place of the sample's client
+and destination where these are one of many.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -25,7 +25,7 @@ from tracer.model import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedPath:
-    """What became of the source on a path. ``via`` is NONE where nothing known was addressed."""
+    """What became of the source on a path. ``via`` is NONE if no known Service was addressed."""
 
     opinion: Opinion
     via: Via
@@ -35,12 +35,12 @@ def judge_path(key: PathKey, sample: Connection, view: View) -> JudgedPath:
     """
     Judge all connections of a path.
 
-    The opinion is that of `judge_connection` on each of them, as far as the key tells them apart;
-    where it does not, the cause or the Service is None.
+    The opinion is what `judge_connection` gives for each of them; where they differ in what the
+    key does not hold, the cause or the Service is None.
 
     Args:
         key: The path.
-        sample: Any connection that was counted under it.
+        sample: Any connection that was counted under the key.
         view: The node that holds it, and the cluster now.
     """
     told = _PathView(
@@ -53,7 +53,7 @@ def judge_path(key: PathKey, sample: Connection, view: View) -> JudgedPath:
 
 
 def is_typical(key: PathKey, sample: Connection, view: View) -> bool:
-    """Whether a sample's client is to the node, now, what the key says of it."""
+    """Whether the node now classifies a sample's client as the key does."""
     source = sample.orig.src
     return (
         (view.classify(source) or ClientClass.EXTERNAL) is key.client_class
@@ -63,15 +63,15 @@ def is_typical(key: PathKey, sample: Connection, view: View) -> bool:
 
 
 def is_in_cluster_range(address: IPAddress, view: View) -> bool:
-    """Whether kube-proxy's own ranges, if its rules have any, hold an address."""
+    """Whether an address is in the pod ranges of kube-proxy's rules, if they have any."""
     return any(address in cidr for cidr in (view.rules.cluster_cidrs if view.rules else ()))
 
 
 def surroundings(key: PathKey, sample: Connection, view: View) -> tuple[object, ...]:
     """
-    Return all that the opinion on a path can depend on beside the path.
+    Return all that the opinion on a path can depend on besides the path itself.
 
-    Much cheaper than the opinion: while it stays equal, so does the opinion.
+    Much cheaper than the opinion: while this stays equal, so does the opinion.
     """
     orig, reply = sample.orig, sample.reply
     has_cluster = view.cluster is not None
@@ -88,7 +88,7 @@ def surroundings(key: PathKey, sample: Connection, view: View) -> tuple[object, 
 
 
 def _of_path(key: PathKey, sample: Connection, view: View) -> Connection:
-    """Return the sample with the mark and the status that all connections of the path have."""
+    """Return the sample with the mark and status that all connections of the path share."""
     mark = None
     if key.is_marked is not None:
         others = (sample.mark or 0) & ~view.masquerade_mark
@@ -111,7 +111,7 @@ def _via(key: PathKey, sample: Connection, view: View) -> Via:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PathView(View):
-    """A view in which the key has the word on the client, and on what it leaves open."""
+    """A view in which the key decides about the client, and about what it leaves open."""
 
     key: PathKey
     client: IPAddress
@@ -129,7 +129,7 @@ class _PathView(View):
         return self.key.client_class
 
     def match(self, flow: FiveTuple) -> ServiceMatch | HostPortMatch | None:
-        # Where the key has no destination or no port, the sample's is one of many.
+        # If the key has no destination or no port, the sample's is one of many.
         key = self.key
         if key.dst is None or (key.backend is None and key.is_input):
             return None

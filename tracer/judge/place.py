@@ -1,5 +1,9 @@
-"""Which netfilter hook a discarded packet was at: the kernel's own place often says only
-``nf_hook_slow``, but route and interface of the packet change from hook to hook."""
+"""
+The netfilter hook that a dropped packet was at.
+
+The kernel's drop location often says only ``nf_hook_slow``, but a packet's route and interface
+change from hook to hook.
+"""
 
 from tracer.model import Drop, Hook
 
@@ -10,7 +14,7 @@ _FORWARD = {"ip_forward", "ip6_forward"}
 
 def possible_hooks(drop: Drop, dst_input: str | None) -> tuple[Hook, ...]:
     """
-    Tell the hooks that a packet in this state can be at; none if that is not known.
+    Return the hooks that a packet in this state can be at; none if that is not known.
 
     A packet gets a route after PRE_ROUTING (``ip_rcv_finish``). The route's input function is
     where it goes next. Its device turns from the incoming to the outgoing one before POST_ROUTING
@@ -23,7 +27,7 @@ def possible_hooks(drop: Drop, dst_input: str | None) -> tuple[Hook, ...]:
     if drop.iif == 0:
         return (Hook.NF_OUTPUT if drop.ifindex == 0 else Hook.NF_POSTROUTING,)
     if drop.iif == _LOOPBACK_IFINDEX:
-        # It kept the route that it left with, so having one proves nothing.
+        # It still has the route that it left with, so a route proves nothing.
         return (Hook.NF_PREROUTING, Hook.NF_INPUT)
     if drop.dst_input is None:
         return (Hook.NF_PREROUTING,)
@@ -37,6 +41,6 @@ def possible_hooks(drop: Drop, dst_input: str | None) -> tuple[Hook, ...]:
 
 
 def drop_hook(drop: Drop, dst_input: str | None) -> Hook | None:
-    """Tell the hook from the packet's state; None where that does not decide."""
+    """Return the hook by the packet's state; None if that does not decide."""
     hooks = possible_hooks(drop, dst_input)
     return hooks[0] if len(hooks) == 1 else None

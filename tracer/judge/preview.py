@@ -1,4 +1,4 @@
-"""What a change of a Service's policies would do."""
+"""What a change of a Service's traffic policies would do."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -29,13 +29,13 @@ class Preview:
     What would be different.
 
     Args:
-        service: The Service as it would be.
-        without_endpoint: Nodes on which no endpoint is ready: under a Local policy they stop
-            answering, and their health check says 503.
-        with_endpoint: The others.
+        service: The Service after the change.
+        without_endpoint: Nodes without a ready endpoint: under a Local policy they stop serving,
+            and their health check answers 503.
+        with_endpoint: The other nodes.
         health_check_node_port: The port of the health check; None if there is none, or if the API
-            server has still to choose it.
-        has_health_check: Whether there would be one.
+            server has not chosen it yet.
+        has_health_check: Whether there would be a health check.
     """
 
     service: Service
@@ -51,7 +51,7 @@ def change(service: Service, settings: Mapping[str, Policy]) -> Service:
 
     Args:
         service: The Service.
-        settings: New values by the API's names, those of `SETTINGS`.
+        settings: New values by field name in the API, as in `SETTINGS`.
     """
     changes: dict[str, Any] = {SETTINGS[name]: value for name, value in settings.items()}
     return replace(service, **changes)
@@ -59,11 +59,11 @@ def change(service: Service, settings: Mapping[str, Policy]) -> Service:
 
 def preview(cluster: Cluster, service: Service) -> Preview:
     """
-    Say what a Service's policies mean for each node.
+    Return what a Service's policies mean for each node.
 
     Args:
         cluster: The cluster.
-        service: The Service as it would be.
+        service: The Service after the change.
     """
     names = sorted(node.name for node in cluster.nodes())
     able = {name for name in names if _has_endpoint(cluster, service, name)}
@@ -82,9 +82,9 @@ def preview(cluster: Cluster, service: Service) -> Preview:
 
 def hidden_clients(judged: Iterable[JudgedConnection], service: Service) -> Counter[IPAddress]:
     """
-    Count the connections to a Service by client whose address the external policy hides.
+    Count a Service's connections by client, for clients whose address the external policy hides.
 
-    They are what ``externalTrafficPolicy: Local`` would make visible.
+    ``externalTrafficPolicy: Local`` would make these addresses visible.
     """
     clients: Counter[IPAddress] = Counter()
     for each in judged:

@@ -1,4 +1,4 @@
-"""What the legs of a path prove of each other: one node's guess, another's certainty."""
+"""What the legs of a path prove: one node's guess is another node's certainty."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,14 +13,14 @@ _GUESSES = (Verdict.REPLACED_UPSTREAM, Verdict.PRESERVED)
 
 def proved(legs: Sequence[Leg], accept: SeenAccept | None) -> tuple[Leg, ...]:
     """
-    Return the legs with what they know from each other.
+    Return the legs with what they prove about each other.
 
-    A node that saw only another node's address guesses whose it was and why. Where that node tells,
-    its word counts: for the cause, and also where it replaced nothing at all. And the node that
-    replaced the source can show who received it so.
+    A node that saw only another node's address guesses which client it hides, and why. If that
+    other node was traced, its verdict counts: for the cause, and also if it replaced nothing. And
+    for the node that replaced the source, the next one shows what it received.
 
     Args:
-        legs: Of one path, in the order of the original direction.
+        legs: The legs of one path, in the order of the original direction.
         accept: What the backend's socket accepted.
     """
     found = list(legs)
@@ -37,7 +37,7 @@ def proved(legs: Sequence[Leg], accept: SeenAccept | None) -> tuple[Leg, ...]:
 
 
 def _by_those_before(before: Sequence[Leg], leg: Leg) -> Opinion | None:
-    """Return what a leg's opinion becomes by what the nodes before it say; None if it stays."""
+    """Return a leg's opinion as corrected by the nodes before it; None if it stays."""
     own = leg.opinion
     if own is None or leg.verdict not in _GUESSES:
         return None
@@ -52,8 +52,8 @@ def _by_those_before(before: Sequence[Leg], leg: Leg) -> Opinion | None:
             verdict=Verdict.PRESERVED,
             cause=None,
             evidence=(
-                f"proof: {node} sent it on with the address that it received it from, {source}: "
-                "the client is that node itself",
+                f"proof: {node} did not replace the source {source}: the client is that node "
+                "itself",
             ),
             advice=(),
         )
@@ -69,9 +69,9 @@ def _replaced_by(word: Leg, leg: Leg, own: Opinion) -> Opinion:
         service=said.service or own.service,
         evidence=Lines(
             lambda: (
-                f"the client {leg.orig.src} is not the first: this node replaced nothing",
-                f"proof: {word.node} had received it from {_source(word.orig)} and sent it on from "
-                f"{_source(leg.orig)}" + (f" ({said.cause})" if said.cause else ""),
+                f"the source {leg.orig.src} is not the client's, and this node did not replace it",
+                f"proof: {word.node} received the connection from {_source(word.orig)} and sent it "
+                f"on from {_source(leg.orig)}" + (f" ({said.cause})" if said.cause else ""),
             )
         ),
         advice=said.advice,
@@ -79,12 +79,14 @@ def _replaced_by(word: Leg, leg: Leg, own: Opinion) -> Opinion:
 
 
 def _shown(received: Leg | None, accept: SeenAccept | None) -> Callable[[], str] | None:
-    """Return the line that says who received what a node sent on; None if nobody told."""
+    """Return the line that says who received what a node sent on; None if that is not known."""
     if received is not None:
-        return lambda: f"proof: {received.node} received it from {_source(received.orig)}"
+        return lambda: (
+            f"proof: {received.node} received the connection from {_source(received.orig)}"
+        )
     if accept is not None:
         peer = accept.accept.peer
-        return lambda: f"proof: the backend's socket accepted it from {_source(peer)}"
+        return lambda: f"proof: the backend's socket accepted the connection from {_source(peer)}"
     return None
 
 

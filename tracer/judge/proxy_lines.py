@@ -1,4 +1,4 @@
-"""Evidence and advice about proxies' headers, as lines for people."""
+"""Evidence and advice about proxy headers, as lines for people."""
 
 from collections.abc import Iterator
 
@@ -8,22 +8,22 @@ from tracer.model import ClientForm, Connection, DeclaredClient, Opening, ProxyH
 _FORMS = {
     ClientForm.UNKNOWN: "an unknown client",
     ClientForm.LOCAL: "itself (LOCAL, as for a health check)",
-    ClientForm.INVALID: "something that is no address",
+    ClientForm.INVALID: "something that is not an address",
 }
 
 
 def evidence(word: ProxyWord, connection: Connection) -> tuple[str, ...]:
-    """Return what first bytes say and what it is worth, a line each."""
+    """Return what the first bytes declare and whether it can be trusted, one string per line."""
     return (*_declared(word), *_weighed(word), *_missing(word, connection))
 
 
 def advice(word: ProxyWord, connection: Connection) -> tuple[str, ...]:
-    """Return what to do about a proxy's header, or about one that is missing, a line each."""
+    """Return what to do about a proxy header, or a missing one, one string per line."""
     return tuple(_advice(word, connection))
 
 
 def client_text(client: DeclaredClient) -> str:
-    """Return whom a header names in words."""
+    """Return the client that a header names, in words."""
     if client.form in _FORMS:
         return _FORMS[client.form]
     return f"{client}" + (f" port {client.port}" if client.port else "")
@@ -31,24 +31,27 @@ def client_text(client: DeclaredClient) -> str:
 
 def _declared(word: ProxyWord) -> Iterator[str]:
     if word.declared is None:
-        yield "no first bytes were read: none came in time, or the connection was not seen at tc"
+        yield (
+            "the connection's first bytes were not read: none came in time, or tc did not see the "
+            "connection"
+        )
         return
     for header in word.headers:
         chain = [each for each in word.clients if each.header is header]
-        yield f"{header.label} of {word.peer} names {', '.join(map(client_text, chain))}"
+        yield f"{header.label} from {word.peer} names {', '.join(map(client_text, chain))}"
     if word.declared.has_more:
-        yield "more clients were named before these"
+        yield "the header names more clients before these"
     if not word.clients:
         yield _NOTHING[word.declared.opening]
     elif word.declared.opening is Opening.CUT:
-        yield "its first bytes ended, or were too many, before all headers were read"
+        yield "the first bytes ended, or exceeded the limit, before all headers were read"
 
 
 _NOTHING = {
-    Opening.HTTP: "it begins with an HTTP request, without a proxy's header",
-    Opening.OTHER: "it begins with neither a PROXY header nor a readable HTTP request",
-    Opening.CUT: "its first bytes ended, or were too many, before a header could be read",
-    Opening.MALFORMED: "it begins as a PROXY header and breaks that header's format",
+    Opening.HTTP: "the connection begins with an HTTP request that has no proxy header",
+    Opening.OTHER: "the connection begins with neither a PROXY header nor a readable HTTP request",
+    Opening.CUT: "the first bytes ended, or exceeded the limit, before a header could be read",
+    Opening.MALFORMED: "the connection begins with a malformed PROXY header",
 }
 
 
@@ -60,24 +63,24 @@ def _weighed(word: ProxyWord) -> Iterator[str]:
     elif word.is_ambiguous:
         yield (
             "X-Forwarded-For and Forwarded contradict each other, and a proxy that writes one "
-            "hands on the other whoever wrote it: which client counts is not known"
+            "passes the other on unchecked: the client is not known"
         )
     elif word.client is not None:
-        whose = "" if word.by == word.peer else f", by the word of {word.by}"
-        yield f"{word.peer} is a trusted proxy: it speaks for {client_text(word.client)}{whose}"
+        source = "" if word.by == word.peer else f", according to {word.by}"
+        yield f"{word.peer} is a trusted proxy: it speaks for {client_text(word.client)}{source}"
 
 
 def _missing(word: ProxyWord, connection: Connection) -> Iterator[str]:
     if word.missing:
         reply = connection.reply
-        whose = (
-            "it is of the proxy itself, or of somebody else in --trusted-proxy"
+        origin = (
+            "it comes from the proxy itself or from another address in --trusted-proxy"
             if word.is_trusted
             else "it bypasses the proxy"
         )
         yield (
             f"other connections to {reply.src} port {reply.sport} carry {_names(word.missing)} "
-            f"of a trusted proxy, this one does not: {whose}, and the backend may refuse it"
+            f"from a trusted proxy, this one does not: {origin}, and the backend may refuse it"
         )
 
 
@@ -88,20 +91,20 @@ def _names(headers: tuple[ProxyHeader, ...]) -> str:
 def _advice(word: ProxyWord, connection: Connection) -> Iterator[str]:
     if word.is_proxied:
         names = _names(word.headers)
-        yield f"the client's address is in {names}: let the backend read it from there"
+        yield f"let the backend read the client's address from {names}"
         yield (
-            f"the backend must believe it from {connection.seen_source} alone: from anybody else "
-            "it may be forged"
+            f"the backend must trust {names} only from {connection.seen_source}: from any other "
+            "peer it may be forged"
         )
         if connection.is_snat:
             yield (
-                f"that is not the proxy's address {connection.orig.src}, which was replaced, too: "
-                "externalTrafficPolicy: Local keeps it apart from others'"
+                f"the proxy's own address {connection.orig.src} was replaced, too: with "
+                "externalTrafficPolicy: Local the backend can tell the proxy from other peers"
             )
     elif word.clients and not word.is_trusted:
-        yield f"if {word.peer} is a proxy of yours: --trusted-proxy {word.peer}"
+        yield f"if {word.peer} is one of your proxies, add --trusted-proxy {word.peer}"
     if word.missing:
         yield (
-            "let it connect through the proxy, or give the backend another port that expects no "
+            "connect through the proxy, or give the backend another port that does not expect "
             f"{_names(word.missing)}"
         )

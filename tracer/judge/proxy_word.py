@@ -1,4 +1,4 @@
-"""What proxies say of the client behind a connection's peer, and how far it can be believed."""
+"""What proxies declare about the client behind a connection's peer, and whether it is trusted."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ _PROXY_PROTOCOL = {header for header in ProxyHeader if header.is_proxy_protocol}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyWord:
     """
-    What a connection's first bytes say of clients behind its peer.
+    What a connection's first bytes declare about clients behind its peer.
 
-    ``peer`` is who sent them; it ``is_trusted`` if the user's list has it. ``client`` is the one
-    that counts, and ``by`` the trusted proxy that named it: going from the peer back towards the
-    client, the first that is no trusted proxy itself (nginx: ``real_ip_recursive``). Both are None
-    where nobody trusted says anything, or two headers contradict each other (``is_ambiguous``).
-    ``missing`` are headers that other connections to the same backend carry, and this one does not.
-    ``declared`` is None where no first bytes came in time.
+    ``peer`` sent them; it ``is_trusted`` if the user's list has it. ``client`` is the one that
+    counts: going from the peer back towards the client, the first address that is not itself a
+    trusted proxy (nginx: ``real_ip_recursive``). ``by`` is the trusted proxy that named it. Both
+    are None if no trusted proxy names a client, or if two headers contradict each other
+    (``is_ambiguous``). ``missing`` are headers that other connections to the same backend carry,
+    and this one does not. ``declared`` is None if no first bytes came in time.
     """
 
     declared: Declared | None
@@ -39,17 +39,17 @@ class ProxyWord:
 
     @property
     def clients(self) -> tuple[DeclaredClient, ...]:
-        """All clients that the headers name, the peer's own word last."""
+        """All clients that the headers name, the peer's own statement last."""
         return self.declared.clients if self.declared else ()
 
     @property
     def headers(self) -> tuple[ProxyHeader, ...]:
-        """The headers that were there."""
+        """The headers that were present."""
         return tuple(sorted({client.header for client in self.clients}))
 
     @property
     def is_proxied(self) -> bool:
-        """Whether a trusted proxy says that it speaks for somebody else."""
+        """Whether a trusted proxy declares that it speaks for another client."""
         is_own = self.client is not None and self.client.form is ClientForm.LOCAL
         return self.is_trusted and bool(self.clients) and not is_own
 
@@ -61,12 +61,12 @@ def weigh(
     expected: Collection[ProxyHeader] = (),
 ) -> ProxyWord:
     """
-    Say what can be believed.
+    Decide which declared client counts.
 
     Args:
-        declared: What the first bytes were, None if none came in time.
-        peer: Who opened the connection.
-        trusted: The proxies whose word counts.
+        declared: What the first bytes declare, None if none came in time.
+        peer: The address that opened the connection.
+        trusted: The proxies to trust.
         expected: Headers of trusted proxies that other connections to the same backend carry.
     """
     clients = declared.clients if declared else ()
@@ -89,9 +89,9 @@ def weigh(
 
 def _ways(clients: Sequence[DeclaredClient]) -> list[list[DeclaredClient]]:
     """
-    Return the chains that are told: one, or two where both HTTP headers are there.
+    Return the declared chains: one, or two if both HTTP headers are present.
 
-    A proxy that writes one of them hands on what stands in the other, whoever wrote that.
+    A proxy that writes one of them passes the other on as it came.
     """
     outermost = [client for client in clients if client.header.is_proxy_protocol]
     headers = sorted({client.header for client in clients} - _PROXY_PROTOCOL)
@@ -110,7 +110,7 @@ def _client(
         if client.address is None or not _is_in(client.address, trusted):
             return client, by
         by = client.address
-    # All others are proxies: the first is as far back as anybody can say.
+    # All are proxies: the first is as far back as the headers go.
     return chain[0], by
 
 
@@ -122,7 +122,7 @@ def _missing(declared: Declared | None, expected: Collection[ProxyHeader]) -> It
     if declared is None:
         return
     there = {client.header for client in declared.clients}
-    # Readers of the PROXY protocol take both versions.
+    # Servers that expect the PROXY protocol accept both versions.
     has_proxy = any(header.is_proxy_protocol for header in there)
     for header in sorted(expected):
         if header.is_proxy_protocol:

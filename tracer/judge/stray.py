@@ -1,9 +1,9 @@
 """
-Whether a source is preserved to a backend whose answers do not come back.
+Sources that are preserved to a backend whose replies do not come back.
 
-kube-proxy in IPVS mode takes the cluster's endpoints where policy Local finds none on the node, for
-the sake of the node's own pods (syncEndpoint in pkg/proxy/ipvs/proxier.go). It does so for clients
-outside, too, and does not masquerade. In the other modes such packets are dropped.
+If the node has no endpoint for policy Local, kube-proxy in IPVS mode uses those of the cluster, for
+the node's own pods (syncEndpoint in pkg/proxy/ipvs/proxier.go). It does so for clients outside,
+too, and does not masquerade. In the other modes such packets are dropped.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from tracer.model import ClientClass, Connection
 @dataclass(frozen=True, slots=True)
 class Detour:
     """
-    A backend that policy Local does not mean: it is on another node.
+    The backend of a connection that left the node in spite of policy Local.
 
-    ``why`` is why its answers do not come back; None where they do.
+    ``node`` is the backend's; ``why`` is why its replies do not come back, None if they do.
     """
 
     node: str
@@ -33,13 +33,13 @@ def detour(
     client_class: ClientClass | None,
 ) -> Detour | None:
     """
-    Return where a connection went against policy Local, None if it did not.
+    Return where a connection went in spite of policy Local, None if it stayed on the node.
 
     Args:
         connection: A connection whose source is preserved.
         match: What its client addressed.
         view: The node that holds it.
-        client_class: What its client is.
+        client_class: The class of its client.
     """
     if not isinstance(match, ServiceMatch) or policy_of(match) is not Policy.LOCAL:
         return None
@@ -60,10 +60,10 @@ def _why(
     if match.via not in EXTERNAL_WAYS:
         return None
     is_here = view.is_here(source)
-    # The address on kube-ipvs0 is the one that the kernel picks to reach itself.
+    # To reach an address on kube-ipvs0, the kernel picks that same address as source.
     if is_here and source == connection.orig.dst and match.via is not Via.NODE_PORT:
-        return f"answers to {source} end on {node}, which has that address, too"
+        return f"those to {source} end on {node}, which has that address, too"
     is_elsewhere = client_class in (ClientClass.EXTERNAL, ClientClass.LOADBALANCER)
     if is_elsewhere or (client_class is ClientClass.NODE and not is_here):
-        return "the answers bear the pod's address: the client takes none of them"
+        return "they carry the pod's address as source, and the client ignores them"
     return None

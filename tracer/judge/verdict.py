@@ -1,4 +1,4 @@
-"""What the judge says: verdicts on connections and drops, with what they rest on."""
+"""The judge's results: verdicts on connections and drops, with their evidence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +28,8 @@ class ServiceRef:
     """
     The Service that a connection belongs to.
 
-    ``policy`` is the traffic policy that holds for this way in: the external one for what comes
-    from outside, the internal one for a ClusterIP.
+    ``policy`` is the traffic policy that applies: the external one for external traffic, the
+    internal one for a ClusterIP.
     """
 
     namespace: str
@@ -47,8 +47,8 @@ class Opinion:
     """
     The judge's answer.
 
-    ``evidence`` are the facts it rests on, ``advice`` what would keep the source, with its price.
-    ``rule`` is the rule that did it, where that is certain.
+    ``evidence`` holds the facts it rests on, ``advice`` what would keep the source and what that
+    costs. ``rule`` is the rule that did it, if that is certain.
     """
 
     verdict: Verdict
@@ -61,7 +61,7 @@ class Opinion:
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether the client gets no answer: nothing arrives, or nothing comes back."""
+        """Whether the client gets no reply: nothing arrives, or nothing comes back."""
         return self.verdict is Verdict.DROPPED or self.cause is Cause.NO_LOCAL_ENDPOINT
 
 
@@ -70,7 +70,7 @@ class JudgedConnection:
     """
     A connection and what became of its source on this node. ``time_ns`` is Unix time.
 
-    ``word`` is what its first bytes say of clients behind its peer, None where nobody reads them.
+    ``word`` is what its first bytes declare about clients behind its peer, None if not read.
     """
 
     connection: Connection
@@ -94,10 +94,10 @@ class JudgedConnection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedDrop:
     """
-    A discarded packet.
+    A dropped packet.
 
-    ``reason`` is the kernel's name for why, ``place`` the function that gave the packet up,
-    ``hook`` the netfilter hook it was at; the latter are None where they cannot be told.
+    ``reason`` is the kernel's drop reason, ``place`` the function that dropped the packet, ``hook``
+    the netfilter hook it was at; the latter two are None if not known.
     """
 
     drop: Drop
@@ -130,10 +130,10 @@ class SeenAccept:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenHop:
     """
-    A watched packet at one place of a node, at a Unix time.
+    A watched packet at one hook of a node, at a Unix time.
 
-    ``device`` is the interface's name and ``device_kind`` what the kernel says it is; None where
-    they are not known. ``pod`` is the one at the other end of it.
+    ``device`` is the interface's name and ``device_kind`` the kernel's name for its type, None if
+    not known. ``pod`` is the pod at its other end.
     """
 
     hop: Hop
@@ -147,9 +147,9 @@ class SeenHop:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """
-    What a run saw, and what it could not. ``notes`` are what else there is to know of it.
+    What a run saw, and what it could not see. ``notes`` holds anything else worth knowing.
 
-    ``clock_offsets_ns`` are what was added to nodes' times, where recordings were put together.
+    ``clock_offsets_ns`` is what was added to each node's times when recordings were joined.
     """
 
     connections: int

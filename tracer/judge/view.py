@@ -1,4 +1,4 @@
-"""What is known around a connection: the cluster at its time, and the node that tracked it."""
+"""The surroundings of a connection: the cluster at its time, and the node that tracked it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ class View:
     The surroundings of one node's connections. What is not known is None or empty.
 
     Args:
-        node: The node's name, as Kubernetes has it.
+        node: The node's name in Kubernetes.
         cluster: The objects as they were at the connection's time.
         rules: The node's rules.
-        addresses: All addresses of the node's interfaces; Kubernetes knows but a few of them.
-        service_addresses: Those of them that kube-proxy in IPVS mode has bound: of Services.
+        addresses: All addresses of the node's interfaces; Kubernetes knows only a few of them.
+        service_addresses: Those of them that kube-proxy in IPVS mode has bound for Services.
         interfaces: The names of the node's interfaces by index.
-        device_kinds: What those are that are no hardware, by index: veth, bridge, vxlan.
-        proxy_mode: kube-proxy's mode as it says itself; the rules' word counts where it does not.
+        device_kinds: The types of virtual interfaces by index: veth, bridge, vxlan.
+        proxy_mode: kube-proxy's mode as it reports it; if it does not, its rules tell the mode.
         masquerade_mark: The bit by which kube-proxy marks what it will masquerade.
     """
 
@@ -44,7 +44,7 @@ class View:
 
     @property
     def mode(self) -> ProxyMode | None:
-        """kube-proxy's mode: by its own word, else by its rules, else by its device for IPVS."""
+        """kube-proxy's mode: as it reports it, else by its rules, else by its IPVS device."""
         by_rules = self.rules.proxy_mode if self.rules is not None else None
         told = self.proxy_mode or by_rules
         return "ipvs" if told is None and IPVS_DEVICE in self.interfaces.values() else told
@@ -53,7 +53,7 @@ class View:
         """Whether an address is one of this node's own."""
         if address.is_loopback or address in self.addresses:
             return True
-        # The interfaces are the whole truth where they were read; the API knows but a part.
+        # The interfaces have all addresses; the API knows only some of them.
         if self.addresses:
             return False
         return self.cluster is not None and self.cluster.node_of(address) == self.node
@@ -63,7 +63,7 @@ class View:
         if address.is_loopback:
             return ClientClass.LOOPBACK
         if address in self.addresses:
-            # A pod gateway lies in a pod range, but is the node's.
+            # A pod gateway lies in a pod range, but belongs to the node.
             return ClientClass.NODE
         return self.cluster.classify(address) if self.cluster else None
 
@@ -74,12 +74,12 @@ class View:
         found = self.cluster.service_at(
             flow.dst, flow.dport, flow.proto, node_addresses=self.addresses, node=self.node
         )
-        # A NodePort does not answer there, although the address is the node's.
+        # NodePorts are not served at Services' addresses, although the node has them.
         is_elsewhere = found is not None and found.via is Via.NODE_PORT
         return None if is_elsewhere and flow.dst in self.service_addresses else found
 
     def behind(self, address: IPAddress, port: int, proto: int) -> tuple[Service, ...]:
-        """Return the Services that have an endpoint."""
+        """Return the Services that have this endpoint."""
         if self.cluster is None:
             return ()
         return self.cluster.services_of_endpoint(address, port, proto)
@@ -89,16 +89,16 @@ class View:
         return self.cluster.pod_at(address) if self.cluster else None
 
     def node_at(self, address: IPAddress) -> str | None:
-        """Return the node that an address is on, its own or that of a pod."""
+        """Return the node that has an address, or runs the pod that has it."""
         if self.cluster is None:
             return None
         return self.cluster.node_of(address) or self.cluster.node_of_pod_address(address)
 
     def is_cluster_source(self, address: IPAddress) -> bool | None:
         """
-        Whether kube-proxy takes an address for a pod's, so that it need not masquerade.
+        Whether kube-proxy takes an address for a pod's, so that it does not masquerade.
 
-        By the ranges in its rules (``clusterCIDR``); else by what the address is, as its other
+        By the ranges in its rules (``clusterCIDR``); else by the class of the address, as its other
         detectors do (``detectLocalMode`` in pkg/proxy/util/localdetector.go).
         """
         if self.rules is not None and self.rules.cluster_cidrs:
@@ -112,7 +112,7 @@ class View:
 
 
 def policy_of(match: ServiceMatch) -> Policy | None:
-    """Return the traffic policy that holds for a way into a Service."""
+    """Return the traffic policy that applies to a way into a Service."""
     if match.via in EXTERNAL_WAYS:
         return match.service.external_policy
     return match.service.internal_policy

@@ -1,7 +1,7 @@
-"""What can go wrong while rules are read."""
+"""Errors in reading rules."""
 
 from tracer.errors import TracerError
 
 
 class RulesetError(TracerError):
-    """The output of a rule tool cannot be read as what it should be."""
+    """The output of a rule tool is not in the expected format."""

@@ -17,24 +17,24 @@ _NO_ENTRY: frozenset[CtState] = frozenset({"invalid", "untracked"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
     """
-    A packet as the rules see it. None stands for "not known", an interface "" for "none".
+    A packet as the rules see it. None means "not known", an interface "" means "none".
 
     Args:
         src: The source before SNAT.
         dst: The destination after DNAT.
         sport: The source port before SNAT.
         dport: The destination port after DNAT.
-        proto: The protocol's number.
+        proto: The protocol number.
         orig_dst: The destination before DNAT.
-        orig_dport: Its port.
+        orig_dport: The destination port before DNAT.
         mark: The packet's mark before SNAT.
         ct_mark: The mark of its conntrack entry.
-        iif: The interface it came in by.
-        oif: The interface it goes out by.
+        iif: The incoming interface.
+        oif: The outgoing interface.
         states: The conntrack states that it may be in.
-        is_reply: Whether it goes in the direction of the answers.
-        seen_source: The source after SNAT, if that is known already.
-        local_addresses: All addresses of the node. Those of loopback need not be named.
+        is_reply: Whether it goes in the reply direction.
+        seen_source: The source after SNAT, if it is known.
+        local_addresses: All addresses of the node; loopback addresses may be left out.
     """
 
     src: IPAddress
@@ -67,9 +67,9 @@ class Flow:
 
         Args:
             connection: The connection.
-            iif: The name of its incoming interface, None if it is not known.
-            oif: The name of its outgoing interface.
-            local_addresses: All addresses of the node.
+            iif: The name of the incoming interface, None if not known.
+            oif: The name of the outgoing interface, None if not known.
+            local_addresses: All addresses of the node, None if not known.
         """
         orig, reply = connection.orig, connection.reply
         was_seen = connection.hook is not Hook.CONNTRACK
@@ -105,15 +105,15 @@ class Flow:
 
         Args:
             drop: The drop.
-            is_new: Whether the packet was the first of its connection, None if that is not known.
-            iif: The name of its incoming interface.
-            oif: The name of its outgoing interface.
-            local_addresses: All addresses of the node.
+            is_new: Whether the packet was the first of its connection, None if not known.
+            iif: The name of the incoming interface, None if not known.
+            oif: The name of the outgoing interface, None if not known.
+            local_addresses: All addresses of the node, None if not known.
         """
         packet = drop.packet
         if packet is None:
             return None
-        # Without a conntrack entry nothing can have been translated.
+        # Without a conntrack entry nothing was translated.
         orig = drop.orig or packet
         is_first_way = not drop.is_reply
         return cls(
@@ -149,6 +149,6 @@ def _states(drop: Drop, is_new: bool | None) -> frozenset[CtState]:
     if is_new:
         return _NEW
     if drop.orig is None:
-        # At prerouting, before conntrack has looked at it, rules on states cannot match either.
+        # At prerouting, before conntrack has seen it, rules on states cannot match either.
         return _NO_ENTRY
     return _ONGOING if is_new is None else _ONGOING - _NEW

@@ -1,4 +1,4 @@
-"""Reads what ``iptables-save`` and ``ip6tables-save`` print, of either variant."""
+"""Parses the output of ``iptables-save`` and ``ip6tables-save``, legacy or on nf_tables."""
 
 import re
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ _HOOKS: dict[str, HookName] = {hook.upper(): hook for hook in HOOKS}
 
 @dataclass(slots=True)
 class _Table:
-    """A table as printed: policies of its chains, None for those of users, and their rules."""
+    """A table as printed: the policies of its chains (None for user chains), and their rules."""
 
     name: str
     policies: dict[str, str | None] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class _Table:
 
 def parse_save(text: str, family: Literal["ipv4", "ipv6"], tool: Tool = "iptables") -> Part:
     """
-    Read the output of ``iptables-save`` or ``ip6tables-save``, with or without counters.
+    Parse the output of ``iptables-save`` or ``ip6tables-save``, with or without counters.
 
     Args:
         text: The output.
@@ -58,7 +58,7 @@ def parse_save(text: str, family: Literal["ipv4", "ipv6"], tool: Tool = "iptable
         tool: ``iptables`` for the variant on nf_tables, else ``iptables-legacy``.
 
     Raises:
-        RulesetError: If it is not such an output, or not all of it.
+        RulesetError: If it is not such an output, or is truncated.
     """
     tables = list(_tables(text))
     klipper = _klipper(tables)
@@ -87,7 +87,7 @@ def _tables(text: str) -> Iterator[_Table]:
         if line.startswith("*") and table is None:
             table = _Table(line[1:].strip())
         elif table is None:
-            raise RulesetError(f"iptables-save line {number} is outside of any table: {line[:80]}")
+            raise RulesetError(f"iptables-save line {number} is outside any table: {line[:80]}")
         elif line.strip() == "COMMIT":
             yield table
             table = None
@@ -98,14 +98,14 @@ def _tables(text: str) -> Iterator[_Table]:
             table.lines.setdefault(found[2], []).append(found[1])
         else:
             raise RulesetError(
-                f"iptables-save line {number} is neither rule nor chain: {line[:80]}"
+                f"iptables-save line {number} is neither a rule nor a chain: {line[:80]}"
             )
     if table is not None:
-        raise RulesetError(f"iptables-save ends within table {table.name}: it was cut off")
+        raise RulesetError(f"iptables-save ends within table {table.name}: it is truncated")
 
 
 def _klipper(tables: list[_Table]) -> frozenset[str]:
-    # Its pod has nothing else; a node has far too many rules to look for shapes.
+    # Only these chains: klipper-lb's pod has no others, and a node has too many rules to search.
     chains = ("PREROUTING", "POSTROUTING", "FORWARD")
     return klipper_lines(
         [line for table in tables for name in chains for line in table.lines.get(name, ())]
@@ -114,7 +114,7 @@ def _klipper(tables: list[_Table]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Makes the chains of one table."""
+    """Builds the chains of one table."""
 
     table: _Table
     family: Literal["ipv4", "ipv6"]
@@ -123,8 +123,8 @@ class _Reader:
 
     def base_chains(self) -> Iterator[BaseChain]:
         table = self.table
-        # Rules in nat's PREROUTING and OUTPUT neither translate sources nor can they discard:
-        # iptables refuses DROP in that table. With 10,000 Services nearly all rules are there.
+        # Rules in nat's PREROUTING and OUTPUT can neither translate sources nor drop: iptables
+        # refuses DROP in that table. With 10,000 Services nearly all rules are there.
         hooks = ("INPUT", "POSTROUTING") if table.name == "nat" else tuple(_HOOKS)
         starts = [name for name in hooks if table.policies.get(name)]
         targets = {

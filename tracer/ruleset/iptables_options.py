@@ -21,8 +21,8 @@ from tracer.ruleset.protocols import protocol
 from tracer.ruleset.truth import ALL_BITS
 from tracer.ruleset.view import Elements, Field, Interval, Key
 
-# Modules whose options are all known here, or that always match. Any other is a match of its own
-# even without options, such as "-m socket".
+# Modules whose options are all known here, or that always match. Any other module may be a match
+# by itself, without options, such as "-m socket".
 MODULES = frozenset(
     {
         "addrtype", "comment", "connmark", "conntrack", "dccp", "iprange", "mark", "multiport",
@@ -41,7 +41,7 @@ _CT_STATES: dict[str, CtState] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option with its arguments, the module it belongs to, and the packets' IP version."""
+    """An option with its arguments, its module, and the IP version of the packets."""
 
     name: str
     args: tuple[str, ...]
@@ -51,7 +51,7 @@ class Option:
 
     @property
     def value(self) -> str:
-        """Its one argument."""
+        """The only argument."""
         (value,) = self.args
         return value
 
@@ -62,7 +62,7 @@ class Option:
 
 
 def parse(option: Option) -> Match | None:
-    """Return what an option asks of a packet, None if nothing."""
+    """Return the match that an option makes, None if it makes none."""
     handler = _HANDLERS.get((option.module, option.name)) or _HANDLERS.get(("", option.name))
     if handler is None:
         return NotUnderstood(text=option.text)
@@ -73,13 +73,13 @@ def parse(option: Option) -> Match | None:
 
 
 def within(keys: tuple[Key, ...], items: Iterable[Interval], *, is_negated: bool = False) -> Within:
-    """Return the condition that one field is in one of these ranges."""
+    """Return the match that a field is in one of these ranges."""
     elements = Elements(((item,), None) for item in items)
     return Within(keys=keys, elements=elements, is_negated=is_negated)
 
 
 def number(text: str) -> int:
-    """Read a number as iptables prints it: decimal or with 0x."""
+    """Parse a number as iptables prints it: decimal, or hexadecimal with 0x."""
     return int(text, 0)
 
 
@@ -194,7 +194,7 @@ _HANDLERS: dict[tuple[str, str], Callable[[Option], Match | None]] = {
     ("", "-o"): _interface(Field.OIF),
     ("", "-p"): _protocol,
     ("comment", "--comment"): _nothing,
-    # True unless the accounting object has a quota (xt_nfacct.c), which kube-proxy's have not.
+    # True unless the accounting object has a quota (xt_nfacct.c), and kube-proxy's have none.
     ("nfacct", "--nfacct-name"): _nothing,
     ("set", "--match-set"): _set,
     ("mark", "--mark"): _mark(is_of_connection=False),

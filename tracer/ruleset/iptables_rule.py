@@ -25,7 +25,7 @@ from tracer.ruleset.truth import ALL_BITS
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _ESCAPE = re.compile(r"\\(.)")
 
-# Targets after which the next rule is met, and that change nothing a rule here can ask for.
+# Targets that continue with the next rule, and change nothing that a match here looks at.
 _PASSING = frozenset(
     {
         "AUDIT", "CHECKSUM", "CLASSIFY", "CONNSECMARK", "CT", "DSCP", "ECN", "HL", "HMARK",
@@ -53,9 +53,9 @@ _MARK_CHANGES: dict[str, Callable[[int, int], SetMark]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """
-    Where a line stands.
+    Where a rule is.
 
-    ``chains`` are the names that a target can jump to, ``klipper`` the lines of klipper-lb.
+    ``chains`` are the names that a target can jump to, ``klipper`` the rules of klipper-lb.
     """
 
     family: RuleFamily
@@ -68,7 +68,7 @@ class Place:
 
 @dataclass(slots=True)
 class _Line:
-    """What a line says, word by word."""
+    """The parts of a rule."""
 
     matches: list[Match] = field(default_factory=list)
     comment: str | None = None
@@ -94,7 +94,7 @@ def parse_rule(text: str, place: Place) -> Step:
 
     Args:
         text: The line without counters, ``-A CHAIN ...``.
-        place: Where it stands.
+        place: Where the rule is.
     """
     tokens = [
         _Token(found[2], False)
@@ -134,7 +134,7 @@ def _read(tokens: list[_Token], version: int) -> _Line:
 
 
 def _arguments(tokens: list[_Token], start: int) -> tuple[str, ...]:
-    # A comment may begin with a dash, and is not always quoted.
+    # A comment may begin with a dash and is not always quoted.
     end = start + 1 if tokens[start - 1].text == "--comment" else start
     while end < len(tokens) and not (tokens[end].is_option or tokens[end] == _Token("!", False)):
         end += 1
@@ -187,7 +187,7 @@ def _to_addresses(line: _Line) -> tuple[Range, ...]:
 
 
 def _range(text: str) -> Range:
-    # ADDRESS, ADDRESS-ADDRESS, with :PORT behind; IPv6 then in brackets.
+    # ADDRESS or ADDRESS-ADDRESS, perhaps with :PORT; IPv6 is then in brackets.
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -225,18 +225,18 @@ def _set_mark(options: dict[str, str]) -> SetMark | None:
 
 def _connection_mark(options: dict[str, str]) -> tuple[Op, ...]:
     if "--restore-mark" in options:
-        # What the entry's mark is by then is not followed.
+        # The entry's mark is not tracked.
         return (SetMark(ALL_BITS, 0, ALL_BITS),)
     return (SetConnectionMark(),)
 
 
 def klipper_lines(lines: Collection[str]) -> frozenset[str]:
     """
-    Return those of a namespace's rules that k3s' klipper-lb made, in its pod's own namespace.
+    Return the rules that k3s' klipper-lb made, in the network namespace of its pod.
 
-    It names nothing. But for each Service it makes rules that belong together (its script
-    ``entry``): a DNAT, a masquerade to the same address, and a drop of what would come there
-    by the backend's port from elsewhere.
+    Its rules have no telling names. But for each Service its script ``entry`` makes rules that
+    belong together: a DNAT, a masquerade to the same address, and a drop of what would reach that
+    address on the backend's port from elsewhere.
     """
     found = set()
     for line in lines:

@@ -1,9 +1,9 @@
 """
-Rules kept up to date by a child that stays privileged, while the tracer itself does not.
+Keeps rules up to date in a child that stays privileged, while the tracer itself does not.
 
-Reading rules takes CAP_NET_ADMIN each time, which a tracer gives up once it is attached. The child
-does nothing else: it looks for changes, runs the node's tools, and sends what they say. It also has
-kube-proxy asked for its mode, in each namespace, by children that have no privileges.
+Each reading of rules needs CAP_NET_ADMIN, which a tracer drops once it is attached. The child does
+nothing else: it watches for changes, runs the node's tools and sends what they print. It also has
+unprivileged children ask kube-proxy for its mode, in each namespace.
 """
 
 import ctypes
@@ -28,27 +28,27 @@ from tracer.ruleset.model import ProxyMode, Ruleset
 from tracer.ruleset.reader import Watcher
 
 _INTERVAL_S = 1.0
-# kube-proxy is asked so often; at once where its rules say another mode than before.
+# How often to ask kube-proxy; at once if its rules show another mode than before.
 ASK_INTERVAL_S = 60.0
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("=Q")
-# Reading rules, also of legacy iptables; and giving up what is left, where kube-proxy is asked.
+# To read rules, also of legacy iptables; and for the children that ask kube-proxy to drop the rest.
 _KEPT = (
     Capability.CAP_NET_ADMIN,
     Capability.CAP_NET_RAW,
     Capability.CAP_SETUID,
     Capability.CAP_SETGID,
 )
-# To enter other namespaces, also by the path of a process that may do more than we.
+# To enter other namespaces, also through /proc of a process with more capabilities.
 _TO_ENTER = (Capability.CAP_SYS_ADMIN, Capability.CAP_SYS_PTRACE)
 
 
 class RulesetKeeper:
     """
-    The rules of several namespaces, as of a second ago at the most.
+    The rules of several namespaces, at most a second old.
 
-    Start it before any thread and before privileges are dropped. The first reading goes on in the
-    child while the caller does other things.
+    Start it before any thread, and before privileges are dropped. The child does the first reading
+    while the caller goes on.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class RulesetKeeper:
 
         Args:
             paths: The namespaces.
-            proxy_modes: What each one's kube-proxy said of its mode; None for nothing.
-            follows_modes: Whether to ask it again and again.
-            is_kept: Whether rulesets hold what was printed, for a recording.
+            proxy_modes: The mode that each namespace's kube-proxy reported; None if none.
+            follows_modes: Whether to keep asking kube-proxy for its mode.
+            is_kept: Whether rulesets keep the printed rules, for a recording.
         """
         modes = proxy_modes or [None] * len(paths)
         self._modes = dict(enumerate(modes))
@@ -86,9 +86,9 @@ class RulesetKeeper:
 
     def ruleset(self, index: int) -> Ruleset:
         """
-        Return the latest rules of the namespace that was named at this place.
+        Return the latest rules of a namespace, by its index among the given paths.
 
-        Waits for the first reading. If the child is gone, what it last said stays, marked as such.
+        Waits for the first reading. If the child has ended, its last rules stay, marked as such.
         """
         self._channel.setblocking(False)
         is_alive = self._receive()
@@ -102,17 +102,17 @@ class RulesetKeeper:
         return self._rulesets[index]
 
     def proxy_mode(self, index: int) -> ProxyMode | None:
-        """Return what a namespace's kube-proxy said of its mode last; None for nothing."""
+        """Return the mode that a namespace's kube-proxy last reported; None if none."""
         return self._modes[index]
 
     def close(self) -> None:
-        """End the child, which finds its socket closed."""
+        """End the child by closing its socket."""
         self._channel.close()
         with suppress(ChildProcessError):
             os.waitpid(self._child, 0)
 
     def _receive(self) -> bool:
-        """Take what there is; return whether there may be more one day."""
+        """Receive what is there; return whether the child is still alive."""
         try:
             chunk = self._channel.recv(1 << 20)
         except BlockingIOError:
@@ -125,7 +125,7 @@ class RulesetKeeper:
             end = _LENGTH.size + length
             if len(self._pending) < end:
                 break
-            # From our own child, which has more privileges than we: nothing to be gained by lying.
+            # From our own child, which has more privileges than this process: pickle is safe here.
             index, told = pickle.loads(self._pending[_LENGTH.size : end])  # noqa: S301
             if isinstance(told, Ruleset):
                 self._rulesets[index] = told
@@ -137,7 +137,7 @@ class RulesetKeeper:
 
 @dataclass(slots=True, kw_only=True)
 class _Place:
-    """A namespace as the child knows it."""
+    """The child's state of one namespace."""
 
     path: Path
     mode: ProxyMode | None
@@ -147,7 +147,7 @@ class _Place:
     rules: Ruleset | None = None
 
     def news(self) -> Iterator[Ruleset | ProxyMode | None]:
-        """Look, and yield what is not as it was."""
+        """Yield the rules and the mode if they have changed."""
         ruleset = self._ruleset()
         if ruleset is not None:
             yield ruleset
@@ -167,15 +167,15 @@ class _Place:
                 self.watcher = Watcher(self.path, is_kept=self.is_kept)
             return self.watcher.ruleset() if self.watcher.has_changed() else None
         except TracerError as error:
-            # The namespace is gone, or was never there: the tracer finds out by itself.
+            # The namespace has gone, or never existed: the tracer finds out by itself.
             return None if self.watcher is not None else Ruleset(unread=(str(error),))
 
 
 def _keep(places: Sequence[_Place], channel: socket.socket) -> NoReturn:
-    """Send each namespace's rules, then each change, until the tracer is gone."""
+    """Send each namespace's rules, then each change, until the tracer has ended."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        # Ctrl-C goes to the whole group; the tracer decides when it is over.
+        # Ctrl-C goes to the whole process group; the tracer decides when to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         is_elsewhere = any(place.path != SELF for place in places)

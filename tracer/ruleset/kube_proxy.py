@@ -1,5 +1,5 @@
 """
-What kube-proxy's own rules betray of how it runs.
+How kube-proxy runs, inferred from its own rules.
 
 From pkg/proxy of Kubernetes: iptables/proxier.go, ipvs/proxier.go, nftables/proxier.go.
 """
@@ -15,8 +15,8 @@ _TO_MARK = "-j KUBE-MARK-MASQ"
 _SET_MARK = re.compile(
     r"-A KUBE-MARK-MASQ .*-j MARK --(?:set-xmark (0x[0-9a-f]+)/\1|or-mark (0x[0-9a-f]+))$"
 )
-# The rule for the ClusterIP is the only one with this comment. It has "! -s CIDR", "! -i BRIDGE",
-# or with masqueradeAll nothing of the kind.
+# Only the rule for the ClusterIP has this comment. It has "! -s CIDR", "! -i BRIDGE", or neither
+# with masqueradeAll.
 _CLUSTER_IP = re.compile(r"-A KUBE-SV[CL]-\S+ (.*)-d \S+ .*cluster IP\".*-j KUBE-MARK-MASQ$")
 _IPVS_CLUSTER_IP = re.compile(
     r"-A KUBE-SERVICES (.*)-m set --match-set KUBE-6?-?CLUSTER-IP (\S+) -j KUBE-MARK-MASQ$"
@@ -27,7 +27,7 @@ _BY_INTERFACE = re.compile(r"! -i (\S+)")
 
 def of_iptables(chains: Mapping[str, Sequence[str]]) -> KubeProxyFacts:
     """
-    Return what the nat table of iptables says.
+    Return what the nat table of iptables shows.
 
     Args:
         chains: Its chains with their rules, lines that begin with ``-A``.
@@ -54,10 +54,10 @@ def of_iptables(chains: Mapping[str, Sequence[str]]) -> KubeProxyFacts:
 
 def of_nftables(rules: Iterable[Mapping[str, Any]]) -> KubeProxyFacts:
     """
-    Return what the table ``kube-proxy`` of nftables says.
+    Return what the table ``kube-proxy`` of nftables shows.
 
     Args:
-        rules: Its rules as ``nft -j`` shows them.
+        rules: Its rules as ``nft -j`` prints them.
     """
     marks, all_outside = set(), set()
     cidrs: list[str] = []
@@ -74,7 +74,7 @@ def of_nftables(rules: Iterable[Mapping[str, Any]]) -> KubeProxyFacts:
     return KubeProxyFacts(
         mode="nftables",
         masquerade_mark=marks.pop() if len(marks) == 1 else None,
-        # Where pods are not told from others, there is no such rule at all.
+        # If kube-proxy does not distinguish pods from other clients, there is no such rule at all.
         has_masquerade_all=True in all_outside,
         cluster_cidrs=_cidrs(cidrs),
     )
@@ -86,7 +86,7 @@ def _mode(chains: Mapping[str, Sequence[str]]) -> str | None:
         "--match-set KUBE-" in line for line in (*services, *chains.get("KUBE-POSTROUTING", ()))
     ):
         return "ipvs"
-    # KUBE-MARK-MASQ and KUBE-POSTROUTING are the kubelet's too; these are not.
+    # The kubelet also makes KUBE-MARK-MASQ and KUBE-POSTROUTING, but not KUBE-SERVICES.
     return "iptables" if services else None
 
 
@@ -101,7 +101,7 @@ def _ipvs_sources(chains: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for line in chains.get("KUBE-SERVICES", ()):
         if found := _IPVS_CLUSTER_IP.match(line):
             before = re.sub(r'-m comment --comment "[^"]*"', "", found[1]).strip()
-            # "src,dst" is how it marks only what comes from Services themselves.
+            # With "src,dst" it marks only traffic from Services themselves.
             yield "src,dst" if found[2] == "src,dst" else before
 
 

@@ -1,4 +1,4 @@
-"""The conditions of rules, each of which holds, does not hold, or cannot be told."""
+"""The conditions of rules, each of which holds, does not hold, or is unknown."""
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -18,7 +18,7 @@ class Match(Protocol):
 
     @property
     def is_understood(self) -> bool:
-        """Whether it is known what it asks."""
+        """Whether srcip knows what it checks."""
 
     def truth(self, view: View) -> Truth:
         """Whether it holds for a packet."""
@@ -26,7 +26,7 @@ class Match(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Within:
-    """Whether fields of the packet are, or are not, among these elements."""
+    """Whether fields of the packet are among these elements, or are not."""
 
     keys: tuple[Key, ...]
     elements: Elements[None] = field(compare=False)
@@ -46,12 +46,12 @@ class Within:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
     """
-    Whether an interface has this name, or one that begins so.
+    Whether an interface has this name, or a name with this prefix.
 
-    ``is_absent_sure`` is whether it is known what a negated match means where there is no
-    interface: to iptables it holds, to nftables that depends on the kernel (nft_meta.c ends the
-    rule there, or compares an empty name). At postrouting, Linux knows the incoming interface
-    from 5.7 on (28f8bfd1ac94); the tracer's programs want a later one.
+    ``is_absent_sure`` is whether it is known what a negated match means if there is no interface:
+    for iptables it holds, for nftables it depends on the kernel (nft_meta.c ends the rule there, or
+    compares an empty name). At postrouting, Linux knows the incoming interface since 5.7
+    (28f8bfd1ac94); the tracer's programs need a later kernel.
     """
 
     side: Literal[Field.IIF, Field.OIF]
@@ -72,7 +72,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Whether ``mark & mask`` is, or is not, one of these values."""
+    """Whether ``mark & mask`` is one of these values, or is not."""
 
     values: tuple[int, ...]
     mask: int
@@ -126,7 +126,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Direction:
-    """Whether the packet goes in the direction of the answers, or not."""
+    """Whether the packet goes in the reply direction, or in the original one."""
 
     is_reply: bool
     is_understood: bool = True
@@ -153,10 +153,10 @@ class LocalAddress:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hairpin:
     """
-    Whether the packet goes to an endpoint of kube-proxy's set of those, from that same endpoint.
+    Whether the packet goes from an endpoint in kube-proxy's set to that same endpoint.
 
-    What is in the set is not known, but that each entry has one address twice: the packet's source
-    and destination (syncProxyRules in pkg/proxy/ipvs/proxier.go).
+    The elements of the set are not known, only that each has one address twice: as source and as
+    destination of the packet (syncProxyRules in pkg/proxy/ipvs/proxier.go).
     """
 
     text: str
@@ -164,7 +164,7 @@ class Hairpin:
     is_understood: bool = False
 
     def truth(self, view: View) -> Truth:
-        """It does not hold between two addresses; else it cannot be told."""
+        """NO between two different addresses, otherwise MAYBE."""
         ends = view.address(Field.SRC), view.address(Field.DST)
         truth = Truth.MAYBE if None in ends or ends[0] == ends[1] else Truth.NO
         return truth.negated if self.is_negated else truth
@@ -172,13 +172,13 @@ class Hairpin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotUnderstood:
-    """A condition that the reader does not understand, or that nobody can foretell."""
+    """A condition that the parser does not understand, or that cannot be predicted."""
 
     text: str
     is_understood: bool = False
 
     def truth(self, view: View) -> Truth:  # noqa: ARG002 - every match is asked the same way
-        """It cannot be told."""
+        """Always MAYBE."""
         return Truth.MAYBE
 
 
@@ -202,6 +202,6 @@ def _bit(name: str, view: View) -> Truth:
     if name == "snat":
         return _is_snat(view)
     if name in {"seen-reply", "assured"} and view.flow.states <= {"new"}:
-        # A connection is new until its first answer.
+        # A connection is new until its first reply.
         return Truth.NO
     return Truth.MAYBE

@@ -1,4 +1,4 @@
-"""The snapshot of a node's rules, and the question which of them a connection met."""
+"""A snapshot of a node's rules, and which of them a connection may have met."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -29,20 +29,20 @@ T = TypeVar("T")
 _REMEMBERED = 16384
 _NFT = {"ipv4": "ip", "ipv6": "ip6", "both": "inet"}
 ProxyMode = Literal["iptables", "nftables", "ipvs"]
-# What kube-proxy in IPVS mode binds the Services' addresses to (defaultDummyDevice).
+# The device to which kube-proxy in IPVS mode binds Service addresses (defaultDummyDevice).
 IPVS_DEVICE = "kube-ipvs0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
     """
-    The rules that may have taken a packet.
+    The rules that may have translated or dropped a packet.
 
     Args:
-        certain: The one that did, if that is beyond doubt; then it is also the only possible one.
-        possible: All that may have, in the order in which the kernel meets them.
-        may_pass: Whether the packet may have met none of them.
-        reason: Why there is no certain one, or why it is certain: one line.
+        certain: The rule that did, if that is beyond doubt; then it is the only possible one.
+        possible: All rules that may have, in the order in which the kernel evaluates them.
+        may_pass: Whether it is possible that none of them matched.
+        reason: Why no rule is certain, or why one is: one line.
     """
 
     certain: Rule | None
@@ -55,13 +55,13 @@ class Candidates:
         """
         The only rule that can have done it, None if there are none or several.
 
-        Not as sure as ``certain``: it rests on the knowledge that some rule did.
+        Weaker than ``certain``: it presumes that one of the rules did it.
         """
         return self.possible[0] if len(self.possible) == 1 else None
 
     @property
     def owners(self) -> frozenset[Owner]:
-        """Whose rules may have done it."""
+        """The owners of the rules that may have done it."""
         return frozenset(rule.owner for rule in self.possible)
 
 
@@ -71,16 +71,16 @@ class Ruleset:
     A node's rules at one time.
 
     Args:
-        rules: Those that translate the source or discard, policies of base chains among them.
-        proxy_mode: kube-proxy's mode as its rules betray it, None if they do not.
+        rules: The rules that translate the source or drop, including policies of base chains.
+        proxy_mode: kube-proxy's mode as its rules show it, None if they do not.
         masquerade_mark: The bit that kube-proxy sets on what it will masquerade.
-        has_masquerade_all: Whether kube-proxy runs with masqueradeAll, None if not to be told.
+        has_masquerade_all: Whether kube-proxy runs with masqueradeAll, None if not known.
         cluster_cidrs: The ranges that kube-proxy takes for the cluster's pods.
-        local_interfaces: The interfaces by which it recognises them, if it does so by interface.
-        owners: Whose rules or chains are there.
-        unread: What could not be read, a line each.
-        base_chains: The chains as the walk needs them.
-        packed: What the tools printed (`tracer.ruleset.printed`), if it was to be kept.
+        local_interfaces: The interfaces by which it recognises pods, if it does so by interface.
+        owners: The owners of rules and chains that are present.
+        unread: What could not be read, one string per line.
+        base_chains: The base chains, for the walk.
+        packed: What the tools printed (`tracer.ruleset.printed`), if it was kept.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -99,7 +99,7 @@ class Ruleset:
 
     @classmethod
     def of(cls, parts: Iterable[Part], unread: Iterable[str] = ()) -> "Ruleset":
-        """Put together what several tools show. Tables that two of them show count once."""
+        """Combine what several tools print. A table that two of them print counts once."""
         parts = _once(parts)
         facts = [part.kube_proxy for part in parts]
         return cls(
@@ -120,7 +120,7 @@ class Ruleset:
         """
         Return the rules that may have replaced the source of a connection's first packet.
 
-        The answer for a client and a backend is remembered, unless rules ask for the source port.
+        The result for a client and a backend is cached, unless a rule looks at the source port.
         """
         key = _identity(flow, hook)
         known = self._answers.get(key)
@@ -140,10 +140,10 @@ class Ruleset:
 
     def _snat_candidates(self, chains: list[BaseChain], flow: Flow) -> Candidates:
         walked = walk(chains, flow, wants_drops=False)
-        return self._candidates(walked, "translates the source", flow)
+        return self._candidates(walked, "replaces the source", flow)
 
     def drop_candidates(self, flow: Flow, hook: HookName) -> Candidates:
-        """Return the rules that may have discarded a packet at a hook."""
+        """Return the rules that may have dropped a packet at a hook."""
         may_be_first = bool(flow.states & {"new", "related"})
         chains = [
             chain
@@ -151,7 +151,7 @@ class Ruleset:
             if chain.hook == hook and _sees(chain, flow) and (chain.kind != "nat" or may_be_first)
         ]
         walked = _walk(chains, flow, wants_drops=True)
-        return self._candidates(walked, "discards the packet", None)
+        return self._candidates(walked, "drops the packet", None)
 
     def _candidates(self, walked: Walked, what: str, flow: Flow | None) -> Candidates:
         possible = walked.rules
@@ -163,36 +163,36 @@ class Ruleset:
             certain=possible[0] if not doubt else None,
             possible=possible,
             may_pass=walked.may_pass,
-            reason=doubt or f"it surely matches, and no rule before it {what}",
+            reason=doubt or f"it certainly matches, and no rule before it {what}",
         )
 
     def _doubt(
         self, walked: Walked, possible: tuple[Rule, ...], what: str, *, is_related: bool
     ) -> str:
-        """Say why no rule is certain; empty if one is."""
+        """Return why no rule is certain; empty if one is."""
         doubts = (
-            (not walked.is_complete, "the rules are too entangled to be followed"),
+            (not walked.is_complete, "the rules branch too much to be followed"),
             (bool(self.unread), f"not all rules were read: {'; '.join(self.unread)}"),
             (not walked.rules, f"no rule {what}"),
             (
                 len(possible) < len(walked.rules),
-                "some rule that may match would lead to another source than the one seen",
+                "a rule that may match would give a source other than the one seen",
             ),
             (len(possible) > 1, f"{len(possible)} rules may match"),
             (
                 any(not rule.is_understood for rule in possible),
                 "the rule has a match or action that is not understood",
             ),
-            (walked.may_pass, "whether the rule matches cannot be told"),
-            # nf_nat's helpers translate what they expect before a rule is met
+            (walked.may_pass, "it is not known whether the rule matches"),
+            # nf_nat's helpers translate an expected connection before it meets any rule
             # (nf_nat_follow_master).
-            (is_related, "a related connection may be translated as the one it belongs to"),
+            (is_related, "a related connection may be translated like the one it belongs to"),
         )
         return next((reason for holds, reason in doubts if holds), "")
 
 
 def _once(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Leave out what nft shows of the tables of iptables, if iptables-save shows them."""
+    """Leave out the iptables tables that nft prints, if iptables-save prints them, too."""
     parts = tuple(parts)
     shown = {table for part in parts if part.tool == "iptables" for table in part.tables}
     return tuple(_without(part, shown) if part.tool == "nftables" else part for part in parts)
@@ -205,7 +205,7 @@ def _without(part: Part, shown: Collection[tuple[str, str]]) -> Part:
 
 
 def _walk(chains: list[BaseChain], flow: Flow, *, wants_drops: bool) -> Walked:
-    """Walk for each state that the packet may be in: it is in one of them at all rules."""
+    """Walk once for each state that the packet may be in: it has the same state at all rules."""
     walks = [
         walk(chains, replace(flow, states=frozenset({state})), wants_drops=wants_drops)
         for state in sorted(flow.states)
@@ -220,7 +220,7 @@ def _walk(chains: list[BaseChain], flow: Flow, *, wants_drops: bool) -> Walked:
 
 
 def _identity(flow: Flow, hook: HookName) -> tuple[object, ...]:
-    """Return all of a flow but its source port; numbers, because hashing addresses is slow."""
+    """Return a flow without its source port, as numbers: hashing addresses is slow."""
     return (
         hook,
         flow.src.version,

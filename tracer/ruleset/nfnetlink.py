@@ -1,4 +1,4 @@
-"""The few questions to nf_tables over netlink that cost nothing: which generation, which tables."""
+"""The cheap requests to nf_tables over netlink: its generation, and its tables."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ _GENMSG = struct.Struct("=BBH")
 _REQUEST = _GENMSG.pack(socket.AF_UNSPEC, 0, 0)
 _TIMEOUT_S = 2.0
 
-# enum in include/uapi/linux/netfilter.h, by the names that nft has for them.
+# The enum in include/uapi/linux/netfilter.h, with nft's names.
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 _MODULE = Path("/sys/module/nf_tables")
@@ -30,10 +30,10 @@ _SYMBOLS = Path("/proc/kallsyms")
 
 def has_nf_tables() -> bool:
     """
-    Whether the kernel runs nf_tables.
+    Whether nf_tables is loaded or built in.
 
-    Any netlink message to it would load the module (nfnetlink.c, request_module), and an observer
-    loads none. Built into the kernel it need not show under /sys, but among the symbols.
+    Any netlink message to nf_tables would load the module (nfnetlink.c, request_module), which an
+    observer must not do. If built in, it may be missing under /sys, but its symbols are there.
     """
     return _MODULE.exists() or _is_built_in()
 
@@ -48,7 +48,7 @@ def _is_built_in() -> bool:
 
 
 class Nftables:
-    """A netlink socket to the nf_tables of the namespace in which it was opened."""
+    """A netlink socket to nf_tables in the network namespace where it was opened."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(
@@ -58,7 +58,7 @@ class Nftables:
 
     def generation(self) -> int:
         """
-        Return the number of changes that the rules have seen: it grows with each transaction.
+        Return the generation of the rules: each transaction increases it.
 
         Raises:
             OSError: If the kernel refuses: no CAP_NET_ADMIN.

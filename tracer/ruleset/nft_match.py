@@ -1,4 +1,4 @@
-"""The matches of nftables, as ``nft -j`` shows them (libnftables-json(5))."""
+"""The matches of nftables, as ``nft -j`` prints them (libnftables-json(5))."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ _ORIGINALS = {
 _INTERFACES = (Field.IIF, Field.OIF)
 _ADDRESSES = (Field.SRC, Field.DST, Field.ORIG_SRC, Field.ORIG_DST)
 _STATES = frozenset(get_args(CtState))
-# What may fail for reasons that the rule does not tell of.
+# What unexpected JSON may raise.
 _FAILURES = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
@@ -63,7 +63,7 @@ class Sets:
 
     def items(self, reference: Json) -> tuple[list[Json], bool]:
         """
-        Return the elements of a set or map, and whether they are all of them for good.
+        Return the elements of a set or map, and whether they are complete and constant.
 
         Raises:
             ValueError: If there is no such set.
@@ -74,13 +74,13 @@ class Sets:
             named = self.by_name.get(reference[1:])
             if named is not None:
                 flags = named.get("flags", [])
-                # Packets add elements to such sets, and time takes them away.
+                # Packets add elements to such sets, and timeouts remove them.
                 return named.get("elem", []), not {"timeout", "dynamic"} & set(flags)
         raise ValueError(f"no set {reference!r}")
 
 
 def parse_match(match: Mapping[str, Json], sets: Sets) -> tuple[Match, ...]:
-    """Return what a match statement asks: all of these conditions."""
+    """Return the conditions of a match statement, which must all hold."""
     try:
         return _parse(match["op"], match["left"], match["right"], sets)
     except _FAILURES:
@@ -92,7 +92,7 @@ def parse_keys(left: Json) -> tuple[Key, ...]:
     Return the fields that an expression names.
 
     Raises:
-        ValueError: If it is more than fields.
+        ValueError: If it names anything else.
     """
     if not isinstance(left, dict) or len(left) != 1:
         raise ValueError("not an expression")
@@ -114,7 +114,7 @@ def parse_item(item: Json, keys: tuple[Key, ...]) -> tuple[Interval, ...]:
     Return an element of a set as a range for each field.
 
     Raises:
-        ValueError: If it is no such element.
+        ValueError: If it is not an element for these fields.
     """
     item = unwrapped(item)
     parts = item["concat"] if isinstance(item, dict) and "concat" in item else [item]
@@ -122,7 +122,7 @@ def parse_item(item: Json, keys: tuple[Key, ...]) -> tuple[Interval, ...]:
 
 
 def unwrapped(item: Json) -> Json:
-    """Return the value of an element that has a comment or time-out with it."""
+    """Return the value of an element, without its comment or timeout."""
     if isinstance(item, dict) and "elem" in item:
         return item["elem"]["val"]
     return item
@@ -265,7 +265,7 @@ def _conntrack(op: str, ct: Mapping[str, Json], right: Json) -> Match | None:
         states = cast("frozenset[CtState]", names)
         return State(states=states, is_negated=op == "!=")
     if op != "in":
-        # Compared as a whole, and no one knows the other bits.
+        # Compared as a whole, and the other bits are not known.
         raise ValueError("a status compared as a whole")
     return Status(bits=names)
 

@@ -1,4 +1,4 @@
-"""One rule of ``nft -j``: its statements in their order, which is that in which they act."""
+"""One rule of ``nft -j``: its statements, in the order in which they act."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ _VERDICTS = {
     "accept": Verdict.ACCEPT,
     "return": Verdict.RETURN,
     "continue": Verdict.CONTINUE,
-    # Translated, a packet goes on as if accepted (nft_nat.c returns NF_ACCEPT).
+    # A translated packet continues as if accepted (nft_nat.c returns NF_ACCEPT).
     "dnat": Verdict.ACCEPT,
     "redirect": Verdict.ACCEPT,
 }
-# Statements that neither end a rule nor change what a rule here can ask for.
+# Statements that neither end a rule nor change anything that a match here looks at.
 _PASSING = frozenset(
     {
         "counter", "ct count", "ct expectation", "ct helper", "ct timeout", "dup", "flow", "last",
@@ -52,7 +52,7 @@ _FAILURES = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a rule stands, and whose rules stand there."""
+    """Where a rule is, and who owns the rules there."""
 
     family: RuleFamily
     table: str
@@ -72,7 +72,7 @@ def parse_rule(body: Mapping[str, Json], place: Place) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads one rule; ``ops`` are those of its statements so far."""
+    """Parses one rule; ``ops`` are the operations of its statements so far."""
 
     body: Mapping[str, Json]
     place: Place
@@ -139,7 +139,7 @@ class _Reader:
             keys = parse_keys(value["key"])
             found = [(parse_item(key, keys), self._entry(key, verdict)) for key, verdict in items]
         except _FAILURES:
-            # Any of them may be the one: they are kept under numbers that no packet asks for.
+            # Any element may match: they are kept under numbers that no packet looks up.
             keys, is_sure = (), False
             found = [
                 (((number, number),), self._entry(key, verdict))
@@ -181,7 +181,7 @@ def _mark_change(value: Json) -> SetMark:
 
 
 def _linear(value: Json) -> SetMark:
-    """Read an expression as ``(mark & keep) ^ flip``, which all of nft's can be written as."""
+    """Parse an expression as ``(mark & keep) ^ flip``, which covers all that nft can write."""
     if type(value) is int:
         return SetMark(0, value & ALL_BITS)
     if value == {"meta": {"key": "mark"}}:

@@ -1,4 +1,4 @@
-"""Writes rules of ``nft -j`` as ``nft list ruleset`` prints them, in one line."""
+"""Formats rules of ``nft -j`` in one line, as ``nft list ruleset`` prints them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def match(body: Mapping[str, Json]) -> str:
 
 
 def statement(body: Json) -> str:
-    """Return a statement; what is not known here as JSON."""
+    """Return a statement; an unknown one as JSON."""
     if not isinstance(body, dict) or len(body) != 1:
         return _raw(body)
     ((kind, value),) = body.items()
@@ -52,7 +52,7 @@ def statement(body: Json) -> str:
             return match_(value)
     except (KeyError, TypeError, AttributeError, ValueError):
         return _raw(body)
-    # Counts change all the time, and say nothing about what a rule does.
+    # Counters change all the time, and say nothing about what a rule does.
     return kind if kind in _PLAIN and kind != "counter" else "" if kind == "counter" else _raw(body)
 
 
@@ -167,7 +167,7 @@ def _flagged(kind: str, body: Mapping[str, Json] | None) -> str:
 
 
 def _xt(body: Mapping[str, Json] | None) -> str:
-    # Only the name is shown, by nft as well.
+    # nft, too, shows only the name.
     return f"xt {body['type']} {body['name']}" if body else "xt"
 
 

@@ -1,4 +1,4 @@
-"""Reads what ``nft -j list ruleset`` prints."""
+"""Parses the output of ``nft -j list ruleset``."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ from tracer.ruleset.rule import HOOKS, Action, Owner, Rule, RuleFamily
 Json = Any
 
 _FAMILIES: dict[str, RuleFamily] = {"ip": "ipv4", "ip6": "ipv6", "inet": "both"}
-# Tables that iptables on nf_tables makes, with its chain names.
+# Tables that iptables makes on nf_tables, with its chain names.
 _IPTABLES = frozenset({"filter", "nat", "mangle", "raw", "security"})
 
 
@@ -44,7 +44,7 @@ class _Table:
 
 def parse_ruleset(text: str) -> Part:
     """
-    Read the output of ``nft -j list ruleset``.
+    Parse the output of ``nft -j list ruleset``.
 
     Raises:
         RulesetError: If it is not such an output.
@@ -52,10 +52,10 @@ def parse_ruleset(text: str) -> Part:
     try:
         return _part(json.loads(text))
     except RecursionError as error:
-        raise RulesetError("the output of nft -j list ruleset is nested too deep") from error
+        raise RulesetError("the output of nft -j list ruleset is nested too deeply") from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise RulesetError(
-            f"the output of nft -j list ruleset cannot be read: {type(error).__name__}: {error}"
+            f"the output of nft -j list ruleset cannot be parsed: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _tables(objects: Json) -> list[_Table]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Makes the chains of one table."""
+    """Builds the chains of one table."""
 
     table: _Table
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class _Reader:
                 yield self._base_chain(body, policy, used)
 
     def _read(self, names: list[str]) -> None:
-        """Read the chains of these names and all that they lead to."""
+        """Parse the chains with these names, and all that they lead to."""
         while names:
             name = names.pop()
             if name not in self.steps and name in self.table.chains:

@@ -1,7 +1,8 @@
-"""Whose rules these are, told by the names that each program gives its chains, tables and comments.
+"""
+The owners of rules, by the names that each program gives its chains, tables and comments.
 
-A name is listed only if its program alone uses it; ``docs/rule-owners.md`` has the sources. What
-fits no name is of owner ``unknown``.
+A name is listed only if no other program uses it; ``docs/rule-owners.md`` has the sources. Rules
+that fit no name have the owner ``unknown``.
 """
 
 import re
@@ -9,7 +10,7 @@ import re
 from tracer.ruleset.rule import Owner
 
 _CHAINS: tuple[tuple[str, Owner], ...] = (
-    # KUBE-ROUTER comes first: the other names with KUBE are kube-proxy's.
+    # kube-router comes first: all other names with KUBE are kube-proxy's.
     (
         r"KUBE-(ROUTER|NWPLCY|POD-FW|DEFAULT-NETPOL)\b.*|KUBE-IPVS-FIREWALL-ROUTER",
         Owner.KUBE_ROUTER,
@@ -46,7 +47,7 @@ _TABLES: tuple[tuple[str, Owner], ...] = (
     (r"libvirt_network", Owner.LIBVIRT),
     (r"firewalld", Owner.FIREWALLD),
 )
-# Of rules that their programs put into built-in chains.
+# Comments of rules that their programs put into built-in chains.
 _COMMENTS: tuple[tuple[str, Owner], ...] = (
     (r"kubernetes (postrouting rules|service traffic requiring SNAT)", Owner.KUBE_PROXY),
     (r"flanneld (masq|forward)", Owner.FLANNEL),
@@ -67,28 +68,28 @@ _compiled = {
 
 
 def of_chain(name: str) -> Owner:
-    """Return who makes iptables chains of this name."""
+    """Return the owner of iptables chains with this name."""
     return _find(_CHAINS, name)
 
 
 def of_table(name: str) -> Owner:
-    """Return who makes nftables tables of this name."""
+    """Return the owner of nftables tables with this name."""
     return _find(_TABLES, name)
 
 
 def of_comment(comment: str | None) -> Owner:
-    """Return who comments rules so."""
+    """Return the owner of rules with this comment."""
     return _find(_COMMENTS, comment or "")
 
 
 def of_bridge(interface: str) -> Owner:
-    """Return whose bridge has this name: Docker's own, and those of its other networks."""
+    """Return the owner of a bridge: Docker's default bridge and those of its networks."""
     is_docker = re.fullmatch(r"docker0|docker_gwbridge|br-[0-9a-f]{12}", interface)
     return Owner.DOCKER if is_docker else Owner.UNKNOWN
 
 
 def first(*owners: Owner) -> Owner:
-    """Return the first that is known."""
+    """Return the first known owner."""
     return next((owner for owner in owners if owner is not Owner.UNKNOWN), Owner.UNKNOWN)
 
 

@@ -1,4 +1,4 @@
-"""What the node's tools printed of its rules, and how it is kept and read again."""
+"""The rules as the node's tools printed them: packed for a recording, and parsed again."""
 
 import json
 import zlib
@@ -15,15 +15,15 @@ from tracer.ruleset.rule import Tool
 
 Family = Literal["ipv4", "ipv6"]
 
-# As printed; packed it is a twentieth. 5,000 Services in iptables mode are 10 MiB.
+# Packed, this is about a twentieth. 5,000 Services in iptables mode are 10 MiB.
 MAX_PRINTED = 32 << 20
-# Somewhat more as JSON, in which quotation marks are two characters.
+# JSON takes more: it escapes quotation marks.
 _MAX_JSON = 4 * MAX_PRINTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What one tool printed; ``where`` says of what. ``family`` is None for nftables, of both."""
+    """What one tool printed; ``where`` says about what. ``family`` is None for nftables."""
 
     tool: Tool
     family: Family | None
@@ -32,7 +32,7 @@ class Output:
 
     def parse(self) -> Part:
         """
-        Read it.
+        Parse it.
 
         Raises:
             RulesetError: If it is not such an output.
@@ -44,14 +44,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Printed:
-    """All that was printed of a namespace's rules. ``unread`` is what could not be, a line each."""
+    """The printed rules of a namespace. ``unread`` is what could not be read, a line each."""
 
     outputs: tuple[Output, ...] = ()
     unread: tuple[str, ...] = ()
 
     @property
     def ruleset(self) -> Ruleset:
-        """The rules. Reading them takes as long as when they were printed."""
+        """The parsed rules. Each access parses them again."""
         parts: list[Part] = []
         unread = list(self.unread)
         for output in self.outputs:
@@ -63,10 +63,10 @@ class Printed:
 
 
 def pack(printed: Printed) -> bytes:
-    """Return it in few bytes. What is too long is left out, and said to be unread."""
+    """Compress it. Output that is too long is left out, and noted in ``unread``."""
     length = sum(len(output.text) for output in printed.outputs)
     if length > MAX_PRINTED:
-        why = f"{length >> 20} MiB of rules are too many to be recorded"
+        why = f"{length >> 20} MiB of rules are too many to record"
         printed = Printed(unread=(*printed.unread, why))
     found = {
         "outputs": [[one.tool, one.family, one.where, one.text] for one in printed.outputs],
@@ -77,10 +77,10 @@ def pack(printed: Printed) -> bytes:
 
 def unpack(packed: bytes) -> Printed:
     """
-    Read what `pack` returned, or what anyone may have put in its place.
+    Read what `pack` returned. The data is not trusted.
 
     Raises:
-        ValueError: If it is none, or longer than it may be.
+        ValueError: If it is not such data, or too long.
     """
     inflate = zlib.decompressobj()
     try:
@@ -88,15 +88,15 @@ def unpack(packed: bytes) -> Printed:
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not inflate.eof:
-        raise ValueError("they are cut off, or too long")
+        raise ValueError("they are truncated, or too long")
     try:
         found = json.loads(data)
     except RecursionError as error:
-        raise ValueError("they are nested too deep") from error
+        raise ValueError("they are nested too deeply") from error
     match found:
         case {"outputs": list(outputs), "unread": list(unread)}:
             return Printed(outputs=tuple(_outputs(outputs)), unread=tuple(map(str, unread)))
-    raise ValueError("outputs or what is unread is missing")
+    raise ValueError("the outputs or the unread lines are missing")
 
 
 def _outputs(told: list[object]) -> Iterator[Output]:
@@ -105,7 +105,7 @@ def _outputs(told: list[object]) -> Iterator[Output]:
             case [tool, family, str(where), str(text)]:
                 yield Output(tool=_tool(tool), family=_family(family), where=where, text=text)
             case _:
-                raise ValueError("an output is none")
+                raise ValueError("an output is malformed")
 
 
 def _tool(told: object) -> Tool:

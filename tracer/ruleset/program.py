@@ -1,4 +1,4 @@
-"""Rules as what they do: steps of operations in chains, as netfilter runs them."""
+"""Rules as programs: chains of steps, each a list of operations, as netfilter runs them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ RAW, MANGLE, DSTNAT, FILTER, SECURITY, SRCNAT = -300, -150, -100, 0, 50, 100
 
 
 class Verdict(Enum):
-    """Where a packet goes on, if not in another chain."""
+    """How a packet continues, if not in another chain."""
 
     CONTINUE = auto()
     RETURN = auto()
@@ -25,7 +25,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """Go on in a chain and come back, or with goto to the caller of this one."""
+    """Continue in a chain, then return here, or with goto to this chain's caller."""
 
     chain: str
     is_goto: bool = False
@@ -33,7 +33,7 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class SetMark:
-    """``mark = (mark & keep) ^ flip``, and no more is known of the bits in ``unknown``."""
+    """``mark = (mark & keep) ^ flip``, after which the bits in ``unknown`` are not known."""
 
     keep: int
     flip: int
@@ -47,12 +47,12 @@ class SetMark:
 
 @dataclass(frozen=True, slots=True)
 class SetConnectionMark:
-    """Change the conntrack entry's mark to what is not followed."""
+    """Change the conntrack entry's mark to an unknown value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Translate or discard: the packet meets no further rule of this kind."""
+    """Translate or drop: the packet meets no further rule of this kind."""
 
     rule: Rule
 
@@ -90,10 +90,10 @@ Chains = Mapping[str, tuple[Step, ...]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effects:
     """
-    What chains may change on a packet: bits of its mark, the mark of its conntrack entry.
+    What chains may change on a packet: bits of its mark, and the mark of its conntrack entry.
 
-    ``asks_source_port`` is whether they look at the source port, which no two connections of a
-    client have in common.
+    ``asks_source_port`` is whether they look at the source port, which differs between the
+    connections of a client.
     """
 
     mark_bits: int = 0
@@ -123,19 +123,19 @@ class Effects:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseChain:
     """
-    A chain that hangs from a hook, with the chains of its table.
+    A base chain, which is attached to a hook, with the chains that it leads to.
 
     Args:
-        family: The packets it sees.
+        family: The family of the packets that it sees.
         table: Its table.
         name: Its name.
-        kind: ``nat`` runs for the first packet of a connection only; else ``filter``, ``route``.
+        kind: ``nat`` (only for the first packet of a connection), ``filter`` or ``route``.
         hook: Its hook.
-        priority: Its place at the hook; smaller comes first.
-        policy: The rule that discards what reaches its end, None if that is accepted.
-        tool: The tool that shows it.
-        chains: It, and the chains that it leads to.
-        effects: What they may change.
+        priority: Its priority at the hook; lower runs first.
+        policy: The rule that drops what reaches its end, None if that is accepted.
+        tool: The tool that printed it.
+        chains: The chain itself, and those that it leads to.
+        effects: What these chains may change.
     """
 
     family: RuleFamily
@@ -150,16 +150,16 @@ class BaseChain:
     effects: Effects
 
     def placed(self, rule: Rule) -> Rule:
-        """Return a rule as one to which this chain leads."""
+        """Return a rule as one that this chain leads to."""
         return replace(rule, base_chain=self.name, hook=self.hook, priority=self.priority)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeProxyFacts:
     """
-    What kube-proxy's rules betray of how it runs; None where they do not say.
+    How kube-proxy runs, as far as its rules show; None if they do not.
 
-    ``local_interfaces`` are those by which it recognises pods, if it does so by interface.
+    ``local_interfaces`` are the interfaces by which it recognises pods, if it does so by interface.
     """
 
     mode: str | None = None
@@ -172,9 +172,9 @@ class KubeProxyFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """
-    What one tool shows of the rules of one or more families.
+    The rules of one or more families that one tool printed.
 
-    ``tables`` are those it covers, as nftables names them: family and name.
+    ``tables`` are the tables that it covers, by nftables' family and name.
     """
 
     tool: Tool
@@ -187,7 +187,7 @@ class Part:
 
 
 def reachable(start: str, targets: Mapping[str, set[str]]) -> Iterator[str]:
-    """Yield a chain and all chains that it leads to, given where each leads."""
+    """Yield a chain and all chains that it leads to, given the jump targets of each."""
     seen, waiting = {start}, [start]
     while waiting:
         chain = waiting.pop()
@@ -197,7 +197,7 @@ def reachable(start: str, targets: Mapping[str, set[str]]) -> Iterator[str]:
 
 
 def telling_rules(base_chains: Iterable[BaseChain]) -> tuple[Rule, ...]:
-    """Return the rules that translate or discard, each with the first chain that leads to it."""
+    """Return the rules that translate or drop, each with the first base chain that leads to it."""
     found: dict[Rule, Rule] = {}
     for base in base_chains:
         for steps in base.chains.values():

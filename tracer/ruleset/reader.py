@@ -1,4 +1,4 @@
-"""Reads the rules of a network namespace with the node's own tools, and changes nothing by it."""
+"""Reads the rules of a network namespace with the node's own tools, without changing anything."""
 
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,8 +20,8 @@ LIMITS = Limits()
 LEGACY_INTERVAL_S = 30.0
 
 _PROGRAMS: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
-# Tables of legacy iptables that exist. The tool reads it too; where it is empty or missing,
-# running the tool could load modules and make tables.
+# These list the tables of legacy iptables that exist. If a list is empty or missing, the tool is
+# not run: it could load modules and create tables.
 _LEGACY_TABLES: dict[Family, str] = {"ipv4": "ip_tables_names", "ipv6": "ip6_tables_names"}
 _OWN_NET = Path("/proc/thread-self/net")
 
@@ -30,17 +30,17 @@ def read(
     netns_path: Path | None = None, *, limits: Limits = LIMITS, is_kept: bool = False
 ) -> Ruleset:
     """
-    Read the rules of a network namespace, None for that of the calling thread.
+    Read the rules of a network namespace.
 
-    What cannot be read (no tool, no permission, too much, too slow) stands in ``unread``.
+    What cannot be read (no tool, no permission, too much, too slow) is noted in ``unread``.
 
     Args:
-        netns_path: The namespace.
-        limits: For each tool.
-        is_kept: Whether to keep what was printed beside the rules.
+        netns_path: The namespace, None for that of the calling thread.
+        limits: The limits of each tool.
+        is_kept: Whether to keep what was printed along with the rules.
 
     Raises:
-        NetnsError: If the namespace is gone or may not be entered.
+        NetnsError: If the namespace has gone or may not be entered.
     """
     with _within(netns_path):
         reading = _Reading(limits)
@@ -57,8 +57,8 @@ class Watcher:
     """
     Keeps the rules of a namespace, and reads them again when they have changed.
 
-    The kernel counts the changes of nf_tables, and of iptables on it; asking for the count costs
-    microseconds. Legacy iptables tells nothing: where it has tables, they are read at intervals.
+    The kernel counts the changes of nf_tables, and of iptables on it; reading the count takes
+    microseconds. Legacy iptables has no count: if it has tables, they are read at intervals.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Watcher:
 
         Args:
             netns_path: The namespace, None for that of the calling thread.
-            legacy_interval_s: How often to look where nothing tells of changes.
-            limits: For each tool.
-            is_kept: Whether to keep what was printed beside the rules.
+            legacy_interval_s: How often to read rules whose changes are not counted.
+            limits: The limits of each tool.
+            is_kept: Whether to keep what was printed along with the rules.
 
         Raises:
-            NetnsError: If the namespace is gone or may not be entered.
+            NetnsError: If the namespace has gone or may not be entered.
         """
         self._path = netns_path
         self._limits = limits
@@ -95,13 +95,13 @@ class Watcher:
 
     def ruleset(self) -> Ruleset:
         """
-        Return the rules as they are now, read again only if they have changed.
+        Return the current rules, read again only if they have changed.
 
         Raises:
-            NetnsError: If the namespace is gone or may not be entered.
+            NetnsError: If the namespace has gone or may not be entered.
         """
         if self._ruleset is None or self.has_changed():
-            # Asked for before, so that a change while we read is not missed.
+            # Asked first, so that a change during the reading is not missed.
             self._generation = self._ask()
             self._ruleset = read(self._path, limits=self._limits, is_kept=self._is_kept)
             self._looked_at_s = time.monotonic()
@@ -109,7 +109,7 @@ class Watcher:
         return self._ruleset
 
     def has_changed(self) -> bool:
-        """Whether the rules may be others than those that ``ruleset`` returned last."""
+        """Whether the rules may have changed since ``ruleset`` last returned them."""
         if self._ruleset is None:
             return True
         generation = self._ask()
@@ -117,7 +117,7 @@ class Watcher:
             return True
         if time.monotonic() - self._looked_at_s < self._interval_s:
             return False
-        # Without a count (legacy tables, no permission) only time tells.
+        # Without a count (legacy tables, no permission) they are read at intervals.
         is_blind = generation is None and self._netlink is not None
         if is_blind or self._has_legacy or self._look_for_legacy():
             return True
@@ -162,7 +162,7 @@ class Watcher:
 
 
 class _Reading:
-    """One reading, inside the namespace: what was found, and what could not be."""
+    """One reading, inside the namespace: what was printed, and what could not be read."""
 
     def __init__(self, limits: Limits) -> None:
         self.outputs: list[printed.Output] = []
@@ -186,7 +186,7 @@ class _Reading:
             output = run((f"{program}-nft-save",), self._limits)
             if output.is_missing and _is_nft_variant(f"{program}-save", self._limits):
                 output = run((f"{program}-save",), self._limits)
-            # Without it, nft shows these tables, though not all of their matches.
+            # If it is missing, nft still prints these tables, though not all of their matches.
             if not output.is_missing:
                 where = f"tables of {program}"
                 self._add(output, where, "iptables", family)
@@ -203,7 +203,7 @@ class _Reading:
             self.unread.append(f"{', '.join(f'table {one}' for one in left)}: {output.problem}")
 
     def _tables_left(self) -> list[str] | None:
-        """Return the tables that iptables-save has not shown, None if that cannot be told."""
+        """Return the tables that iptables-save has not printed, None if not known."""
         shown: set[tuple[str, str]] = set()
         for output in self.outputs:
             if output.tool == "iptables":

@@ -1,4 +1,4 @@
-"""A rule that replaces the source or discards packets, and whose it is."""
+"""A rule that replaces the source or drops packets, and its owner."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _CHAIN_PORT = re.compile(r"[a-z]+-[A-Z0-9]{8}-([a-z0-9-]+/[a-z0-9.-]+)/[a-z]+/([
 
 
 class Owner(StrEnum):
-    """Who put a rule there, where its names say so beyond doubt (docs/rule-owners.md)."""
+    """The program that made a rule, if its names prove it (docs/rule-owners.md)."""
 
     KUBE_PROXY = "kube-proxy"
     FLANNEL = "flannel"
@@ -47,7 +47,7 @@ class Owner(StrEnum):
 
 
 class Action(StrEnum):
-    """What a rule does to a packet. UNKNOWN: a statement or target that is not understood."""
+    """What a rule does to a packet. UNKNOWN is a statement or target that is not understood."""
 
     MASQUERADE = "masquerade"
     SNAT = "snat"
@@ -76,23 +76,23 @@ class Range:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """
-    A rule that translates the source or discards.
+    A rule that translates the source or drops packets.
 
     Args:
-        family: The packets that it can see.
+        family: The family of the packets that it sees.
         table: Its table, as the tool names it (for nftables without the family).
-        chain: The chain it stands in.
-        base_chain: The chain of the hook that leads to it; None if none does.
-        hook: That hook.
-        priority: That chain's priority at the hook.
+        chain: Its chain.
+        base_chain: The base chain that leads to it; None if none does.
+        hook: The hook of the base chain.
+        priority: The priority of the base chain.
         action: What it does.
-        to_addresses: For SNAT, what the source becomes; empty if that cannot be told.
+        to_addresses: For SNAT, the addresses that may become the source; empty if not known.
         comment: Its own comment; for an element of a verdict map, the element's.
         text: The rule in one line, as its tool prints it.
-        owner: Who put it there.
-        tool: The tool that shows it.
-        matches: The conditions that are checked.
-        is_understood: Whether all its conditions, and its action, are understood.
+        owner: The program that made it.
+        tool: The tool that printed it.
+        matches: Its conditions.
+        is_understood: Whether all its conditions and its action are understood.
     """
 
     family: RuleFamily
@@ -117,12 +117,12 @@ class Rule:
 
     @property
     def is_drop(self) -> bool:
-        """Whether it discards."""
+        """Whether it drops packets."""
         return self.action in (Action.DROP, Action.REJECT)
 
     @property
     def service_port(self) -> str | None:
-        """The Service port that kube-proxy made it for, ``NAMESPACE/NAME:PORT``; else None."""
+        """The Service port that kube-proxy made it for, ``NAMESPACE/NAME:PORT``, or None."""
         if self.owner is not Owner.KUBE_PROXY:
             return None
         if found := _COMMENTED_PORT.match(self.comment or ""):

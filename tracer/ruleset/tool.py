@@ -26,7 +26,8 @@ class Output:
     """
     What a tool printed.
 
-    ``problem`` is why that is not all, None if it is; ``is_missing`` whether the tool is not there.
+    ``problem`` is why the text is missing, None if it is not; ``is_missing`` is whether the tool is
+    not installed.
     """
 
     text: str = ""

@@ -1,4 +1,4 @@
-"""Three-valued logic: rules are matched against flows of which not everything is known."""
+"""Three-valued logic, to match rules against flows that are only partly known."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -7,7 +7,7 @@ ALL_BITS = 0xFFFFFFFF
 
 
 class Truth(IntEnum):
-    """Whether something holds. Their minimum is "and", their maximum "or"."""
+    """Whether something holds. The minimum of two is "and", the maximum "or"."""
 
     NO = 0
     MAYBE = 1
@@ -15,7 +15,7 @@ class Truth(IntEnum):
 
     @property
     def negated(self) -> "Truth":
-        """The opposite; what cannot be told stays so."""
+        """The opposite; MAYBE stays MAYBE."""
         return Truth(2 - self)
 
     @classmethod
@@ -28,7 +28,7 @@ class Truth(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """A 32-bit mark of which perhaps only some bits are known; the others are 0 in ``value``."""
+    """A 32-bit mark, perhaps known only in part; unknown bits are 0 in ``value``."""
 
     value: int
     known: int
@@ -44,7 +44,7 @@ class Bits:
         return Bits(((self.value & keep) ^ flip) & known, known)
 
     def joined(self, other: "Bits") -> "Bits":
-        """Return what is known if the mark is either this or the other."""
+        """Return what is known if the mark is either this one or the other."""
         known = self.known & other.known & ~(self.value ^ other.value)
         return Bits(self.value & known, known)
 

@@ -1,4 +1,4 @@
-"""What rules can see of a packet, and the sets of values that they compare it with."""
+"""What rules can see of a packet, and the sets of values that they compare with."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _WITH_PORTS = (TCP, UDP, SCTP, _DCCP, _UDPLITE)
 
 
 class Field(StrEnum):
-    """A field of a packet, or of what the kernel knows of it."""
+    """A field of a packet, or of what the kernel knows about it."""
 
     SRC = "src"
     DST = "dst"
@@ -43,7 +43,7 @@ class Absent(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A field, and what a packet must be to have it: an IP version, a protocol."""
+    """A field, and the IP version and protocol that a packet needs to have it."""
 
     field: Field
     version: int | None = None
@@ -55,7 +55,7 @@ class View:
     """
     A flow as the rules of one base chain see it.
 
-    ``is_before_dnat`` and ``is_after_snat`` say which of its addresses the packet bears there.
+    ``is_before_dnat`` and ``is_after_snat`` say which of its addresses the packet has there.
     """
 
     flow: Flow
@@ -73,7 +73,7 @@ class View:
         return Absent.UNKNOWN if value is None else value
 
     def address(self, which: Field) -> IPAddress | None:
-        """Return the source or destination that the packet bears, None if it is not known."""
+        """Return the source or destination that the packet has there, None if not known."""
         flow = self.flow
         if which is Field.SRC:
             return flow.seen_source if self.is_after_snat else flow.src
@@ -102,14 +102,14 @@ class View:
                 return flow.iif if which is Field.IIF else flow.oif
             case Field.PROTO | Field.FAMILY:
                 return flow.proto if which is Field.PROTO else flow.src.version
-        # Where there are no ports, rules on the transport header look at something else.
+        # Without ports, rules on the transport header look at something else.
         return self._port(which) if flow.proto in _WITH_PORTS else None
 
     def _port(self, which: Field) -> int | None:
         flow = self.flow
         match which:
             case Field.SPORT:
-                # SNAT may replace the port too, and the new one is not kept.
+                # SNAT may replace the port, too, and the new one is not kept.
                 return None if self.is_after_snat else flow.sport
             case Field.DPORT:
                 return flow.orig_dport if self.is_before_dnat else flow.dport
@@ -137,9 +137,9 @@ class Elements(Generic[T]):
 
     def find(self, values: tuple[Value | Absent, ...]) -> tuple[list[T], bool]:
         """
-        Return what these values may stand for, and whether that is sure.
+        Return the data of the elements that these values may match, and whether that is certain.
 
-        If it is sure there is one, or none. Otherwise there are those that the known values fit.
+        If it is certain, at most one is returned, otherwise all that fit the known values.
         """
         known = tuple(value for value in values if not isinstance(value, Absent))
         if len(known) == len(values):

@@ -1,8 +1,8 @@
 """
-Which rules a packet may meet, walked as netfilter does, with three-valued matches.
+Walks the rules that a packet may meet, as netfilter does, with three-valued matches.
 
-The walk follows every branch that cannot be ruled out, so what it returns contains the rule that
-really matched. Facts about netfilter are from the kernel's nf_tables_core.c (nft_do_chain),
+The walk follows every branch that cannot be ruled out, so its result contains the rule that really
+matched. Facts about netfilter are from the kernel's nf_tables_core.c (nft_do_chain),
 ip_tables.c (ipt_do_table), nf_nat_core.c (nf_nat_inet_fn) and nf_hook_slow.
 """
 
@@ -31,15 +31,15 @@ from tracer.ruleset.rule import Rule
 from tracer.ruleset.truth import ALL_BITS, Bits, Truth
 from tracer.ruleset.view import View
 
-# Rule sets of 10,000 Services have a few ten thousand rules in the longest chain. More steps than
-# this mean that branches multiply.
+# With 10,000 Services the longest chain has tens of thousands of rules. More steps than this mean
+# that branches multiply.
 _MAX_STEPS = 200_000
-# The kernel allows 16 jumps (NFT_JUMP_STACK_SIZE); legacy iptables more, but nobody nests so deep.
+# The kernel allows 16 jumps (NFT_JUMP_STACK_SIZE); legacy iptables allows more than anyone uses.
 _MAX_DEPTH = 64
 
 
 class _TooFarError(Exception):
-    """The walk would take too long, or runs in a circle."""
+    """The walk would take too long, or runs in a loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Walked:
 
 @dataclass(slots=True)
 class _Walk:
-    """What a walk gathers."""
+    """The state of a walk."""
 
     flow: Flow
     ct_mark: Bits
@@ -69,7 +69,7 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True)
 class _Out:
-    """How a packet may come out of a chain, with its mark; None where it cannot."""
+    """How a packet may leave a chain, with its mark; None where it cannot."""
 
     end: Bits | None
     accepted: Bits | None
@@ -80,10 +80,10 @@ def walk(base_chains: Iterable[BaseChain], flow: Flow, *, wants_drops: bool) -> 
     Walk base chains of one hook.
 
     Args:
-        base_chains: Those the packet meets, in any order.
-        flow: The packet. Its mark is that at the start of the walk, but if drops are wanted,
-            that with which it was discarded.
-        wants_drops: Whether rules that discard are wanted, not those that translate the source.
+        base_chains: The base chains that the packet meets, in any order.
+        flow: The packet. Its mark is that at the start of the walk or, if drops are wanted, that
+            at the drop.
+        wants_drops: Whether rules that drop are wanted instead of those that translate the source.
     """
     chains = sorted(base_chains, key=lambda chain: chain.priority)
     has_ct_mark = not any(chain.effects.has_connection_mark for chain in chains)
@@ -94,14 +94,14 @@ def walk(base_chains: Iterable[BaseChain], flow: Flow, *, wants_drops: bool) -> 
     )
     mark: Bits | None = Bits.of(flow.mark)
     if wants_drops:
-        # What the mark was before these chains changed it is not known.
+        # The mark before these chains changed it is not known.
         mark = _without(Bits.of(flow.mark), chains)
     try:
         for _, group in groupby(chains, key=lambda chain: chain.priority):
             if mark is not None:
                 mark = _walk_group(tuple(group), state, mark)
     except _TooFarError:
-        # Any of them may be the one.
+        # Any of them may have matched.
         rules = (rule for rule in telling_rules(chains) if rule.is_drop == wants_drops)
         found = dict.fromkeys((*state.rules, *rules))
         return Walked(rules=tuple(found), may_pass=True, is_complete=False)
@@ -109,12 +109,12 @@ def walk(base_chains: Iterable[BaseChain], flow: Flow, *, wants_drops: bool) -> 
 
 
 def _walk_group(chains: tuple[BaseChain, ...], state: _Walk, mark: Bits) -> Bits | None:
-    """Walk base chains of the same priority. Which of them comes first is not known."""
+    """Walk base chains of the same priority, whose order is not known."""
     if len(chains) == 1:
         return _walk_base(chains[0], state, mark)
     while True:
         outs = [_walk_base(chain, state, mark) for chain in chains]
-        # Each may come after any other: it may meet the mark as that one left it.
+        # Each may run after any other, and so see the mark that the other left.
         blurred = mark
         for out in outs:
             blurred = _joined(blurred, out) or blurred
@@ -153,11 +153,11 @@ def _walk_chain(base: BaseChain, name: str, state: _Walk, mark: Bits, depth: int
 @dataclass(slots=True)
 class _Stepper:
     """
-    One rule at work.
+    Executes one rule.
 
-    ``next`` is the mark with which the next rule is met, ``left`` that with which the chain is
-    left to its caller, ``accepted`` that with which the base chain is; None where that is ruled
-    out.
+    ``next`` is the mark with which the packet meets the next rule, ``left`` the mark with which it
+    returns to the chain's caller, ``accepted`` the mark with which it leaves the base chain. None
+    where that is ruled out.
     """
 
     base: BaseChain
@@ -177,7 +177,7 @@ class _Stepper:
         return self
 
     def _apply(self, op: Op, mark: Bits) -> Bits | None:
-        """Return the mark with which the rule's next operation is met, None if it is not."""
+        """Return the mark for the rule's next operation, None if that is not reached."""
         match op:
             case SetMark():
                 return mark.changed(op.keep, op.flip, op.unknown)
@@ -198,11 +198,11 @@ class _Stepper:
                 if op.rule.is_drop == self.state.wants_drops:
                     self.state.rules[self.base.placed(op.rule)] = None
                 elif not op.rule.is_drop:
-                    # Translated, it goes on at the hook.
+                    # A translated packet continues at the hook.
                     self.accepted = _joined(self.accepted, mark)
                 return None
             case Perhaps():
-                # It may change the mark too.
+                # It may change the mark, too.
                 self.state.rules[self.base.placed(op.rule)] = None
                 self.accepted = _joined(self.accepted, Bits.of(None))
                 return Bits.of(None)
@@ -230,7 +230,7 @@ class _Stepper:
         is_sure = is_sure and op.is_sure
         for entry in entries if op.is_sure else op.entries:
             self._enter(entry, mark)
-        # Where nothing is found, the rule goes on after the look-up.
+        # If nothing is found, the rule continues after the lookup.
         return None if entries and is_sure else mark
 
     def _enter(self, entry: Entry, mark: Bits) -> None:
@@ -238,7 +238,7 @@ class _Stepper:
         on = self._go(entry.op, mark)
         self.next = _joined(self.next, on)
         for rule in self.state.rules:
-            # A helper chain serves many elements; the element says what it is about.
+            # A helper chain serves many elements: the element's comment says for what.
             named = replace(rule, comment=entry.comment) if not rule.comment else rule
             before[named] = None
         self.state.rules = before
@@ -264,7 +264,7 @@ def _joined(one: Bits | None, other: Bits | None) -> Bits | None:
 
 
 def _without(mark: Bits, chains: Iterable[BaseChain]) -> Bits:
-    """Return what is known of a mark that these chains may have changed already, or not."""
+    """Return what is known of a mark that these chains may have changed already."""
     for chain in chains:
         mark = mark.changed(ALL_BITS, 0, chain.effects.mark_bits)
     return mark
