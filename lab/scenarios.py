@@ -169,7 +169,7 @@ IPVS mode needs a kernel with IPVS: `srcip demo --mode ipvs` ([kernels.md](kerne
 row shows where IPVS mode differs. In this mode three of kube-proxy's causes are all called
 `ipvs-masquerade`: `external-traffic-policy-cluster`, `off-cluster-source` and `node-local-source`.
 With policy Local and no endpoint on the node, IPVS mode sends traffic from outside to another
-node's endpoint. The endpoint sees the client, but its answers do not reach the client.
+node's endpoint. The endpoint sees the client, but its replies do not reach the client.
 
 | # | scenario | the backend sees (IPv4) | verdict | cause |
 |---|---|---|---|---|"""
