@@ -132,6 +132,7 @@ class KernelSource:
         self._turn = Turn()
         self._probes = probes
         self._not_seen: list[str] = []
+        self._unseen_marks: tuple[str, ...] = ()
         if probes is not None:
             self._not_seen += probing.NOT_SEEN
             if self._settings.packets:
@@ -361,10 +362,9 @@ class KernelSource:
     def _what_is_not_seen(self) -> tuple[str, ...]:
         """Say it, a line each: interfaces that come later may not take our programs."""
         links = (links for each in self._tc_links.values() for links in each)
-        # Hops and first bytes are refused alike.
-        return tuple(
-            dict.fromkeys((*self._not_seen, *(line for tc in links for line in tc.refused)))
-        )
+        # Programs for hops and for first bytes may be refused for the same reason: list it once.
+        refused = (line for tc in links for line in tc.refused)
+        return tuple(dict.fromkeys((*self._not_seen, *self._unseen_marks, *refused)))
 
     def _forget_stream(self, key: bytes) -> None:
         """Let the kernel stop with a connection whose first bytes are understood."""
@@ -380,11 +380,12 @@ class KernelSource:
         self._next_check_ns = now_ns + _CHECK_INTERVAL_NS
         self._release_gone_namespaces()
         unseen = self._probes.unseen() if self._probes is not None else None
-        if unseen is not None and unseen not in self.info.not_seen:
+        if unseen is not None and unseen not in self._unseen_marks:
             if self._settings.is_restarted:
                 raise LoadError(f"not seen: {unseen}")
             _log.warning("not seen: %s", unseen)
-            self.info = replace(self.info, not_seen=(*self._not_seen, unseen))
+            self._unseen_marks = (unseen,)
+            self.info = replace(self.info, not_seen=self._what_is_not_seen())
 
     def _release_gone_namespaces(self) -> None:
         """Let go of namespaces that were removed: our links would keep them alive."""
