@@ -1,12 +1,16 @@
 """What a tracer reports when its surroundings change; nothing is loaded into the kernel."""
 
+import errno
+import os
+import socket
 from unittest.mock import MagicMock
 
 import pytest
 
-from tracer.errors import LoadError
+from tracer.errors import LoadError, NetnsError
 from tracer.kernel import netns, source
 from tracer.kernel.attach import Links
+from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.programs import DROPS, PROBED_CONNECTIONS
 from tracer.kernel.source import KernelSource, Settings
 
@@ -44,3 +48,14 @@ def test_nat_that_comes_later_to_an_agent(open_probing):
     """An agent that is restarted when it fails does so, and sees the marks then."""
     with pytest.raises(LoadError, match=f"^not seen: {LATER}$"):
         open_probing(is_restarted=True).read(0)
+
+
+def test_no_descriptor_left(monkeypatch):
+    """Where no socket can be opened, one line says so."""
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(NetnsError, match=r"^cannot watch the interfaces of node: Too many open"):
+        InterfaceWatcher(netns.current("node"))

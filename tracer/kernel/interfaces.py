@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -48,13 +49,19 @@ class InterfaceWatcher:
 
     def __init__(self, netns: Netns) -> None:
         self._netns = netns
-        with inside(netns.path):
-            self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
-            self._channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
-        self._events.bind((0, _GROUPS))
-        self._events.setblocking(False)
-        self._channel.settimeout(5)
-        self._snapshot = self._read()
+        with ExitStack() as stack:
+            try:
+                with inside(netns.path):
+                    self._events, self._channel = (stack.enter_context(_open()) for _ in range(2))
+                self._events.bind((0, _GROUPS))
+            except OSError as error:
+                raise NetnsError(
+                    f"cannot watch the interfaces of {netns.node}: {error.strerror}"
+                ) from error
+            self._events.setblocking(False)
+            self._channel.settimeout(5)
+            self._snapshot = self._read()
+            stack.pop_all()
         self._is_stale = False
 
     def snapshot(self) -> Interfaces:
@@ -133,6 +140,10 @@ class InterfaceWatcher:
             if raw and len(raw) in (4, 16):
                 addresses.add((index, ip_address(raw)))
         return addresses
+
+
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
 
 
 def _text(raw: bytes) -> str:
