@@ -1,4 +1,4 @@
-"""The command line: the group of commands, and errors as one line."""
+"""The command line: the command group, and errors printed as one line."""
 
 import errno
 import logging
@@ -17,17 +17,18 @@ import click
 from exporters.terminal import printable
 from tracer.errors import LoadError, TracerError
 
-# In the order in which a newcomer needs them.
+# In the order in which --help lists them.
 _COMMANDS = ("trace", "flows", "explain", "doctor", "serve", "replay", "stitch", "report", "demo")
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _WrongUsage(click.UsageError):
-    """Wrong usage, told in one line like every other error."""
+    """Wrong usage, printed in one line like every other error."""
 
     def show(self, file: IO[str] | None = None) -> None:  # noqa: ARG002 - click's
-        # What is wrong while a command's options are split is told of the group alone.
+        # While click still splits a subcommand's options, the error carries only the group's
+        # context.
         words = (
             ("srcip",) if self.ctx is None else (self.ctx.command_path, self.ctx.invoked_subcommand)
         )
@@ -36,7 +37,7 @@ class _WrongUsage(click.UsageError):
 
 
 @contextmanager
-def _told_in_one_line(ctx: click.Context | None = None) -> Iterator[None]:
+def _usage_in_one_line(ctx: click.Context | None = None) -> Iterator[None]:
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
@@ -49,7 +50,9 @@ def _usage_text(error: click.UsageError) -> str:
     match error:
         case click.NoSuchOption():
             near = " or ".join(sorted(error.possibilities or ()))
-            return f"there is no {error.option_name}" + (f", but {near}" if near else "")
+            return f"no such option: {error.option_name}" + (
+                f"; did you mean {near}?" if near else ""
+            )
         case click.MissingParameter():
             return f"{_hint(error)} is missing"
         case click.BadParameter():
@@ -65,17 +68,17 @@ def _hint(error: click.BadParameter) -> str:
 
 class _LazyGroup(click.Group):
     """
-    A group that imports a command when it is asked for.
+    A group that imports a command only when it runs.
 
-    A tracer on a busy node need not hold the demo's cluster in memory.
+    A tracer on a busy node should not hold the demo's modules in memory.
     """
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with _told_in_one_line():
+        with _usage_in_one_line():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _told_in_one_line(ctx):
+        with _usage_in_one_line(ctx):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
@@ -96,21 +99,28 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"auto_envvar_prefix": "SRCIP", "help_option_names": ["-h", "--help"]},
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show what went on, and compilers' own words.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Log progress, and print the compiler's or the verifier's output when loading fails.",
+)
 @click.version_option(package_name="srcip", prog_name="srcip")
 @click.pass_context
 def cli(context: click.Context, verbose: bool) -> None:
     """
-    Show whose IP address a backend sees, and where on a Kubernetes node the client's was replaced.
+    Show which source IP a backend sees, and where on a Kubernetes node the client's was replaced.
 
     \b
     Start with:
       srcip doctor     what this node can see
       srcip trace      every new connection as it happens
       srcip explain    what a Service's backends will see, before any packet flows
-      srcip demo       the same on a cluster in a box, removed afterwards
+      srcip demo       known scenarios on a cluster in a box, removed afterwards
 
     Every option can also be set by an environment variable, such as SRCIP_TRACE_NODE_NAME.
+    Exit codes: 0 success, 1 failure, 2 wrong usage; with --expect, 3 if another verdict was seen
+    and 4 if nothing was.
     """
     context.obj = verbose
     logging.basicConfig(
@@ -121,12 +131,12 @@ def cli(context: click.Context, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run srcip. A TracerError or a full disk is one line and exit 1; a bug keeps its traceback."""
+    """Run srcip. A TracerError or a full disk prints one line and exits 1; a bug, a traceback."""
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _terminate)
     if sys.stdout is None:
-        # It was closed by who started us. Else the next file that is opened would take its place.
+        # The parent closed it. The next file opened would get descriptor 1.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
     try:
         cli(prog_name="srcip")
@@ -136,19 +146,19 @@ def main() -> None:
             if "-v" in sys.argv or "--verbose" in sys.argv:
                 click.echo(error.details, err=True)
             else:
-                click.echo("srcip: 'srcip -v' shows what the compiler or kernel said", err=True)
+                click.echo("srcip: 'srcip -v' prints the output of compiler and kernel", err=True)
         sys.exit(1)
     except OSError as error:
         if error.errno not in _NO_ROOM or _takes_output():
             raise
         click.echo(f"srcip: cannot write standard output: {error.strerror}", err=True)
-        # Python would try once more with what is left, and complain of that.
+        # At exit Python flushes what is still buffered, and would fail with a second message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
 
 
 def _takes_output() -> bool:
-    # The error names no file where there is no room for what is printed.
+    # The error does not say which file was full: find out whether it was standard output.
     try:
         print(flush=True)
     except OSError:
@@ -157,7 +167,7 @@ def _takes_output() -> bool:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    """End as for an exception, so that a lab is removed and links are closed."""
+    """Exit by an exception, so that the lab is removed and links are closed."""
     sys.exit(128 + number)
 
 

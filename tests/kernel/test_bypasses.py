@@ -41,7 +41,7 @@ def test_xdp(box):
         options = struct.pack("=QII", 16, 2, 0)  # struct bpf_link_create_opts begins so
         link = btf.libbpf().bpf_link_create(fd, ifindex(box, "n0"), ATTACH_XDP, options)
     assert link >= 0
-    assert found(box) == ["an XDP program at n0 sees packets before the kernel does"]
+    assert found(box) == ["an XDP program on n0 handles packets before netfilter"]
     os.close(link)
     os.close(fd)
 
@@ -54,7 +54,7 @@ def test_tcx(box):
             bpf_syscall.create_tcx_link(fd, ifindex(box, "n1"), TCX_INGRESS)
             for fd in (theirs, ours)
         ]
-    assert found(box) == ["eBPF at tc of n1 (somebodys) may translate or redirect"]
+    assert found(box) == ["eBPF at tc of n1 (somebodys) may redirect packets or do NAT"]
     for fd in (*links, theirs, ours):
         os.close(fd)
 
@@ -62,4 +62,4 @@ def test_tcx(box):
 def test_clsact(box):
     """A qdisc for classifiers is named."""
     box.run("node", "tc", "qdisc", "add", "dev", "n0", "clsact")
-    assert found(box) == ["filters at tc of n0 (clsact) may redirect"]
+    assert found(box) == ["filters at tc of n0 (clsact) may redirect packets"]

@@ -459,7 +459,7 @@ def test_interface_that_refuses(box, trace):
             return set(tracer.source.info.not_seen) - set(before)
 
         (line,) = tracer.wait_for(refused)
-    assert line == "tc of n2 of node that came later: Numerical result out of range"
+    assert line == "tc of n2 of node, added after the start: Numerical result out of range"
     assert tracer.source.devices == devices
     # The others are attached to all the same.
     box.run("node", "ip", "link", "add", "n3", "type", "veth", "peer", "name", "n4")

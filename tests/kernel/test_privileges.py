@@ -140,7 +140,7 @@ def test_without_one_of_them(box, command, missing):
     done = ended([*inside(box), *with_only(*kept), *SRCIP, command, "--no-cluster"])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"srcip: tracing takes root: CAP_{missing.upper()} missing; try with sudo\n"
+        f"srcip: tracing needs root: CAP_{missing.upper()} missing; try with sudo\n"
     )
 
 
@@ -207,8 +207,8 @@ def test_another_user(box, command):
     done = ended([*inside(box), *as_a_user(*TO_TRACE), *SRCIP, command, "--no-cluster"])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "srcip: tracing takes the user root, if only with these capabilities: BCC compiles for no "
-        "other; try with sudo\n"
+        "srcip: tracing needs the user root besides these capabilities, because BCC compiles for "
+        "no other; try with sudo\n"
     )
 
 

@@ -48,7 +48,7 @@ def test_no_place_left(box, trace, monkeypatch):
     monkeypatch.setattr("tracer.kernel.attach._PLACES", 1)
     trace()
 
-    with pytest.raises(LoadError, match="hold the last priorities of the hook"):
+    with pytest.raises(LoadError, match="hold all 1 priorities that it may use"):
         trace()
 
 
@@ -199,7 +199,7 @@ def test_compiler_error(kernel):
 def test_verifier_error(kernel):
     """A program that the kernel refuses is named, and the verifier's words are kept."""
     wrong = programs.Program(file="accepts.c", functions=(("srcip_accept", 32, 45),), maps=())
-    with pytest.raises(LoadError, match="refuses srcip_accept") as caught:
+    with pytest.raises(LoadError, match="rejects srcip_accept") as caught:
         programs.load((wrong,))
     assert caught.value.details
 

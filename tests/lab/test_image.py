@@ -259,7 +259,7 @@ def test_without_a_capability(podman, pod, capability):
     )
     assert done.returncode == 1
     assert (
-        done.stderr.strip() == f"srcip: tracing takes root: CAP_{capability} missing; try with sudo"
+        done.stderr.strip() == f"srcip: tracing needs root: CAP_{capability} missing; try with sudo"
     )
 
 

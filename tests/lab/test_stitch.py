@@ -142,7 +142,7 @@ def test_order_and_copies(run, tmp_path):
     copy = shutil.copy(files["node1"], tmp_path / "copy")
     again, told = stitched(copy, *files.values())
     assert again == paths
-    assert "stood in two recordings" in told["notes"][0]
+    assert "were in two recordings" in told["notes"][0]
 
 
 @pytest.mark.parametrize("node", NODES)

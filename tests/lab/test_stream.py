@@ -208,8 +208,8 @@ def test_who_may_not(lab, path):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            f"srcip: cannot reach the agent at {path}: Permission denied; it is for the group of "
-            "'srcip serve --stream-group'\n"
+            f"srcip: cannot reach the agent at {path}: Permission denied; only the group of "
+            "'srcip serve --stream-group' may connect\n"
         )
 
 

@@ -199,12 +199,12 @@ def test_it_shows_what_a_trace_of_ones_own_shows(lab, tmp_path, secure, options)
 
 def test_who_may(secure):
     """A right to scrape is none to listen; who may, may; each refusal is one line with a way."""
-    assert "may not get /stream (403); bind a role" in secure.refused(token="scraper")
-    assert "does not know this token (401)" in secure.refused(token="nobody")
+    assert "may not get /stream (403); bind that account" in secure.refused(token="scraper")
+    assert "does not accept this token (401)" in secure.refused(token="nobody")
     assert secure.get("/stream")[0] == 403
     secure.api.allowed.add(("scraper", "get", "/stream"))
     secure.api.is_broken = True
-    assert "cannot be asked about this token (503)" in secure.refused(token="new")
+    assert "cannot ask the API server about this token (503)" in secure.refused(token="new")
     secure.api.is_broken = False
     secure.api.allowed.remove(("scraper", "get", "/stream"))
     assert "Hostname mismatch" in secure.refused("--tls-server-name", "agent.example")

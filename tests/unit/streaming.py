@@ -26,7 +26,7 @@ def gate(authorization, path):
     """Who may: as tracer.cluster.review answers."""
     if path != URL_PATH:
         return None
-    return TOKENS.get(authorization.removeprefix("Bearer "), (401, "a bearer token is needed"))
+    return TOKENS.get(authorization.removeprefix("Bearer "), (401, "a bearer token is required"))
 
 
 class Streaming:

@@ -131,11 +131,11 @@ def test_enumerators(types):
 @pytest.mark.parametrize(
     ("name", "path", "message"),
     [
-        ("sk_buff", "no_such_field", "has no sk_buff.no_such_field; please report it"),
-        ("nf_conn", "zone.colour", "has no nf_conn.zone.colour; please report it"),
+        ("sk_buff", "no_such_field", "has no field sk_buff.no_such_field; please report this"),
+        ("nf_conn", "zone.colour", "has no field nf_conn.zone.colour; please report this"),
         # A path that goes on through a number.
-        ("sk_buff", "mark.x", "has no sk_buff.mark.x; please report it"),
-        ("no_such_struct", "x", "describes no struct no_such_struct; is the module nf_conntrack"),
+        ("sk_buff", "mark.x", "has no field sk_buff.mark.x; please report this"),
+        ("no_such_struct", "x", "has no struct no_such_struct; is the module nf_conntrack"),
     ],
 )
 def test_missing_field(types, name, path, message):
@@ -148,7 +148,7 @@ def test_missing_field(types, name, path, message):
 def test_missing_field_of_the_programs(types, monkeypatch):
     """The header is not written with a field missing."""
     monkeypatch.setattr("tracer.kernel.headers.FIELDS", (*FIELDS, ("sk_buff", "gone")))
-    with pytest.raises(LoadError, match=r"has no sk_buff\.gone"):
+    with pytest.raises(LoadError, match=r"has no field sk_buff\.gone"):
         offsets_header(types)
 
 

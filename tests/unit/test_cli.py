@@ -97,81 +97,84 @@ def test_version(srcip):
     [
         (
             ["trace", "--filter-client", "10.0.0.1/8"],
-            "has host bits set: say 10.0.0.0/8, or 10.0.0.1",
+            "has host bits set: use 10.0.0.0/8, or 10.0.0.1",
         ),
-        (["replay", "x", "--filter-client", "nonsense"], "'nonsense' is no address, and no prefix"),
-        (["trace", "--filter-client", "fe80::1%eth0"], "'fe80::1%eth0' is no address"),
+        (["replay", "x", "--filter-client", "nonsense"], "'nonsense' is neither an address"),
+        (["trace", "--filter-client", "fe80::1%eth0"], "'fe80::1%eth0' is neither an address"),
         (["flows", "--filter-backend", "10.0.0.0/33"], "10.0.0.0/33"),
-        (["trace", "--filter-port", "0"], "'0' is no whole number from 1 to 65535"),
-        (["trace", "--filter-port", "http"], "'http' is no whole number from 1 to 65535"),
-        (["flows", "--filter-service", "web"], "'web' is no NAMESPACE/NAME, such as default/web"),
+        (["trace", "--filter-port", "0"], "'0' is not a whole number from 1 to 65535"),
+        (["trace", "--filter-port", "http"], "'http' is not a whole number from 1 to 65535"),
+        (["flows", "--filter-service", "web"], "'web' is not NAMESPACE/NAME, such as default/web"),
         (["trace", "--filter-proto", "gre"], "'gre' is not one of 'tcp'"),
         (["trace", "--filter-verdict", "lost"], "'lost' is not one of"),
         (["replay", "x", "--expect", "lost"], "'lost' is not one of"),
-        (["replay", "x", "--count", "0"], "'0' is no whole number from 1 on"),
-        (["trace", "--timeout", "0"], "'0' is no time of more than 0 seconds"),
-        (["trace", "--timeout", "nan"], "'nan' is no time of more than 0 seconds"),
-        (["trace", "--timeout", "inf"], "'inf' is no time of more than 0 seconds"),
-        (["stitch", "x", "--window", "nan"], "is no time of more than 0 and at most 3600 seconds"),
-        (["explain", "a/b", "--probe-timeout", "1e300"], "'1e300' is no time of more than 0"),
-        (["serve", "--drain-interval", "0.5"], "'0.5' is no time of at least 1 and at most 3600"),
+        (["replay", "x", "--count", "0"], "'0' is not a whole number of 1 or more"),
+        (["trace", "--timeout", "0"], "'0' is not a number of seconds, more than 0"),
+        (["trace", "--timeout", "nan"], "'nan' is not a number of seconds, more"),
+        (["trace", "--timeout", "inf"], "'inf' is not a number of seconds, more"),
+        (["stitch", "x", "--window", "nan"], "seconds, more than 0 and at most 3600"),
+        (
+            ["explain", "a/b", "--probe-timeout", "1e300"],
+            "'1e300' is not a number of seconds, more",
+        ),
+        (["serve", "--drain-interval", "0.5"], "seconds, at least 1 and at most 3600"),
         (["replay", "x", "-o", "xml"], "'xml' is not one of 'table', 'json'"),
         (["replay"], "FILE is missing"),
         (["report", "x"], "-o / --output is missing"),
         (["trace", "--netns"], "option '--netns' requires an argument; see 'srcip trace --help'"),
-        (["trace", "--trusted-proxy", "::1"], "--trusted-proxy goes with --read-proxy-headers"),
-        (["trace", "--agent", "--record", "x"], "--record is the agent's own: it does not go with"),
-        (["trace", "--agent", "/x", "--netns", "y"], "--netns is the agent's own"),
-        (["trace", "--agent", "-o", "diagram"], "-o diagram does not go with --agent"),
-        (["trace", "--agent", "http://h:1"], "hands out its stream over https alone; tokens and"),
-        (["trace", "--agent", "http://127.0.0.1:1"], "over https alone"),
-        (["trace", "--agent", "ftp://h:1"], "over https alone"),
-        (["trace", "--agent", "https://h"], "names no port; 9464 is an agent's"),
+        (["trace", "--trusted-proxy", "::1"], "--trusted-proxy needs --read-proxy-headers"),
+        (["trace", "--agent", "--record", "x"], "--record cannot be combined with --agent: the"),
+        (["trace", "--agent", "/x", "--netns", "y"], "--netns cannot be combined with"),
+        (["trace", "--agent", "-o", "diagram"], "-o diagram cannot be combined with --agent"),
+        (["trace", "--agent", "http://h:1"], "offers its stream over https only, because tokens"),
+        (["trace", "--agent", "http://127.0.0.1:1"], "over https only"),
+        (["trace", "--agent", "ftp://h:1"], "over https only"),
+        (["trace", "--agent", "https://h"], "names no port; an agent's default is 9464"),
         (["trace", "--agent", "https://:9464"], "names no port"),
         (["trace", "--agent", "https://h:x"], "Port could not be cast"),
         (["trace", "--agent", "https://h:70000"], "Port out of range"),
         (["trace", "--agent", "https://[h:1"], "Invalid IPv6 URL"),
-        (["trace", "--agent", "https://h:1\x1b[2J"], "'https://h:1\\x1b[2J' is no URL"),
-        (["trace", "--agent", "https://a:b@h:1"], "https://h:1 takes no user, query or fragment"),
+        (["trace", "--agent", "https://h:1\x1b[2J"], "'https://h:1\\x1b[2J' is not a URL"),
+        (["trace", "--agent", "https://a:b@h:1"], "must not have a user, query or fragment"),
         (
             ["trace", "--agent", "https://h:1/metrics"],
-            "the stream is at /stream, and needs no path",
+            "leave out the path; the stream is at /stream",
         ),
-        (["trace", "--agent", "https://h:1"], "takes a token: --token-file FILE, or --kubeconfig"),
-        (["trace", "--agent", "https://h:1", "--netns", "y"], "--netns is the agent's own"),
+        (["trace", "--agent", "https://h:1"], "needs a token: give --token-file FILE, or"),
+        (["trace", "--agent", "https://h:1", "--netns", "y"], "--netns cannot be combined with"),
         (
             ["trace", "--agent", "https://h:1", "--token-file", "x", "--kubeconfig", "y"],
-            "--kubeconfig does not go with --token-file: there is one token",
+            "--kubeconfig cannot be combined with --token-file: only one token is sent",
         ),
-        (["trace", "--agent", "/x", "--kubeconfig", "y"], "--kubeconfig is the agent's own"),
-        (["trace", "--agent", "--ca-file", "x"], "--ca-file goes with --agent https://HOST:PORT"),
-        (["trace", "--token-file", "x"], "--token-file goes with --agent https://HOST:PORT alone"),
-        (["trace", "--tls-server-name", "x"], "--tls-server-name goes with --agent https://"),
-        (["serve", "--stream-https"], "--stream-https takes --tls-cert and --authorize kubernetes"),
+        (["trace", "--agent", "/x", "--kubeconfig", "y"], "--kubeconfig cannot be combined with"),
+        (["trace", "--agent", "--ca-file", "x"], "--ca-file needs --agent https://HOST:PORT"),
+        (["trace", "--token-file", "x"], "--token-file needs --agent https://HOST:PORT"),
+        (["trace", "--tls-server-name", "x"], "--tls-server-name needs --agent https://"),
+        (["serve", "--stream-https"], "--stream-https needs --tls-cert and --authorize kubernetes"),
         (
             ["serve", "--stream-https", "--tls-cert", "x", "--tls-key", "y"],
-            "--stream-https takes --tls-cert and --authorize kubernetes",
+            "--stream-https needs --tls-cert and --authorize kubernetes",
         ),
         (
             ["serve", "--stream-https", "--authorize", "kubernetes"],
-            "--stream-https takes --tls-cert and --authorize kubernetes",
+            "--stream-https needs --tls-cert and --authorize kubernetes",
         ),
         (
             ["serve", "--stream-https", "--no-stream", *GUARDED],
-            "--stream-https does not go with --no-stream",
+            "--stream-https and --no-stream are mutually exclusive",
         ),
-        (["serve", "--tls-cert", "x"], "--tls-cert and --tls-key go together"),
-        (["serve", "--tls-key", "x"], "--tls-cert and --tls-key go together"),
-        (["serve", "--bind", "192.0.2.1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
-        (["serve", "--bind", "node1", "--authorize", "kubernetes"], "takes --tls-cert: tokens"),
-        (["serve", "--stream-group", "no-such-group"], "there is no group 'no-such-group'"),
-        (["serve", "--stream-group", "4294967295"], "there is no group '4294967295'"),
+        (["serve", "--tls-cert", "x"], "--tls-cert and --tls-key must be given together"),
+        (["serve", "--tls-key", "x"], "--tls-cert and --tls-key must be given together"),
+        (["serve", "--bind", "192.0.2.1", "--authorize", "kubernetes"], "needs --tls-cert: tokens"),
+        (["serve", "--bind", "node1", "--authorize", "kubernetes"], "needs --tls-cert: tokens"),
+        (["serve", "--stream-group", "no-such-group"], "no such group: 'no-such-group'"),
+        (["serve", "--stream-group", "4294967295"], "no such group: '4294967295'"),
         (["demo", "--scenario", "S99"], "'S99' is not one of"),
-        (["demo", "--keep", "--scenario", "s3"], "nothing but one --mode goes with it"),
-        (["demo", "--keep", "--mode", "iptables", "--mode", "nftables"], "but one --mode"),
+        (["demo", "--keep", "--scenario", "s3"], "it takes one --mode and nothing else"),
+        (["demo", "--keep", "--mode", "iptables", "--mode", "nftables"], "takes one --mode"),
         (["replace"], "no such command 'replace'; see 'srcip --help'"),
-        (["trace", "--node-nam"], "there is no --node-nam, but --node-name"),
-        (["trace", "--no-such-option"], "there is no --no-such-option"),
+        (["trace", "--node-nam"], "no such option: --node-nam; did you mean --node-name?"),
+        (["trace", "--no-such-option"], "no such option: --no-such-option"),
         (["trace", "evil\x1b[2J\n"], "got unexpected extra argument"),
     ],
 )
@@ -201,9 +204,13 @@ def test_no_agent_at_a_port(srcip, tmp_path):
     assert srcip("trace", *where) == (
         1,
         "",
-        f"srcip: token file {token} cannot be read: No such file or directory\n",
+        f"srcip: cannot read token file {token}: No such file or directory\n",
     )
-    for said, why in (("", "holds no token"), ("a\nb", "holds no token"), ("a b", "several words")):
+    for said, why in (
+        ("", "no valid"),
+        ("a\nb", "no valid bearer token"),
+        ("a b", "several words"),
+    ):
         token.write_text(said)
         code, _, err = srcip("trace", *where)
         assert (code, err.count("\n")) == (1, 1)
@@ -239,7 +246,9 @@ def test_unknown_namespace(srcip, name, spec, hint):
 def test_no_namespace(path):
     """A file that is something else is told so, with or without root."""
     with (
-        pytest.raises(NetnsError, match=f"network namespace {path}: Invalid argument; it is none"),
+        pytest.raises(
+            NetnsError, match=f"namespace {path}: Invalid argument; that file is not a network"
+        ),
         netns.inside(Path(path)),
     ):
         pass
@@ -471,7 +480,7 @@ def test_expect_with_filter(srcip, recording):
         (
             ["--cluster", OBJECTS],
             "default/nodport",
-            "no Service default/nodport in the cluster; there is default/nodeport",
+            "no Service default/nodport in the cluster; did you mean default/nodeport",
         ),
         (["--cluster", OBJECTS], "default/nodeport", None),
     ],
@@ -564,7 +573,7 @@ def test_tracing_without_root(unprivileged, name):
     done = unprivileged(name)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "srcip: tracing takes root: CAP_NET_ADMIN, CAP_SYSLOG, CAP_BPF, CAP_PERFMON missing; "
+        "srcip: tracing needs root: CAP_NET_ADMIN, CAP_SYSLOG, CAP_BPF, CAP_PERFMON missing; "
         "try with sudo\n"
     )
 
@@ -573,7 +582,7 @@ def test_flows_without_root(unprivileged):
     """Without root conntrack cannot be read: one line."""
     done = unprivileged("flows", "--no-cluster")
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"srcip: conntrack of \S+ cannot be read: .*root.*\n", done.stderr)
+    assert re.fullmatch(r"srcip: cannot read conntrack of \S+: .*root.*\n", done.stderr)
 
 
 def test_doctor_without_root(unprivileged):

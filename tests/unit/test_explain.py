@@ -12,8 +12,8 @@ CLUSTER = ("--cluster", OBJECTS)
     [
         (
             ["default/clusterip", "--set", "externalTrafficPolicy=Local"],
-            "Service default/clusterip has no externalTrafficPolicy: it is of type ClusterIP, and "
-            "has no external address",
+            "Service default/clusterip has no externalTrafficPolicy: it is of type ClusterIP "
+            "without externalIPs",
         ),
         (
             ["default/nodeport", "--set", "externalTrafficPolicy=Local", "--from-recording", "/x"],
@@ -21,8 +21,8 @@ CLUSTER = ("--cluster", OBJECTS)
         ),
         (
             ["default/nodeport", "--probe-health"],
-            "Service default/nodeport has no healthCheckNodePort: it takes type LoadBalancer with "
-            "externalTrafficPolicy Local",
+            "Service default/nodeport has no healthCheckNodePort: only type LoadBalancer with "
+            "externalTrafficPolicy Local has one",
         ),
     ],
 )
@@ -49,6 +49,6 @@ def test_a_preview_says_that_it_is_one(srcip):
     )
     local = ("--set", "externalTrafficPolicy=Local")
     assert srcip("explain", *CLUSTER, "default/nodeport", *local)[1].startswith(
-        "default/nodeport as it would be: NodePort, externalTrafficPolicy Local, "
-        "internalTrafficPolicy Cluster; kube-proxy in a mode that is not known\n"
+        "default/nodeport after the change: NodePort, externalTrafficPolicy Local, "
+        "internalTrafficPolicy Cluster; kube-proxy in unknown mode\n"
     )

@@ -16,7 +16,7 @@ from tracer.kernel.health import Health
         (
             Health(node="n", status=404),
             True,
-            "  n: 404 is no answer of kube-proxy: something else listens there; "
+            "  n: 404 is not an answer of kube-proxy: something else listens there; "
             "the objects say 200",
         ),
     ],

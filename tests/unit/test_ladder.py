@@ -66,7 +66,7 @@ def test_nat_that_comes_later(machine):
     assert probes.unseen() is None
     (machine / "iptable_nat").mkdir()
     assert probes.unseen() == (
-        "marks where iptable_nat replaces sources: loaded after srcip, which must be started anew"
+        "marks where iptable_nat replaces sources: loaded after srcip, which must be restarted"
     )
 
 

@@ -82,7 +82,7 @@ def test_one_connection_in_two_recordings(srcip, recorded, tmp_path):
     srcip("report", recorded("a.srcip"), recorded("b.srcip"), "-o", output)
     page = output.read_text()
     assert page.count("<tr data-verdict") == 2
-    assert "connections stood in two recordings of one node" in page
+    assert "connections were in two recordings of one node" in page
 
 
 def test_no_recording(srcip, recorded, tmp_path):

@@ -207,7 +207,7 @@ def test_the_same_recording_twice(record, stitch):
     one, two = record("node1", second, accept(MS)), record("node2", first)
     _, (path,), summary, _ = stitch(one, two, one, two)
     assert nodes(path) == ["node2", "node1"]
-    assert summary["notes"] == ["2 connections stood in two recordings of one node"]
+    assert summary["notes"] == ["2 connections were in two recordings of one node"]
 
 
 def test_two_tracers_of_one_node(record, stitch):
@@ -359,7 +359,7 @@ def test_strangers(record, srcip):
     file = record("node2", s3()[0])
     code, _, err = srcip("stitch", file, "--clock-offset", "node7=1")
     assert code == 2
-    assert "--clock-offset node7: no recording is of that node, they are of node2" in err
+    assert "--clock-offset node7: no recording is of that node; they are of node2" in err
     for text in ("node2", "node2=", "=1", "node2=x", "node2=nan", "node2=1e99", "node2=inf"):
         assert srcip("stitch", file, "--clock-offset", text)[0] == 2
 

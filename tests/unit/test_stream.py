@@ -111,17 +111,23 @@ def test_any_filter_is_understood_or_refused(told):
     [
         ({"kind": "hello"}, "expected a request, not kind 'hello'"),
         ({"kind": "request", "version": 2}, "speaks version 1 of the stream, not 2"),
-        ({"kind": "request", "version": 1, "filter": []}, "filter is no object"),
+        ({"kind": "request", "version": 1, "filter": []}, "filter is not an object"),
         ({"kind": "request", "version": 1, "filter": {"node": 1}}, "no filter 'node'"),
-        ({"kind": "request", "version": 1, "filter": {"client": "x"}}, "client 'x' is no address"),
-        ({"kind": "request", "version": 1, "filter": {"client": 1}}, "client 1 is no address"),
-        ({"kind": "request", "version": 1, "filter": {"port": True}}, "port True is none"),
-        ({"kind": "request", "version": 1, "filter": {"port": 65536}}, "port 65536 is none"),
+        ({"kind": "request", "version": 1, "filter": {"client": "x"}}, "client 'x' is neither"),
+        ({"kind": "request", "version": 1, "filter": {"client": 1}}, "client 1 is neither"),
+        ({"kind": "request", "version": 1, "filter": {"port": True}}, "port True is not"),
+        ({"kind": "request", "version": 1, "filter": {"port": 65536}}, "port 65536 is not"),
         ({"kind": "request", "version": 1, "filter": {"proto": "gre"}}, "proto 'gre' is not one"),
-        ({"kind": "request", "version": 1, "filter": {"causes": ["y"]}}, "agent has no 'y'"),
-        ({"kind": "request", "version": 1, "filter": {"services": ["a"]}}, "is no NAMESPACE/NAME"),
-        ({"kind": "request", "version": 1, "filter": {"verdicts": "unknown"}}, "no list of texts"),
-        ({"kind": "request", "version": 1, "filter": {"services": ["a/b"] * 999}}, "256 at the"),
+        ({"kind": "request", "version": 1, "filter": {"causes": ["y"]}}, "agent does not know 'y'"),
+        ({"kind": "request", "version": 1, "filter": {"services": ["a"]}}, "is not NAMESPACE/NAME"),
+        (
+            {"kind": "request", "version": 1, "filter": {"verdicts": "unknown"}},
+            "not a list of strings",
+        ),
+        (
+            {"kind": "request", "version": 1, "filter": {"services": ["a/b"] * 999}},
+            "at most 256 are",
+        ),
     ],
 )
 def test_refusals(told, why):
@@ -444,7 +450,7 @@ def test_a_client_that_is_stuck_is_let_go(stream):
         assert stream.server.clients == 1
         lost = stream.server.lost
         assert lost > 0
-        with pytest.raises(StreamError, match="closed the stream: it has ended, or this reader"):
+        with pytest.raises(StreamError, match="closed the stream: it ended, or this client"):
             read_all(stuck)
         stream.step()
         assert stream.server.lost == lost
@@ -487,10 +493,10 @@ def test_one_too_many(stream, monkeypatch):
     ("said", "why"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", "a line is not JSON"),
-        (b"[]\n", "a line is no JSON object"),
+        (b"[]\n", "a line is not a JSON object"),
         (b"{}\n", "expected a request"),
-        (b"x" * 20000, "a request has 16384 bytes at the most"),
-        (request_line(Wanted()) + b"again\n", "a client asks once"),
+        (b"x" * 20000, "a request may have at most 16384 bytes"),
+        (request_line(Wanted()) + b"again\n", "after its request a client"),
         (b"[" * 16000 + b"\n", "a line is not JSON"),
     ],
 )
@@ -512,7 +518,7 @@ def test_asking_twice(stream):
     assert json.loads(hello) == {
         "kind": "hello", "version": 1, "agent": "1.2", "nodes": ["node1"],
     }  # fmt: skip
-    assert json.loads(error)["message"].startswith("a client asks once")
+    assert json.loads(error)["message"].startswith("after its request a client")
     assert rest == b""
 
 
@@ -631,8 +637,8 @@ def test_no_agent(tmp_path):
     ("answer", "why"),
     [
         (b"HTTP/1.1 400\n", "a line is not JSON"),
-        (b'{"kind": "hello", "version": 9}\n', "no agent of this version"),
-        (b"x" * (2 << 20), "a line without an end"),
+        (b'{"kind": "hello", "version": 9}\n', "not an agent with version 1"),
+        (b"x" * (2 << 20), "a line of more than 1048576 bytes"),
         (b"", "closed the stream"),
     ],
 )

@@ -192,8 +192,8 @@ def test_many_clients_at_once(streaming):
 @pytest.mark.parametrize(
     ("token", "why"),
     [
-        ("bad", r"refuses: a bearer token is needed \(401\); name a file .* with --token-file"),
-        ("other", r"refuses: 'somebody' may not get /stream \(403\); bind a role"),
+        ("bad", r"refuses: a bearer token is required \(401\); name a file .* by --token-file"),
+        ("other", r"refuses: 'somebody' may not get /stream \(403\); bind that account"),
     ],
 )
 def test_who_may_not(streaming, token, why):
@@ -289,7 +289,9 @@ def test_authorities_that_are_none(streaming, tmp_path):
         path = tmp_path / name
         if name == "empty":
             path.write_text("")
-        with pytest.raises(StreamError, match=f"cannot use the authorities in {path}: .*{why}"):
+        with pytest.raises(
+            StreamError, match=f"cannot use the certificate authorities in {path}: .*{why}"
+        ):
             AgentStream(streaming.agent(ca_file=path), Wanted())
 
 
@@ -324,13 +326,19 @@ def answering(tmp_path, answer, *, is_secure=True):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (b"", "no agent of srcip \\(it closed the connection\\)"),
-        (b"SSH-2.0-OpenSSH\r\n", "no agent of srcip \\(b'SSH-2.0-OpenSSH"),
-        (b"HTTP/1.1 401 Unauthorized\r\nServer: nginx\r\n\r\n", r"no agent .* \(HTTP status 401\)"),
-        (b"HTTP/1.1 200 OK\r\n\r\nserver: srcip \r\n", r"no agent .* \(HTTP status 200\)"),
-        (b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\n\r\n", r"no agent .* \(HTTP status 101\)"),
+        (b"", "not a srcip agent \\(it closed the connection\\)"),
+        (b"SSH-2.0-OpenSSH\r\n", "not a srcip agent \\(b'SSH-2.0-OpenSSH"),
+        (
+            b"HTTP/1.1 401 Unauthorized\r\nServer: nginx\r\n\r\n",
+            r"not a srcip agent \(HTTP status 401\)",
+        ),
+        (b"HTTP/1.1 200 OK\r\n\r\nserver: srcip \r\n", r"not a srcip agent \(HTTP status 200\)"),
+        (
+            b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\n\r\n",
+            r"not a srcip agent \(HTTP status 101\)",
+        ),
         (b"HTTP/1.0 503 x\r\nServer: srcip \r\n\r\n", r"refuses: it does not say why \(503\)"),
-        (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 5000, "an answer without an end"),
+        (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 5000, "the head of its answer does not end"),
     ],
 )
 def test_what_is_no_agent(tmp_path, answer, why):
@@ -345,7 +353,7 @@ def test_what_is_no_agent(tmp_path, answer, why):
 def test_what_speaks_no_tls(tmp_path):
     """A port of plain HTTP."""
     thread, agent = answering(tmp_path, b"HTTP/1.0 400 Bad request\r\n\r\n", is_secure=False)
-    with pytest.raises(StreamError, match="no TLS with what listens there: "):
+    with pytest.raises(StreamError, match="TLS failed, perhaps something else listens there: "):
         AgentStream(agent, Wanted())
     thread.join()
 
@@ -354,13 +362,13 @@ def test_what_does_not_answer(tmp_path, monkeypatch):
     """A time-out, in the handshake and after it."""
     monkeypatch.setattr(upgrade, "PATIENCE_S", 0.2)
     thread, agent = answering(tmp_path, None)
-    with pytest.raises(StreamError, match=r"no answer in 0\.2 s"):
+    with pytest.raises(StreamError, match=r"no answer within 0\.2 s"):
         AgentStream(agent, Wanted())
     thread.join()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         agent = HttpsAgent(host="127.0.0.1", port=silent.getsockname()[1], token="x")
         for patience_s, said in ((None, "0.2"), (0.1, "0.1"), (5, "0.2")):
-            with pytest.raises(StreamError, match=rf"no answer in {said} s"):
+            with pytest.raises(StreamError, match=rf"no answer within {said} s"):
                 AgentStream(agent, Wanted(), patience_s=patience_s)
     with pytest.raises(StreamError, match="Connection refused; does 'srcip serve --stream-https'"):
         AgentStream(agent, Wanted())
@@ -374,7 +382,7 @@ def test_what_an_agent_says_is_not_believed(streaming):
             with streaming.lock:
                 streaming.server._tell_last(listener, f'{{"kind": "summary", {told}}}\n'.encode())
             taken(client)
-            with pytest.raises(StreamError, match="summary is not understood"):
+            with pytest.raises(StreamError, match="summary is malformed"):
                 client.summary()
         streaming.wait(lambda: streaming.server.clients == 0)
 
@@ -458,7 +466,7 @@ def test_without_a_socket(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("; there is no live stream\n")
     server = serve._stream(None, None, is_https=True)
     told = capsys.readouterr().err
-    assert told.endswith("; the live stream is on the port alone\n")
+    assert told.endswith("; the live stream is on the port only\n")
     assert told.count("\n") == 1
     mine, other = socket.socketpair()
     origin = servers.Origin(version="1", nodes=(), losses=dict, not_seen=tuple)

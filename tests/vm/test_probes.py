@@ -85,7 +85,7 @@ def test_nat_that_is_loaded_later(box):
             return any("nft_chain_nat" in line for line in tracing.info.not_seen)
 
         wait_until(is_told)
-        with pytest.raises(LoadError, match=r"^not seen: marks where nft_chain_nat [^\n]+ anew$"):
+        with pytest.raises(LoadError, match=r"^not seen: marks where nft_chain_nat [^\n]+$"):
             wait_until(lambda: serving.read(0) is None)
         # It goes on, and does not guess.
         send(box)

@@ -1,1 +1,1 @@
-"""What Kubernetes says about addresses: an immutable index of the cluster, and its sources."""
+"""An immutable index of the cluster's objects by address, and the sources that fill it."""

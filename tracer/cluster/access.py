@@ -1,8 +1,8 @@
 """
-How to reach an API server: kubeconfig or service account, by lightkube.
+How to reach an API server, by kubeconfig or service account, with lightkube.
 
-lightkube reads the configuration, keeps the certificates and re-reads a rotated token; what it
-does not do is added here. docs/decisions/0010-kubernetes-client.md says why it was chosen.
+lightkube reads the configuration, handles certificates and re-reads a rotated token; this module
+adds what it lacks. docs/decisions/0010-kubernetes-client.md explains the choice.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ SERVICE_ACCOUNT = Path(lightkube.SERVICE_ACCOUNT)
 _CONNECT_S = 10
 _EXEC_S = 60
 _Client = TypeVar("_Client", httpx.AsyncClient, httpx.Client)
-# What a kubeconfig that is not one makes lightkube raise.
+# What lightkube raises for a malformed kubeconfig.
 _MALFORMED = (
     yaml.YAMLError,
     msgspec.MsgspecError,
@@ -51,13 +51,13 @@ def find_config(
     Return the cluster and account to use.
 
     Args:
-        kubeconfig: The file to read. Without it: the first that ``KUBECONFIG`` names and that
-            exists, else the pod's service account, else ``~/.kube/config``.
+        kubeconfig: The file to read. Default: the first existing file that ``KUBECONFIG`` names,
+            else the pod's service account, else ``~/.kube/config``.
         context: The context in it; None for its current one.
         environ: Environment variables.
 
     Raises:
-        ClusterError: There is none, or it cannot be read, or it has no such context.
+        ClusterError: There is no configuration, or it cannot be read or has no such context.
     """
     named = [Path(item) for item in environ.get("KUBECONFIG", "").split(os.pathsep) if item]
     if kubeconfig is None and named:
@@ -68,8 +68,8 @@ def find_config(
     path = kubeconfig or Path(lightkube.DEFAULT_KUBECONFIG).expanduser()
     if kubeconfig is None and not _is_there(path):
         raise ClusterError(
-            f"no cluster to ask: {path} does not exist, KUBECONFIG is not set, and this is no pod"
-            " with a service account; name a file with --kubeconfig or --cluster"
+            f"no cluster configured: {path} does not exist, KUBECONFIG is not set, and this is not"
+            " a pod with a service account; name a file with --kubeconfig or --cluster"
         )
     return _from_file(path, context)
 
@@ -78,13 +78,13 @@ def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        # In a directory that is closed to us: reading it says so.
+        # The directory is not accessible: reading the file reports that.
         return True
 
 
 def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
     """
-    Return a client for the cluster, which the caller closes. It connects when first used.
+    Return a client for the cluster, for the caller to close. It connects when first used.
 
     Raises:
         ClusterError: Certificates, key or account of the configuration cannot be used.
@@ -94,7 +94,7 @@ def connect(config: lightkube.SingleConfig) -> httpx.AsyncClient:
 
 def connect_blocking(config: lightkube.SingleConfig, timeout_s: float) -> httpx.Client:
     """
-    Return a client that any thread may use, otherwise as `connect` does.
+    Return a blocking client that any thread may use; see `connect`.
 
     Raises:
         ClusterError: Certificates, key or account of the configuration cannot be used.
@@ -104,10 +104,10 @@ def connect_blocking(config: lightkube.SingleConfig, timeout_s: float) -> httpx.
 
 def plugin_token(plugin: UserExec) -> str:
     """
-    Return a token of a kubeconfig's credential plugin.
+    Return a token from a kubeconfig's credential plugin.
 
     Raises:
-        ClusterError: It gives none.
+        ClusterError: The plugin returns none.
     """
     return asyncio.run(_ExecAuth(plugin).fetch(None))
 
@@ -129,17 +129,17 @@ def _connect(
         if auth is not None:
             client.auth = auth
         return client
-    # Not within the except clause: its traceback would keep lightkube's temporary key files.
-    raise ClusterError(f"context {shown(config.context_name)}: it cannot be used: {reason}")
+    # Outside the except clause, whose traceback would keep lightkube's temporary key files alive.
+    raise ClusterError(f"cannot use context {shown(config.context_name)}: {reason}")
 
 
 def _check_files(config: lightkube.SingleConfig, user: User) -> None:
-    # What OpenSSL says about a missing file does not name it.
+    # OpenSSL's error about a missing file does not name it.
     files = (config.cluster.certificate_auth, user.client_cert, user.client_key)
     for file in files:
         if file is not None and not Path(config.abs_file(file)).is_file():
             raise ClusterError(
-                f"context {shown(config.context_name)}: it cannot be used: {file} does not exist"
+                f"cannot use context {shown(config.context_name)}: {file} does not exist"
             )
     has_cert, has_key = (
         any(item is not None for item in items)
@@ -150,16 +150,14 @@ def _check_files(config: lightkube.SingleConfig, user: User) -> None:
     )
     if has_cert != has_key:
         missing = "client-key" if has_cert else "client-certificate"
-        raise ClusterError(
-            f"context {shown(config.context_name)}: it cannot be used: it has no {missing}"
-        )
+        raise ClusterError(f"cannot use context {shown(config.context_name)}: it has no {missing}")
 
 
 def _from_service_account(directory: Path) -> lightkube.SingleConfig:
     try:
         config = lightkube.KubeConfig.from_service_account(directory).get()
     except (ConfigError, KeyError, OSError, UnicodeDecodeError) as error:
-        raise ClusterError(f"service account in {directory} is unusable: {error}") from None
+        raise ClusterError(f"cannot use the service account in {directory}: {error}") from None
     assert config is not None  # noqa: S101 - from_service_account sets the current context
     return config
 
@@ -184,7 +182,7 @@ def _from_file(path: Path, context: str | None) -> lightkube.SingleConfig:
         found = config.get(name)
     except _MALFORMED as error:
         raise ClusterError(
-            f"kubeconfig {path}: context {shown(name)} names {_reason(error)}, which is not there"
+            f"kubeconfig {path}: context {shown(name)} names {_reason(error)}, which does not exist"
         ) from None
     assert found is not None  # noqa: S101 - the name was looked up above
     return found
@@ -201,16 +199,16 @@ def _reason(error: BaseException) -> str:
 
 class _ExecAuth(httpx.Auth):
     """
-    Bearer tokens from a credential plugin, asked anew when one is refused.
+    Bearer tokens from a credential plugin, which is asked again when a token is refused.
 
-    lightkube 1.0 knows only the beta versions of client.authentication.k8s.io, while the plugins
-    of today's clouds speak v1.
+    lightkube 1.0 supports only the beta versions of client.authentication.k8s.io, while today's
+    cloud plugins use v1.
     """
 
     def __init__(self, plugin: UserExec) -> None:
         self._plugin = plugin
         self._token: str | None = None
-        # Of one loop's tasks. Who runs a loop for each question asks one at a time.
+        # For the tasks of one event loop. The blocking client runs a loop per call, one at a time.
         self._lock = asyncio.Lock()
 
     async def async_auth_flow(
@@ -234,7 +232,7 @@ class _ExecAuth(httpx.Auth):
             yield request
 
     async def fetch(self, refused: str | None) -> str:
-        """Return a token that is not one that was refused."""
+        """Return a token other than the refused one."""
         async with self._lock:
             # Another watch may have asked while this one waited.
             if self._token is None or self._token == refused:
@@ -281,7 +279,7 @@ class _ExecAuth(httpx.Auth):
         except (ValueError, LookupError, TypeError, RecursionError):
             token = None
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise self._error("its answer holds no status.token")
+            raise self._error("its output has no status.token")
         return token
 
     def _error(self, reason: str) -> FinalError:

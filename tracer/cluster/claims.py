@@ -1,4 +1,4 @@
-"""What each object says about addresses and ports: the entries of the index."""
+"""Claims: what each object says about addresses and ports. They are the entries of the index."""
 
 from collections.abc import Hashable, Iterator
 from enum import IntEnum
@@ -22,9 +22,9 @@ _LOOPBACK = (0xFFFF << 32 | 127 << 24) >> 24
 
 
 class Topic(IntEnum):
-    """What a claim is about, and so what its key is."""
+    """What a claim is about, which determines the type of its key."""
 
-    SOCKET = 0  # socket(): cluster, external and load-balancer addresses, told apart by rank
+    SOCKET = 0  # socket(): cluster, external and load-balancer addresses, distinguished by rank
     NODE_PORT = 1  # (port, proto)
     SLICES = 2  # (namespace, name) of the Service
     ENDPOINT = 3  # address
@@ -45,7 +45,7 @@ class Kind(IntEnum):
 
 
 class Owner(NamedTuple):
-    """The object that makes a claim. A Node's namespace is empty."""
+    """The identity of the object that makes a claim. A Node's namespace is empty."""
 
     kind: Kind
     namespace: str
@@ -53,7 +53,7 @@ class Owner(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One object's claim. Where several claim the same, the lowest rank, then name, comes first."""
+    """One object's claim. Of several claims on one key, the lowest rank, then owner, is first."""
 
     rank: int
     owner: Owner
@@ -66,23 +66,23 @@ Subject = tuple[Topic, Hashable]
 
 
 def number(address: IPAddress) -> int:
-    """Return an address as a number; IPv4 as IPv6 maps it, so that both families are disjoint."""
+    """Return an address as a number; IPv4 as ``::ffff:a.b.c.d``, so that the families differ."""
     return int(address) | _MAPPED if address.version == 4 else int(address)
 
 
 def socket(address: IPAddress, port: int, proto: int) -> int:
-    """Return a key for an address, port and protocol; an int hashes faster than an address."""
+    """Return a key for an address, port and protocol: an int, which hashes faster."""
     return number(address) | port << 128 | proto << 144
 
 
 def prefix(network: IPNetwork) -> tuple[int, int]:
-    """Return a network as its prefix length, out of 128 bits, and its leading bits."""
+    """Return a network's prefix length, out of 128 bits, and its leading bits."""
     length = network.prefixlen + (96 if network.version == 4 else 0)
     return length, number(network.network_address) >> (128 - length)
 
 
 def network_of(length: int, bits: int) -> IPNetwork:
-    """Return the network that `prefix` made the numbers of."""
+    """Return the network for what `prefix` returned."""
     address = bits << (128 - length)
     if length >= 96 and address >> 32 == _MAPPED >> 32:
         return IPv4Network((address & 0xFFFFFFFF, length - 96))
@@ -90,7 +90,7 @@ def network_of(length: int, bits: int) -> IPNetwork:
 
 
 def is_loopback(address: int) -> bool:
-    """Tell whether an address, as a number, is in 127.0.0.0/8 or is ::1."""
+    """Whether an address, as a number, is in 127.0.0.0/8 or is ::1."""
     return address >> 24 == _LOOPBACK or address == 1
 
 
@@ -108,7 +108,7 @@ def owner_of(obj: Object) -> Owner:
 
 
 def claims_of(obj: Object, owner: Owner) -> dict[Subject, Claim]:
-    """Return an object's claims, the first of each subject."""
+    """Return an object's claims; of several on one subject, the first."""
     claims: dict[Subject, Claim] = {}
     for subject, claim in _claims(obj, owner):
         claims.setdefault(subject, claim)
@@ -162,7 +162,7 @@ def _node_claims(node: Node, owner: Owner) -> Iterator[tuple[Subject, Claim]]:
 
 
 def _pod_claims(pod: Pod, owner: Owner) -> Iterator[tuple[Subject, Claim]]:
-    # A hostNetwork pod has its node's addresses, and its host ports are simply its own.
+    # A hostNetwork pod has its node's addresses, and its host ports are not mapped.
     if pod.is_host_network:
         return
     for address in pod.ips:

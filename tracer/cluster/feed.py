@@ -1,4 +1,4 @@
-"""List and watch of one resource: the Kubernetes API's way to stay up to date."""
+"""List and watch one resource of the Kubernetes API."""
 
 import asyncio
 import json
@@ -15,11 +15,11 @@ from tracer.cluster.errors import ClusterError
 from tracer.cluster.refusal import ExpiredError, FinalError, check, translated
 from tracer.cluster.resource import Resource
 
-# An object is at most 1.5 MiB in etcd; this is what a watch event may be.
+# The largest watch event to accept; an object is at most 1.5 MiB in etcd.
 _MAX_EVENT = 8 << 20
-# EndpointSlices have up to 40 KiB, Nodes with their images more: a page must not cost much memory.
+# Objects per page, to bound memory: EndpointSlices have up to 40 KiB, Nodes with images more.
 _PAGE = "100"
-# How many times the limit for one read a whole page may take.
+# How long a whole page may take, as a multiple of the limit for one read.
 _PAGE_PATIENCE = 4
 _HANDSHAKE_S = 2.0
 
@@ -29,10 +29,10 @@ Json = dict[str, object]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """
-    How patient a watch is, in seconds.
+    The time limits of a watch, in seconds.
 
-    A server ends a watch after ``watch_s`` and sends a bookmark about every minute before; a
-    connection silent for ``silence_s`` is given up.
+    The server is asked to end a watch after ``watch_s``, and sends a bookmark about every minute; a
+    connection that is silent for ``silence_s`` is closed.
     """
 
     watch_s: float = 300
@@ -43,21 +43,21 @@ class Timing:
 
 
 class Sink(Protocol):
-    """Who is told. Calls come from the event loop, one at a time."""
+    """Receives what the feed learns. Calls come from the event loop, one at a time."""
 
     def listed(
         self, resource: Resource, items: list[Json], *, is_first: bool, is_last: bool
     ) -> None:
-        """Take a page of all there is; with the last one, all else is gone."""
+        """Take a page of a list; after the last page, objects not in the list are gone."""
 
     def changed(self, resource: Resource, item: Json, *, is_gone: bool) -> None:
         """Take one object that was added, changed or removed."""
 
     def heard(self, resource: Resource) -> None:
-        """Learn that the server confirmed the state, with or without a change."""
+        """Note that the server confirmed the state, with or without a change."""
 
     def failed(self, resource: Resource, error: ClusterError, *, is_final: bool) -> None:
-        """Learn of a failure; a final one lasts until somebody acts. It is tried again anyway."""
+        """Note a failure; a final one lasts until somebody acts, but is retried all the same."""
 
 
 async def follow(client: httpx.AsyncClient, resource: Resource, sink: Sink, timing: Timing) -> None:
@@ -77,15 +77,15 @@ async def follow(client: httpx.AsyncClient, resource: Resource, sink: Sink, timi
             sink.failed(resource, error, is_final=isinstance(error, FinalError))
             feed.is_doubted = True
             failures += 1
-        # One that worked for a while begins anew; one that ends at once, however politely, is
-        # not asked in a tight loop.
+        # Only a watch that worked for a while resets the backoff: one that ends at once must not be
+        # retried in a tight loop.
         if feed.has_events or time.monotonic() - began > timing.max_backoff_s:
             failures = 1
         await asyncio.sleep(_delay(failures, timing))
 
 
 def _delay(failures: int, timing: Timing) -> float:
-    # Half fixed, half random: agents of all nodes must not come back together.
+    # Half fixed, half random, so that the agents of all nodes do not retry at the same time.
     longest = min(timing.max_backoff_s, timing.backoff_s * (1 << min(failures - 1, 16)))
     return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
 
@@ -96,7 +96,8 @@ class _Feed:
     ) -> None:
         self.version: str | None = None
         self.has_events = False
-        # After a failure, or where a watch was cut off: who answers next may have another history.
+        # Set after a failure or a broken watch: the server that answers next may have another
+        # history, such as a restored etcd.
         self.is_doubted = False
         self._client = client
         self._resource = resource
@@ -104,7 +105,7 @@ class _Feed:
         self._timing = timing
 
     async def run_once(self) -> None:
-        """List if need be, then watch until the server ends it."""
+        """List if needed, then watch until the server ends it."""
         self.has_events = False
         if self.version is not None and self.is_doubted and not await self._is_ahead():
             self.version = None
@@ -115,11 +116,12 @@ class _Feed:
 
     async def _is_ahead(self) -> bool:
         """
-        Tell whether the server has come as far as we have.
+        Whether the server's resourceVersion has reached ours.
 
-        One whose etcd was restored has not: it would take our watch, and be silent until it has.
+        After etcd was restored from a backup it has not: the server would accept our watch, and
+        send nothing until it has.
         """
-        # Without the selector: to find one of a node's Pods, etcd would read those of all nodes.
+        # Without the field selector: to find one node's Pods, etcd would read those of all nodes.
         async with self._opened({"limit": "1"}, httpx.Timeout(self._timing.answer_s)) as response:
             body = await response.aread()
         check(response.status_code, body, "list", self._resource)
@@ -134,7 +136,7 @@ class _Feed:
             body = await self._page(token)
             metadata, items = body.get("metadata"), body.get("items")
             if not isinstance(metadata, dict) or not isinstance(items, list | None):
-                raise ClusterError(f"list {self._resource.plural}: the answer is no list")
+                raise ClusterError(f"list {self._resource.plural}: the answer is not a list")
             token = _text(metadata.get("continue"))
             objects = [self._typed(item) for item in items or () if isinstance(item, dict)]
             self._sink.listed(self._resource, objects, is_first=is_first, is_last=token is None)
@@ -145,11 +147,11 @@ class _Feed:
     async def _page(self, token: str | None) -> Json:
         params = self._params(limit=_PAGE, **({"continue": token} if token else {}))
         if token is None and self._resource.field_selector is not None:
-            # From the server's cache, which knows Pods by node, as kubelets do it; etcd would read
+            # From the server's cache, which indexes Pods by node, as kubelets do; etcd would read
             # those of all nodes. What the cache lacks comes with the watch.
             params["resourceVersion"] = "0"
         timeout = httpx.Timeout(self._timing.answer_s)
-        # The client's own limit is for each read: a page that trickles would never exceed it.
+        # The client's limit is per read: a page that trickles in would never exceed it.
         async with asyncio.timeout(self._timing.answer_s * _PAGE_PATIENCE):
             async with self._opened(params, timeout) as response:
                 body = await response.aread()
@@ -161,18 +163,18 @@ class _Feed:
             watch="true",
             allowWatchBookmarks="true",
             resourceVersion=self.version or "",
-            # Spread, so that watches of many nodes do not end together.
+            # Randomized, so that the watches of many nodes do not end together.
             timeoutSeconds=str(int(self._timing.watch_s * random.uniform(0.75, 1))),  # noqa: S311
         )
         timeout = httpx.Timeout(self._timing.answer_s, read=self._timing.silence_s)
-        # The server keeps to timeoutSeconds; one that does not may not hold the watch for ever.
+        # A server that ignores timeoutSeconds must not hold the watch for ever.
         async with asyncio.timeout(self._timing.watch_s + self._timing.silence_s):
             async with self._opened(params, timeout) as response:
                 if response.status_code != 200:
                     check(response.status_code, await response.aread(), "watch", self._resource)
                 self._sink.heard(self._resource)
-                # A watch that is cut off, as load balancers do, is no failure: it is resumed. If
-                # the server is away, connecting again will say so.
+                # A connection that breaks, for example at a load balancer, is not a failure: the
+                # watch is resumed. If the server is gone, connecting again reports that.
                 try:
                     async for line in _lines(response, self._resource):
                         self._event(line)
@@ -201,7 +203,7 @@ class _Feed:
         event = _json(line, self._resource)
         kind, item = event.get("type"), event.get("object")
         if not isinstance(item, dict):
-            raise ClusterError(f"{self._resource.plural}: a watch event holds no object")
+            raise ClusterError(f"watch {self._resource.plural}: an event holds no object")
         if kind == "ERROR":
             code = item.get("code")
             code = code if isinstance(code, int) and code >= 400 else 500
@@ -220,14 +222,14 @@ class _Feed:
         return params
 
     def _typed(self, item: Json) -> Json:
-        # Items of a list do not repeat what they are.
+        # Items of a list carry neither kind nor apiVersion.
         item.setdefault("kind", self._resource.kind)
         item.setdefault("apiVersion", self._resource.api_version)
         return item
 
 
 async def _finish(sending: asyncio.Future[httpx.Response]) -> None:
-    # The client loses the socket when it is cancelled within a TLS handshake.
+    # The client leaks the socket if it is cancelled during a TLS handshake.
     await asyncio.wait([sending], timeout=_HANDSHAKE_S)
     if not sending.done():
         sending.cancel()
@@ -241,7 +243,9 @@ async def _lines(response: httpx.Response, resource: Resource) -> AsyncIterator[
     async for chunk in response.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > _MAX_EVENT:
-            raise ClusterError(f"watch {resource.plural}: an event exceeds {_MAX_EVENT >> 20} MiB")
+            raise ClusterError(
+                f"watch {resource.plural}: an event is larger than {_MAX_EVENT >> 20} MiB"
+            )
         for line in lines:
             if line:
                 yield line
@@ -253,12 +257,12 @@ def _json(data: bytes, resource: Resource) -> Json:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ClusterError(f"{resource.plural}: the API server answered no JSON object")
+        raise ClusterError(f"{resource.plural}: the API server's answer is not a JSON object")
     return value
 
 
 def _is_before(version: str | None, other: str | None) -> bool:
-    # Kubernetes promises since 1.35 that they are numbers, and has kept it before.
+    # Kubernetes guarantees since 1.35 that resourceVersions are numbers; they were before, too.
     if version is None or other is None or not (version.isdecimal() and other.isdecimal()):
         return False
     return (len(version), version) < (len(other), other)

@@ -1,4 +1,4 @@
-"""Typed reading of untrusted JSON: every wrong field is named, none is believed."""
+"""Typed reading of untrusted JSON, with errors that name the wrong field."""
 
 import re
 import sys
@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_network
 from tracer.cluster.errors import ClusterError
 from tracer.model import IPAddress, IPNetwork
 
-# Names reach terminals and metrics. This is wider than Kubernetes' DNS subdomains (RFC 1123) and
-# IANA service names, but lets through no space, quote or control character.
+# Names reach terminals and metrics. This allows more than Kubernetes' DNS subdomains (RFC 1123) and
+# IANA service names, but no space, quote or control character.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _SHOWN = 60
 
@@ -22,7 +22,7 @@ def shown(value: object) -> str:
 
 class Fields:
     """
-    A JSON object and where it stands, for messages such as ``Service a/b: spec.type is 3``.
+    A JSON object and its location, for messages such as ``Service a/b: spec.type is 3``.
 
     Readers treat null as absent, as the Kubernetes API does. All raise `ClusterError`.
     """
@@ -37,7 +37,7 @@ class Fields:
         self._value = value
 
     def error(self, key: str, expected: str) -> ClusterError:
-        """Return the error that says what stands at ``key`` and what should."""
+        """Return the error that says what is at ``key`` and what was expected."""
         return ClusterError(
             f"{self.where}: {self._at(key)} is {shown(self._value.get(key))}, expected {expected}"
         )
@@ -93,7 +93,7 @@ class Fields:
         return value
 
     def raw(self, key: str) -> object:
-        """Return whatever stands there."""
+        """Return the value, unchecked."""
         return self._value.get(key)
 
     def member(self, key: str) -> "Fields":

@@ -1,8 +1,7 @@
 """
-The cluster as it was: a connection is judged by the state at its time, not at reading time.
+The cluster's recent past: a connection is judged by the state at its time, not at reading time.
 
-Snapshots share what did not change, so keeping the former ones costs little and every question
-can be put to the past as it is put to the present.
+Snapshots share what did not change, so keeping old ones costs little.
 """
 
 from bisect import bisect_right
@@ -14,17 +13,17 @@ from tracer.cluster.match import HostPortMatch, ServiceMatch
 from tracer.model import IPAddress
 
 KEEP_NS = 60 * 10**9
-# Records are read within a second or two of what they tell; for so long every state is exact.
+# Records are read a second or two after the event; for this long every state is kept.
 EXACT_NS = 5 * 10**9
-# Before that, one state a second is enough to find what is gone.
+# Of older states one per second is kept, enough to find objects that are gone.
 SPACING_NS = 10**9
-# Bounds memory when very much changes.
+# Bounds memory when very many objects change.
 MAX_EXACT = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """An answer, and whether the newest snapshot gives the same."""
+    """An answer from the past, and whether the newest snapshot gives the same."""
 
     match: ServiceMatch | HostPortMatch
     is_current: bool
@@ -33,9 +32,9 @@ class Past:
 @dataclass(frozen=True, slots=True)
 class History:
     """
-    Snapshots and the time from which each held, oldest first; never empty.
+    Snapshots with the time from which each was valid, oldest first; never empty.
 
-    Times are nanoseconds of one clock of the caller's. A history is immutable as its snapshots are.
+    Times are nanoseconds of a clock that the caller chooses. A history is immutable.
     """
 
     _entries: tuple[tuple[int, Cluster], ...] = ((0, Cluster()),)
@@ -49,17 +48,17 @@ class History:
         return self._entries[-1][1]
 
     def add(self, cluster: Cluster, at_ns: int) -> "History":
-        """Return a history that goes on with a snapshot from a time on, and forgets old ones."""
+        """Return a history with a snapshot added at a time, and old ones removed."""
         entries = self._entries
         at_ns = max(at_ns, entries[-1][0])
-        # The oldest that is kept began before the time to keep, and held within it.
+        # The oldest one kept began before the time to keep, but was still valid within it.
         first = max(0, bisect_right(entries, at_ns - KEEP_NS, key=_start) - 1)
         exact = max(first, bisect_right(entries, at_ns - EXACT_NS, key=_start))
         spaced = {entry[0] // SPACING_NS: entry for entry in entries[first:exact]}
         return History((*spaced.values(), *entries[exact:][-MAX_EXACT:], (at_ns, cluster)))
 
     def at(self, at_ns: int) -> Cluster:
-        """Return the snapshot that held at a time; the oldest for times before it."""
+        """Return the snapshot that was valid at a time; the oldest for times before it."""
         return self._entries[max(0, bisect_right(self._entries, at_ns, key=_start) - 1)][1]
 
     def service_at(
@@ -75,7 +74,7 @@ class History:
         """
         Return what a client reached at a time, or last before it, or first after it.
 
-        Connections outlive Services, and the watch may hear of a Service after its first client.
+        Connections outlive Services, and the watch may report a Service after its first client.
         """
         for cluster in self._outward(at_ns):
             match = cluster.service_at(

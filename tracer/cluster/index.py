@@ -1,7 +1,7 @@
 """
-The cluster index: what an address and port are, answered from an immutable snapshot.
+The cluster index: look up what an address and port are, in an immutable snapshot.
 
-A reader keeps the snapshot it began with; a change makes a new one that shares all but the change.
+A change creates a new snapshot that shares everything but the change with the old one.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -57,7 +57,7 @@ class Cluster:
     """
     A snapshot of the cluster. Without arguments it is empty; see `build`.
 
-    ``updated_ns`` is whatever the caller said when it made the snapshot.
+    ``updated_ns`` is a time that the caller sets, on a clock of its choice.
     """
 
     updated_ns: int = field(default=0, compare=False)
@@ -65,24 +65,24 @@ class Cluster:
 
     @classmethod
     def build(cls, objects: Iterable[Object], *, updated_ns: int = 0) -> "Cluster":
-        """Index objects; of several with one identity the last counts."""
+        """Index objects; of several with the same identity the last wins."""
         return cls().changed(put=objects, updated_ns=updated_ns)
 
     def apply(self, obj: Object, *, updated_ns: int = 0) -> "Cluster":
-        """Return a snapshot with an object added, or put in the place of its former self."""
+        """Return a snapshot with an object added or replaced."""
         return self.changed(put=(obj,), updated_ns=updated_ns)
 
     def remove(self, kind: Kind, namespace: str, name: str, *, updated_ns: int = 0) -> "Cluster":
-        """Return a snapshot without an object; a Node's namespace is empty."""
+        """Return a snapshot with an object removed; a Node's namespace is empty."""
         return self.changed(remove=(Owner(kind, namespace, name),), updated_ns=updated_ns)
 
     def changed(
         self, *, put: Iterable[Object] = (), remove: Iterable[Owner] = (), updated_ns: int = 0
     ) -> "Cluster":
         """
-        Return a snapshot with many changes at once; removals come first.
+        Return a snapshot with many changes applied, removals first.
 
-        It is this very snapshot if nothing is different.
+        Returns this snapshot itself if nothing changes.
         """
         state = self._state.changed(put, remove)
         return self if state is self._state else Cluster(_state=state, updated_ns=updated_ns)
@@ -114,7 +114,7 @@ class Cluster:
         return [found for found in self._sorted(Kind.NODE) if isinstance(found, Node)]
 
     def pod(self, namespace: str, name: str) -> Pod | None:
-        """Return a Pod by name; a watch knows only those of its own node."""
+        """Return a Pod by name; a watch has only those of its own node."""
         found = self._state.get(Owner(Kind.POD, namespace, name))
         return found if isinstance(found, Pod) else None
 
@@ -123,7 +123,7 @@ class Cluster:
         return [found for found in self._sorted(Kind.POD) if isinstance(found, Pod)]
 
     def owners(self, kind: Kind) -> Iterator[Owner]:
-        """Yield the identities of all objects of a kind, in no order."""
+        """Yield the identities of all objects of a kind, in no particular order."""
         return (owner for owner, _ in self._state.objects[kind].items())
 
     # Services
@@ -138,13 +138,13 @@ class Cluster:
         node: str | None = None,
     ) -> ServiceMatch | HostPortMatch | None:
         """
-        Return what a client reaches at an address and port, before any translation.
+        Return what a client reaches at an address and port, before any NAT.
 
-        A pod's own address is no Service: see `services_of_endpoint`.
+        A pod's own address is not a Service's: see `services_of_endpoint`.
 
         Args:
-            address: Where the client sent to.
-            port: The port there.
+            address: The destination address.
+            port: The destination port.
             proto: IP protocol number.
             node_addresses: Addresses of the traced node that no object holds, such as the pod
                 gateway. NodePorts and host ports answer there too, and on loopback.
@@ -165,13 +165,13 @@ class Cluster:
     def services_of_endpoint(
         self, address: IPAddress, port: int, proto: int
     ) -> tuple[Service, ...]:
-        """Return the Services that have this backend, headless ones too, whatever its state."""
+        """Return the Services with this backend, including headless ones, whatever its state."""
         found: dict[ServiceKey, Service] = {}
         for claim in self._state.at(Topic.ENDPOINT, number(address)):
             slice_ = self._state.get(claim.owner)
             if not isinstance(slice_, EndpointSlice) or slice_.service is None:
                 continue
-            # A headless Service need not name any port.
+            # A headless Service may have no ports.
             if slice_.ports and not any(p.port == port and p.proto == proto for p in slice_.ports):
                 continue
             service = self.service(slice_.namespace, slice_.service)
@@ -185,7 +185,7 @@ class Cluster:
         """
         Return the backends of a Service port, merged over its EndpointSlices.
 
-        An endpoint that moves may stand in two slices for a while; then the ready one counts.
+        An endpoint that moves may be in two slices for a while; then the ready one counts.
 
         Args:
             service: The Service's key.
@@ -203,7 +203,7 @@ class Cluster:
         return tuple(found.values())
 
     def endpoint_slices(self, service: tuple[str, str]) -> list[EndpointSlice]:
-        """Return a Service's EndpointSlices of both families, by name."""
+        """Return a Service's EndpointSlices of both families, in order of name."""
         claims = self._state.at(Topic.SLICES, (service[0], service[1]))
         slices = (self._state.get(claim.owner) for claim in claims)
         return [slice_ for slice_ in slices if isinstance(slice_, EndpointSlice)]
@@ -216,11 +216,11 @@ class Cluster:
         return claims[0].owner.name if claims else None
 
     def pod_at(self, address: IPAddress) -> PodRef | None:
-        """Return the pod that has this address, from Pods or else from EndpointSlices."""
+        """Return the pod that has this address, from Pods, else from EndpointSlices."""
         return self._pod_at(number(address))
 
     def node_of_pod_address(self, address: IPAddress) -> str | None:
-        """Return the node of the pod at an address, or whose pod range the address is in."""
+        """Return the node of the pod at an address, else the node whose pod CIDR contains it."""
         pod = self.pod_at(address)
         if pod is not None and pod.node is not None:
             return pod.node
@@ -228,7 +228,7 @@ class Cluster:
         return claims[0].owner.name if claims else None
 
     def pod_cidrs(self) -> list[tuple[IPNetwork, str]]:
-        """Return the Nodes' pod ranges and the node each belongs to."""
+        """Return the Nodes' pod CIDRs, each with its node."""
         found = sorted(self._state.cidrs())
         return [(network_of(length, bits), node) for length, bits, node in found]
 
@@ -238,13 +238,13 @@ class Cluster:
 
     def prefixes(self) -> Iterator[tuple[IPNetwork, ClientClass]]:
         """
-        Yield prefixes whose longest match says what `classify` does; no match is external.
+        Yield prefixes whose longest match gives the class of `classify`; no match means external.
 
-        Addresses that a Node's pod range covers are not listed one by one.
+        Addresses that a Node's pod CIDR covers are not listed one by one.
         """
         yield from ((network, ClientClass.LOOPBACK) for network in _LOOPBACKS)
         for length, bits, _ in self._state.cidrs():
-            # One inside loopback or equal to a node's address would win over it.
+            # A pod CIDR inside loopback, or equal to a node's address, would win over it.
             is_inside = length >= 104 and is_loopback(bits << (128 - length))
             is_node = length == 128 and self._state.at(Topic.NODE, bits)
             if not is_inside and not is_node:
@@ -284,7 +284,7 @@ class Cluster:
 
     def _pod_at(self, key: int) -> PodRef | None:
         if self._state.at(Topic.NODE, key):
-            return None  # hostNetwork pods share it: it does not say which pod
+            return None  # hostNetwork pods share a node's address
         for claim in self._state.at(Topic.POD, key):
             pod = self._state.get(claim.owner)
             node = pod.node if isinstance(pod, Pod) else None

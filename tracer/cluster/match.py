@@ -1,4 +1,4 @@
-"""What the index answers."""
+"""The answers of the index."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ Family = Literal["ipv4", "ipv6"]
 
 
 class Via(StrEnum):
-    """By which of its addresses a Service or pod was reached."""
+    """By which kind of address a Service or pod was reached."""
 
     CLUSTER_IP = "clusterip"
     NODE_PORT = "nodeport"
@@ -41,7 +41,7 @@ class ServiceMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPortMatch:
-    """A pod's host port that a client addressed; no Service has a part in it."""
+    """A pod's host port that a client addressed; no Service is involved."""
 
     pod: PodRef
     port: HostPort
@@ -61,7 +61,7 @@ class EndpointAddress(NamedTuple):
 
     @classmethod
     def of(cls, endpoint: Endpoint, port: int) -> "EndpointAddress":
-        """Return an endpoint as kube-proxy takes it: by the first of its equal addresses."""
+        """Return an endpoint as kube-proxy uses it: by its first address."""
         return cls(
             endpoint.addresses[0],
             port,

@@ -1,7 +1,7 @@
 """
-The Kubernetes objects that decide whose address a backend sees, without what does not matter.
+The Kubernetes objects that decide which source address a backend sees, reduced to what matters.
 
-Field meanings are those of the Kubernetes API reference (core/v1, discovery.k8s.io/v1).
+Fields mean what the Kubernetes API reference says (core/v1, discovery.k8s.io/v1).
 """
 
 from dataclasses import dataclass
@@ -60,8 +60,8 @@ class LoadBalancerAddress:
     """
     An address of ``status.loadBalancer.ingress``.
 
-    ``is_proxy`` is ``ipMode: Proxy``: kube-proxy leaves such an address alone, and the load
-    balancer hands connections over with a source and destination of its own (KEP-1860).
+    ``is_proxy`` is ``ipMode: Proxy``: kube-proxy makes no rules for such an address, and the load
+    balancer forwards connections with a source and destination of its own choice (KEP-1860).
     """
 
     address: IPAddress
@@ -73,8 +73,8 @@ class Service:
     """
     A Service.
 
-    ``external_policy`` is None where nothing outside can reach the Service. Load balancers known
-    by host name alone have no address here.
+    ``external_policy`` is None if the Service cannot be reached from outside. Load balancers that
+    have only a host name are left out.
     """
 
     namespace: str
@@ -101,10 +101,10 @@ class Service:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """
-    An endpoint of a slice; ``pod`` is (namespace, name) where its targetRef is a Pod.
+    An endpoint of a slice; ``pod`` is (namespace, name) if its targetRef is a Pod.
 
-    Conditions left out by the API count as it says: ready unless told otherwise, serving as
-    ready, not terminating (discovery.k8s.io/v1 EndpointConditions).
+    Absent conditions have the API's defaults: ready true, serving equal to ready, terminating
+    false (discovery.k8s.io/v1 EndpointConditions).
     """
 
     addresses: tuple[IPAddress, ...]
@@ -128,7 +128,7 @@ class EndpointSlice:
     """
     Some of a Service's endpoints, of one address family (``ipv4`` or ``ipv6``).
 
-    ``service`` is None where the slice carries no service-name label.
+    ``service`` is None if the slice has no service-name label.
     """
 
     namespace: str
@@ -141,7 +141,7 @@ class EndpointSlice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A Node: its internal and external addresses, and the ranges its pods' addresses are from."""
+    """A Node: its internal and external addresses, and its pod CIDRs."""
 
     name: str
     addresses: tuple[IPAddress, ...]
@@ -150,7 +150,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPort:
-    """A container port mapped to the node; ``address`` is None for every address of the node."""
+    """A container's host port; ``address`` is None for every address of the node."""
 
     address: IPAddress | None
     port: int
@@ -160,7 +160,7 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A Pod. One that has ended has no addresses and host ports: others may have them by now."""
+    """A Pod. One that has ended has no addresses or host ports: others may use them by now."""
 
     namespace: str
     name: str

@@ -1,4 +1,4 @@
-"""Kubernetes JSON to objects. Nothing in it is trusted: what does not fit is named and refused."""
+"""Parse Kubernetes JSON into objects. It is not trusted: errors name the field that is wrong."""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -26,7 +26,7 @@ from tracer.model import SCTP, TCP, UDP, IPAddress
 _PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 _FAMILIES = {"IPv4": "ipv4", "IPv6": "ipv6"}
 _SERVICE_NAME = "kubernetes.io/service-name"
-# The other address types of a Node are host names.
+# A Node's other address types are host names.
 _NODE_ADDRESSES = {"InternalIP", "ExternalIP"}
 _ENDED = {"Succeeded", "Failed"}
 
@@ -35,13 +35,13 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 
 def parse(obj: Mapping[str, object]) -> Object | None:
     """
-    Read one object as the API server or ``kubectl -o json`` prints it.
+    Parse one object as the API server or ``kubectl -o json`` prints it.
 
     Args:
         obj: The JSON object.
 
     Returns:
-        The object, or None for kinds (and EndpointSlice address types) that are not used.
+        The object, or None for kinds and EndpointSlice address types that srcip does not use.
 
     Raises:
         ClusterError: A field has another type or value than the API allows.
@@ -60,7 +60,7 @@ def parse(obj: Mapping[str, object]) -> Object | None:
 
 
 def _group(version: object) -> str:
-    # Items of a list that the API server returns carry no apiVersion of their own.
+    # Items of the API server's lists have no apiVersion of their own.
     if version is None:
         return ""
     text = version if isinstance(version, str) else "?"
@@ -117,8 +117,8 @@ def _cluster_ips(spec: Fields) -> tuple[tuple[IPAddress, ...], bool]:
 
 
 def _external_policy(spec: Fields, kind: ServiceType, *, has_external_ips: bool) -> Policy | None:
-    # The API server sets the policy where a Service can be reached from outside
-    # (SetDefaults_Service of pkg/apis/core/v1/defaults.go), and on no other.
+    # The API server sets the policy only on Services that can be reached from outside
+    # (SetDefaults_Service of pkg/apis/core/v1/defaults.go).
     if has_external_ips or kind in (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER):
         return _choice(spec, "externalTrafficPolicy", Policy, Policy.CLUSTER)
     return None
@@ -168,7 +168,7 @@ def _endpoint_slice(fields: Fields, namespace: str, name: str) -> EndpointSlice 
 
 def _slice_ports(fields: Fields) -> tuple[SlicePort, ...]:
     found = [(port, port.number("port")) for port in fields.members("ports")]
-    # A port without a number means "any"; kube-proxy leaves it out (endpointslicecache.go).
+    # A port without a number means "all ports"; kube-proxy skips it (endpointslicecache.go).
     return tuple(
         [
             SlicePort(port.name("name"), _protocol(port), number)
@@ -234,7 +234,7 @@ def _pod_ips(status: Fields) -> tuple[IPAddress, ...]:
 
 
 def _host_ports(spec: Fields) -> tuple[HostPort, ...]:
-    # A sidecar is an init container that keeps running, so its ports count too.
+    # A sidecar is an init container that keeps running, so its ports count, too.
     return tuple(
         [
             _host_port(port)

@@ -1,4 +1,4 @@
-"""What went wrong between us and the API server, as one line that says what to do."""
+"""Turn failures between srcip and the API server into one line that says what to do."""
 
 import json
 import ssl
@@ -18,22 +18,22 @@ class ExpiredError(Exception):
 
 
 class FinalError(ClusterError):
-    """A failure that ends only when somebody acts: credentials, permissions, certificates."""
+    """A failure that lasts until somebody acts: credentials, permissions, certificates."""
 
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """
-    Turn what the HTTP client raises into `ClusterError`.
+    Turn the HTTP client's exceptions into `ClusterError`.
 
     Args:
-        doing: What failed and where, such as ``watch nodes at https://...``.
+        doing: The operation and its target, such as ``watch nodes at https://...``.
     """
     try:
         yield
     except TimeoutError as error:
-        # A limit of ours says nothing; the kernel does, and TLS, which waits for an end in order.
-        why = _line(str(error)) or "the server did not end it in time"
+        # asyncio.timeout() raises it without a text; the kernel and TLS raise it with one.
+        why = _line(str(error)) or "the server did not finish in time"
         raise ClusterError(f"{doing}: {why}") from None
     except httpx.TimeoutException as error:
         what = "connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
@@ -49,18 +49,18 @@ def translated(doing: str) -> Iterator[None]:
 
 def check(status: int, body: bytes, verb: str, resource: Resource | Review) -> None:
     """
-    Return if the server did what was asked.
+    Raise unless the request succeeded.
 
     Args:
         status: HTTP status.
-        body: The answer, or the watch event that carries it: a ``Status`` where it failed.
+        body: The answer, or the watch event that holds it; a ``Status`` object on failure.
         verb: RBAC verb of the request.
-        resource: What was asked for.
+        resource: What was requested.
 
     Raises:
-        ExpiredError: The state to go on from is no longer known.
-        FinalError: The server refuses us.
-        ClusterError: Anything else.
+        ExpiredError: The resourceVersion or continue token has expired.
+        FinalError: The server refuses the credentials or the permission.
+        ClusterError: Any other failure.
     """
     if status in (200, 201):
         return
@@ -69,8 +69,8 @@ def check(status: int, body: bytes, verb: str, resource: Resource | Review) -> N
     message = _message(body)
     if status == 401:
         raise FinalError(
-            f"{verb} {resource.plural}: the API server does not accept the credentials"
-            f" (401 {message or 'Unauthorized'}): is the token expired?"
+            f"{verb} {resource.plural}: the API server rejects the credentials"
+            f" (401 {message or 'Unauthorized'}); has the token expired?"
         )
     if status == 403:
         raise FinalError(
@@ -92,7 +92,7 @@ def _message(body: bytes) -> str:
 
 
 def _certificate_reason(error: BaseException | None) -> str | None:
-    # The HTTP client wraps the error of the TLS layer, more than once.
+    # The HTTP client wraps the TLS error, more than once.
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return _line(error.verify_message)
@@ -104,7 +104,7 @@ def _certificate_reason(error: BaseException | None) -> str | None:
 
 def _certificate_advice(reason: str) -> str:
     if "expired" in reason.lower() or "not yet valid" in reason:
-        return "was it renewed, and is this machine's clock right?"
+        return "renew it, or correct this machine's clock"
     return "check certificate-authority-data and server of the kubeconfig"
 
 

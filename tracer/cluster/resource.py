@@ -1,4 +1,4 @@
-"""The Kubernetes resources that are watched, as the API names them."""
+"""The Kubernetes resources that srcip watches or creates, as the API names them."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from tracer.cluster.claims import Kind
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
     """
-    Something to watch.
+    A resource to watch.
 
-    ``group`` is the API group, empty for the core one; ``kind`` as in the API's objects.
+    ``group`` is the API group, empty for the core group; ``kind`` is that of its objects.
     """
 
     group: str
@@ -31,7 +31,7 @@ class Resource:
 
     @property
     def rule(self) -> str:
-        """The line of a ClusterRole that lets it be watched."""
+        """The ClusterRole rule that permits watching it."""
         return (
             f'{{apiGroups: ["{self.group}"], resources: ["{self.plural}"],'
             ' verbs: ["list", "watch"]}'
@@ -40,7 +40,7 @@ class Resource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """A question to the API server: it is created, answered by its ``status``, and not stored."""
+    """A review to create: the API server answers in its ``status`` and does not store it."""
 
     group: str
     plural: str
@@ -58,16 +58,16 @@ class Review:
 
     @property
     def rule(self) -> str:
-        """The line of a ClusterRole that lets it be asked."""
+        """The ClusterRole rule that permits creating it."""
         return f'{{apiGroups: ["{self.group}"], resources: ["{self.plural}"], verbs: ["create"]}}'
 
 
 def resources(node: str | None) -> tuple[Resource, ...]:
     """
-    Return what an agent watches: all Nodes, Services and EndpointSlices, and its own node's Pods.
+    Return what a tracer watches: all Nodes, Services and EndpointSlices, and its own node's Pods.
 
-    EndpointSlices name nodes and pods already, so the size of the cluster does not multiply
-    the load on the API server. Without a node no Pods are watched.
+    EndpointSlices already name the other nodes' pods, so that not every agent has to watch every
+    Pod. Without a node no Pods are watched.
     """
     nodes = Resource(group="", plural="nodes", kind="Node", index_kind=Kind.NODE)
     found = (

@@ -1,9 +1,9 @@
 """
-Who may scrape: a bearer token, checked by the API server as kube components do it.
+Who may scrape: holders of a bearer token, checked by the API server as kube components do it.
 
-A TokenReview says whose token it is, a SubjectAccessReview whether he may. Both answers are kept
-for a bounded time, so neither a scraper nor a stranger's flood is a load on the API server. Who was
-let in before does not queue with strangers: their flood keeps no scraper out.
+A TokenReview says whose token it is, a SubjectAccessReview whether that user is authorized. Answers
+are cached for a bounded time, so that neither scrapers nor a flood of unknown tokens load the API
+server. Tokens accepted before have a queue of their own, so that such a flood keeps no scraper out.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from tracer.cluster.refusal import ExpiredError, check, translated
 from tracer.cluster.resource import Review
 
 _LOG = logging.getLogger(__name__)
-# How long an answer holds: a token that is withdrawn opens for so long, and one that was just
-# given a role is refused for so long.
+# How long an answer is cached: a revoked token still works for the former, a token that just got
+# its role is refused for the latter.
 ALLOWED_S, REFUSED_S = 60.0, 10.0
 _TIMEOUT_S = 5.0
-# Tokens that are remembered of each kind, and questions about them in a second at the most.
+# Cached tokens, and reviews per second at most, of accepted and of other tokens each.
 _REMEMBERED, _QUESTIONS_PER_S = 1024, 20
-# A token is a JWT of a kilobyte or two; the server itself refuses header lines above 64 KiB.
+# A token is a JWT of one or two KiB; the HTTP server refuses header lines above 64 KiB.
 _MAX_TOKEN = 16 << 10
 
 TOKENS = Review(group="authentication.k8s.io", plural="tokenreviews", kind="TokenReview")
@@ -37,9 +37,9 @@ ACCESS = Review(
     group="authorization.k8s.io", plural="subjectaccessreviews", kind="SubjectAccessReview"
 )
 Refusal = tuple[int, str]
-_TOO_MANY: Refusal = (503, "too many tokens to check at once")
-_NO_TOKEN: Refusal = (401, "a bearer token is needed")
-_UNKNOWN_TOKEN: Refusal = (401, "the API server does not know this token")
+_TOO_MANY: Refusal = (503, "too many tokens to check at once; try again")
+_NO_TOKEN: Refusal = (401, "a bearer token is required")
+_UNKNOWN_TOKEN: Refusal = (401, "the API server does not accept this token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ class _Known:
 
 
 class _Kind:
-    """Tokens that were let in before, or those that were not: what is known, and who may ask."""
+    """Cached answers and rate limit, of tokens accepted before or of the others."""
 
     def __init__(self) -> None:
         # Keys are digests: no token stays in memory.
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._lock = threading.Lock()
-        # One question at a time: who comes meanwhile with the same token finds the answer.
+        # One review at a time: others that wait with the same token then find the answer.
         self.asking = threading.Lock()
         self._second, self._questions = 0, 0
 
@@ -63,13 +63,13 @@ class _Kind:
         return digest in self._known
 
     def look_up(self, digest: bytes, now_s: float) -> _Known | None:
-        """Return an answer that still holds."""
+        """Return an answer that has not expired."""
         with self._lock:
             known = self._known.get(digest)
         return known if known is not None and now_s < known.until_s else None
 
     def remember(self, digest: bytes, known: _Known) -> None:
-        """Keep an answer, in place of the oldest of too many."""
+        """Cache an answer; beyond the limit, drop the oldest."""
         with self._lock:
             self._known[digest] = known
             self._known.move_to_end(digest)
@@ -77,12 +77,12 @@ class _Kind:
                 self._known.popitem(last=False)
 
     def forget(self, digest: bytes) -> None:
-        """Keep none."""
+        """Drop an answer."""
         with self._lock:
             self._known.pop(digest, None)
 
     def may_ask(self, now_s: float) -> bool:
-        """Whether one more question is not too many; for who is asking."""
+        """Count one more review; return whether the rate limit allows it. Hold `asking`."""
         if int(now_s) != self._second:
             self._second, self._questions = int(now_s), 0
         self._questions += 1
@@ -90,7 +90,7 @@ class _Kind:
 
 
 class Reviewer:
-    """Lets in who may ``get`` a path, by the word of the API server. Any thread may ask."""
+    """Asks the API server whether a token's user may ``get`` a path. Safe for any thread."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Reviewer:
         Args:
             kubeconfig: File to read; None to look where kubectl and pods do.
             context: Context in it; None for its current one.
-            clock_s: The clock by which answers grow old.
+            clock_s: The clock by which answers expire.
 
         Raises:
             ClusterError: The configuration cannot be used.
@@ -117,14 +117,14 @@ class Reviewer:
 
     def refusal(self, authorization: str, path: str) -> Refusal | None:
         """
-        Judge an ``Authorization`` header.
+        Check an ``Authorization`` header.
 
         Args:
             authorization: Its value.
-            path: What is asked for, one of ours: a nonResourceURL of a role.
+            path: The requested path, one of ours: a nonResourceURL of a role.
 
         Returns:
-            None to let in, else the HTTP status and a line that says why not.
+            None if access is granted, else the HTTP status and a line that says why not.
         """
         scheme, _, token = authorization.strip().partition(" ")
         token = token.strip()
@@ -160,9 +160,9 @@ class Reviewer:
         try:
             refusal = self._review(token, path)
         except (ClusterError, ExpiredError) as error:
-            # Nobody is let in unseen; and an answer that was none is not kept.
+            # Refuse, but do not cache that: the next attempt asks again.
             self._complain(str(error) or type(error).__name__)
-            return _Known((503, "the API server cannot be asked about this token"), now_s)
+            return _Known((503, "cannot ask the API server about this token"), now_s)
         self._complained = None
         known = _Known(refusal, now_s + (REFUSED_S if refusal else ALLOWED_S))
         if refusal is None:
@@ -199,7 +199,7 @@ class Reviewer:
         except (ValueError, LookupError, TypeError, RecursionError):
             status = None
         if not isinstance(status, dict):
-            raise ClusterError(f"create {review.plural}: the answer holds no status")
+            raise ClusterError(f"create {review.plural}: the answer has no status")
         return status
 
     def _complain(self, text: str) -> None:

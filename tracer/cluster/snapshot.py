@@ -1,4 +1,4 @@
-"""A cluster from a file: what ``kubectl get nodes,pods,services,endpointslices -A`` prints."""
+"""Read a cluster from a file that ``kubectl get nodes,pods,services,endpointslices -A`` wrote."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tracer.cluster.parse import parse
 
 # 5,000 nodes, 10,000 Services and 150,000 endpoints with all their fields print as about 200 MiB.
 MAX_BYTES = 1 << 30
-# A YAML alias makes a few bytes any number of objects.
+# YAML aliases can expand a few bytes to any number of objects.
 _MAX_OBJECTS = 5_000_000
 _MAX_DEPTH = 8
 
@@ -26,7 +26,7 @@ def load(path: Path, *, updated_ns: int = 0) -> Cluster:
         updated_ns: When the snapshot was taken, for `Cluster.updated_ns`.
 
     Raises:
-        ClusterError: The file cannot be read, or does not hold Kubernetes objects.
+        ClusterError: The file cannot be read, or does not contain Kubernetes objects.
     """
     text = _read(path)
     try:
@@ -38,7 +38,7 @@ def load(path: Path, *, updated_ns: int = 0) -> Cluster:
 
 
 class _Budget:
-    """How many objects may still come."""
+    """How many more objects to accept."""
 
     def __init__(self) -> None:
         self.left = _MAX_OBJECTS
@@ -49,7 +49,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ClusterError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ClusterError(f"cannot read {path}: {error.strerror or error}") from None
     if len(data) > MAX_BYTES:
         raise ClusterError(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
     try:
@@ -71,11 +71,11 @@ def _documents(text: str) -> list[object]:
         place = f"line {error.lineno}, column {error.colno}"
         raise ClusterError(f"is not JSON: {error.msg} at {place}") from None
     except ValueError as error:
-        raise ClusterError(f"is not JSON that can be read: {error}") from None
+        raise ClusterError(f"is JSON that cannot be read: {error}") from None
 
 
 def _yaml_documents(text: str) -> list[object]:
-    # Only here, since most runs have no use for its memory.
+    # Imported late: most runs do not need it.
     import yaml  # noqa: PLC0415
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -91,14 +91,14 @@ def _yaml_documents(text: str) -> list[object]:
 
 def _objects(items: list[object], budget: _Budget, depth: int = 0) -> Iterator[Object]:
     if depth > _MAX_DEPTH:
-        raise ClusterError(f"holds Lists nested more than {_MAX_DEPTH} deep")
+        raise ClusterError(f"contains Lists nested more than {_MAX_DEPTH} deep")
     for item in items:
         budget.left -= 1
         if budget.left < 0:
-            raise ClusterError(f"holds more than {_MAX_OBJECTS} objects")
+            raise ClusterError(f"contains more than {_MAX_OBJECTS} objects")
         if not isinstance(item, dict) or not isinstance(item.get("kind"), str):
             raise ClusterError(
-                f"does not hold Kubernetes objects: found {shown(item)} without a kind"
+                f"does not contain Kubernetes objects: found {shown(item)} without a kind"
             )
         if item["kind"].endswith("List"):
             yield from _objects(_items(item), budget, depth + 1)
@@ -114,7 +114,7 @@ def _items(item: dict[str, object]) -> list[object]:
         return []
     if not isinstance(items, list):
         raise ClusterError(f"{shown(item['kind'])}: items is {shown(items)}, expected a list")
-    # A ServiceList's items name no kind: the list's name does.
+    # The items of a ServiceList have no kind: the list's kind implies it.
     kind = str(item["kind"]).removesuffix("List")
     if kind:
         version = item.get("apiVersion")

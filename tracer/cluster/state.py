@@ -1,4 +1,4 @@
-"""The tables behind a snapshot, and how the next snapshot's come from them."""
+"""The tables behind a snapshot, and how to derive those of the next one."""
 
 from bisect import insort
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ class State:
     """
     All objects by kind, and all claims by topic.
 
-    ``cidr_lengths`` counts the pod ranges of each prefix length, the longest first.
+    ``cidr_lengths`` counts the pod CIDRs of each prefix length, longest first.
     """
 
     objects: _Objects = field(default_factory=lambda: tuple(Table() for _ in Kind))
@@ -29,7 +29,7 @@ class State:
         return self.objects[owner.kind].get(owner)
 
     def at(self, topic: Topic, key: Hashable) -> tuple[Claim, ...]:
-        """Return who claims what the key names."""
+        """Return the claims on a key, best first."""
         return self.claims[topic].get(key) or ()
 
     def addresses(self, topic: Topic) -> Iterator[int]:
@@ -37,13 +37,13 @@ class State:
         return (key for key, _ in self.claims[topic].items() if isinstance(key, int))
 
     def cidrs(self) -> Iterator[tuple[int, int, str]]:
-        """Yield the prefix length and leading bits of each pod range, and its Node."""
+        """Yield the prefix length and leading bits of each pod CIDR, and its Node."""
         for key, claims in self.claims[Topic.POD_CIDR].items():
             if isinstance(key, tuple):
                 yield *key, claims[0].owner.name
 
     def covering(self, address: int) -> tuple[Claim, ...]:
-        """Return the claims on the longest pod range around an address."""
+        """Return the claims on the longest pod CIDR that contains an address."""
         for length in self.cidr_lengths:
             claims = self.at(Topic.POD_CIDR, (length, address >> (128 - length)))
             if claims:
@@ -51,7 +51,7 @@ class State:
         return ()
 
     def changed(self, put: Iterable[Object], remove: Iterable[Owner]) -> "State":
-        """Return the state after removals, then additions and replacements."""
+        """Return the state after removals, then additions and replacements; itself if unchanged."""
         editor = _Editor(self)
         for owner in remove:
             editor.replace(owner, None)
@@ -78,8 +78,7 @@ class _Editor:
         for subject in old.keys() - new.keys():
             self._claim(*subject, owner, None)
         for subject, claim in new.items():
-            # Most endpoints of a slice stay as they were: this comparison is what keeps one
-            # update cheap.
+            # Most endpoints of a changed slice stay the same: skipping them keeps updates cheap.
             if old.get(subject) != claim:
                 self._claim(*subject, owner, claim)
 

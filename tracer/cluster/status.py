@@ -1,4 +1,4 @@
-"""How good the cluster's objects are, as those see it who judge by them."""
+"""Whether the cluster's objects are complete and current, for those that judge by them."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
     """
-    How good the cluster's objects are.
+    Whether the cluster's objects are complete and current.
 
-    ``missing`` says what is waited for, None if nothing is. ``age_s`` is None where nothing is
+    ``missing`` says what srcip is waiting for, None for nothing. ``age_s`` is None if nothing is
     watched.
     """
 

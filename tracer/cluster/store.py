@@ -1,4 +1,4 @@
-"""What the watches of one cluster know together: objects in, snapshots out."""
+"""Collects what the watches of one cluster deliver: objects in, snapshots out."""
 
 import logging
 import threading
@@ -15,20 +15,20 @@ from tracer.cluster.parse import parse
 from tracer.cluster.resource import Resource
 
 _LOG = logging.getLogger(__name__)
-# Messages name objects; this many differ before they are only counted.
+# How many different messages to log; they name objects, so there may be very many.
 _MAX_LOGGED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchStatus:
     """
-    How good the current snapshot is.
+    How current the snapshot is.
 
-    ``heard_ns`` is when the server last confirmed the resource it was silent about the longest;
-    None until everything was listed once. An idle watch is confirmed about every minute.
-    ``error`` is a failure that a watch has not recovered from, ``is_refused`` whether somebody
-    must act to end one. ``undecodable`` counts objects that could not be understood: the index
-    goes on with their former state.
+    ``heard_ns`` is when the server last confirmed the resource that it has been silent about
+    longest; None until everything was listed once. An idle watch is confirmed about every minute.
+    ``error`` is a failure that a watch has not recovered from; ``is_refused`` says whether
+    somebody must act to end one. ``undecodable`` counts objects that could not be parsed: the index
+    keeps their former state.
     """
 
     is_synced: bool
@@ -49,7 +49,7 @@ class Store:
     """
     A `Sink` that keeps the index. One thread writes; any thread reads, without a lock.
 
-    Those who wait for something are woken after every call.
+    Every call wakes those that wait in `wait_for`.
     """
 
     def __init__(self, resources: tuple[Resource, ...], clock_ns: Callable[[], int]) -> None:
@@ -64,10 +64,10 @@ class Store:
         self._events = self._lists = self._failures = self._undecodable = 0
 
     def status(self) -> WatchStatus:
-        """Return how good the snapshot is."""
-        # Copies, since the writer goes on meanwhile.
+        """Return how current the snapshot is."""
+        # Copies, because the writer may change them meanwhile.
         heard, errors = self._heard_ns.copy(), list(self._errors.copy().values())
-        errors.sort(key=lambda error: not error[1])  # first what somebody must act on
+        errors.sort(key=lambda error: not error[1])  # those that somebody must act on first
         is_synced = len(heard) == len(self._resources)
         return WatchStatus(
             is_synced=is_synced,
@@ -108,23 +108,23 @@ class Store:
             self._publish([obj], [])
 
     def heard(self, resource: Resource) -> None:
-        """Note that what is known of a resource is current."""
+        """Note that a resource is current."""
         # Before its first list a resource is not known at all.
         if resource in self._heard_ns:
             self._confirm(resource)
 
     def failed(self, resource: Resource | None, error: ClusterError, *, is_final: bool) -> None:
-        """Note a failure; without a resource, one that ended the watch altogether."""
+        """Note a failure; without a resource, one that ended the whole watch."""
         known = self._errors.get(resource)
         if known is None or str(known[0]) != str(error):
-            # Until the first lists are in, whoever waits for them tells the user.
+            # Until everything was listed once, the caller of `Watch.start` reports it.
             _LOG.log(logging.WARNING if self.status().is_synced else logging.INFO, "%s", error)
         self._failures += 1
         self._errors[resource] = (error, is_final)
         self._notify()
 
     def wait_for(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until something holds; tell whether it does."""
+        """Wait until a condition holds; return whether it does."""
         with self._condition:
             return self._condition.wait_for(is_met, timeout_s)
 
@@ -136,7 +136,7 @@ class Store:
         before = self.history.now
         after = before.changed(put=put, remove=remove, updated_ns=now_ns)
         if after is not before:
-            # The one assignment that readers see.
+            # Readers see this one assignment.
             self.history = self.history.add(after, now_ns)
 
     def _confirm(self, resource: Resource) -> None:
@@ -158,5 +158,5 @@ class Store:
             self._undecodable += 1
             if str(error) not in self._logged and len(self._logged) < _MAX_LOGGED:
                 self._logged.add(str(error))
-                _LOG.warning("object left out: %s", error)
+                _LOG.warning("ignoring an object: %s", error)
             return None

@@ -1,11 +1,10 @@
-"""An immutable mapping whose changed copy shares all but what changed."""
+"""An immutable mapping whose changed copies share what did not change."""
 
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
-# A change copies one shard and the tuple of shards; at 150,000 entries both are about as large
-# with this many. It is prime so that keys with regular low bits, such as network addresses,
-# still spread.
+# A change copies one shard and the tuple of shards; at 150,000 entries this many make both about
+# equally large. It is prime so that keys with regular low bits, such as network addresses, spread.
 _SHARDS = 1021
 
 K = TypeVar("K", bound=Hashable)
@@ -30,12 +29,12 @@ class Table(Generic[K, V]):
         return self._shards[hash(key) % _SHARDS].get(key)
 
     def values(self) -> Iterator[V]:
-        """Yield all values, in no order."""
+        """Yield all values, in no particular order."""
         for shard in self._shards:
             yield from shard.values()
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """Yield all keys with their values, in no order."""
+        """Yield all keys with their values, in no particular order."""
         for shard in self._shards:
             yield from shard.items()
 
@@ -48,7 +47,7 @@ class Table(Generic[K, V]):
     __hash__ = None  # type: ignore[assignment]  # as a dict
 
     def edit(self) -> "TableEditor[K, V]":
-        """Return an editor that starts from this table and leaves it as it is."""
+        """Return an editor that starts from this table, which stays unchanged."""
         return TableEditor(self, self._shards, self._count)
 
 
@@ -64,11 +63,11 @@ class TableEditor(Generic[K, V]):
         self._owned: set[int] = set()
 
     def get(self, key: K) -> V | None:
-        """Return the value at a key as changed so far, or None."""
+        """Return the value at a key, with changes so far, or None."""
         return self._shards[hash(key) % _SHARDS].get(key)
 
     def set(self, key: K, value: V | None) -> None:
-        """Put a value at a key, or take the key out if the value is None."""
+        """Set the value at a key, or remove the key if the value is None."""
         shard = self._own(hash(key) % _SHARDS)
         before = len(shard)
         if value is None:
@@ -78,7 +77,7 @@ class TableEditor(Generic[K, V]):
         self._count += len(shard) - before
 
     def finish(self) -> Table[K, V]:
-        """Return the changed table; the editor must not be used any more."""
+        """Return the changed table. Do not use the editor afterwards."""
         if not self._owned:
             return self._base
         return Table(tuple(self._shards), self._count)

@@ -1,4 +1,4 @@
-"""A user's own bearer token, to show it to somebody else than the API server."""
+"""A user's own bearer token, to send to an agent."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tracer.cluster.access import find_config, plugin_token
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.fields import shown
 
-# A token is a JWT of a kilobyte or two; no agent looks at a longer one.
+# A token is a JWT of one or two KiB; agents refuse longer ones than this.
 _MAX = 16 << 10
 
 
@@ -15,13 +15,13 @@ def token_in(path: Path) -> str:
     Return the token in a file.
 
     Raises:
-        ClusterError: It cannot be read, or holds something else.
+        ClusterError: It cannot be read, or does not contain a token.
     """
     try:
         with path.open("rb") as file:
             token = file.read(_MAX + 2).strip()
     except OSError as error:
-        raise ClusterError(f"token file {path} cannot be read: {error.strerror}") from None
+        raise ClusterError(f"cannot read token file {path}: {error.strerror}") from None
     return _checked(token.decode(errors="replace"), f"token file {path}")
 
 
@@ -45,14 +45,14 @@ def token_of(kubeconfig: Path | None, context: str | None) -> str:
     if user is not None and user.exec:
         return _checked(plugin_token(user.exec), name)
     raise ClusterError(
-        f"{name}: its user has no token, and an agent knows nobody by anything else; 'kubectl"
-        " create token' makes one for --token-file"
+        f"{name}: its user has no token, and an agent accepts nothing else; 'kubectl create token'"
+        " prints one for --token-file"
     )
 
 
 def _checked(token: str, where: str) -> str:
     if not token or len(token) > _MAX or not token.isascii() or not token.isprintable():
-        raise ClusterError(f"{where} holds no token")
+        raise ClusterError(f"{where} holds no valid bearer token")
     if " " in token:
-        raise ClusterError(f"{where} holds no token, but several words")
+        raise ClusterError(f"{where} holds no token but several words")
     return token

@@ -1,8 +1,8 @@
 """
-The cluster, live: one background thread that lists and watches, and hands over snapshots.
+The live cluster: one background thread lists and watches, and publishes snapshots.
 
-Readers take the current snapshot by one attribute access and never wait. While the API server is
-away they keep the last one, and `WatchStatus` says how old it is and why.
+Readers get the current snapshot by one attribute access and never block. While the API server is
+unreachable they keep the last one, and `WatchStatus` says how old it is and why.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from tracer.cluster.store import Store, WatchStatus
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 10
 
-# A start that takes longer is worth a word.
+# After how long a start tells the user that it is waiting.
 _MOMENT_S = 1.0
 
 
 class Watch:
-    """A cluster that is kept up to date. It is started once, and closed after that."""
+    """A cluster that is kept up to date. Start it once, then close it."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class Watch:
         Args:
             kubeconfig: File to read; None to look where kubectl and pods do.
             context: Context in it; None for its current one.
-            node: The node whose Pods are watched; None for no Pods.
-            timing: Patience; the defaults suit a cluster.
-            clock_ns: The clock of snapshots, history and status: that of the records.
-            prepare_thread: What the watch's thread does before anything else.
+            node: The node whose Pods to watch; None for no Pods.
+            timing: Time limits; the defaults suit a real cluster.
+            clock_ns: The clock of snapshots, history and status; use that of the records.
+            prepare_thread: Called first in the watch's thread.
 
         Raises:
             ClusterError: The configuration cannot be used.
@@ -80,19 +80,19 @@ class Watch:
 
     @property
     def status(self) -> WatchStatus:
-        """How good the snapshot is."""
+        """How current the snapshot is."""
         return self._store.status()
 
     def start(self, wait_s: float = 30, on_slow: Callable[[str], None] = lambda _why: None) -> None:
         """
-        Begin, and wait until everything was listed once.
+        Start, and wait until everything was listed once.
 
         Args:
-            wait_s: How long to wait. 0 for not at all: the watch goes on trying, whatever fails.
-            on_slow: Called with what is waited for, if that takes more than a moment.
+            wait_s: How long to wait. 0 for not at all: the watch keeps trying, whatever fails.
+            on_slow: Called with the last error or the server's URL, if it takes more than a moment.
 
         Raises:
-            ClusterError: The server refuses us, or did not list everything in time; or the
+            ClusterError: The server refuses the request, or did not list everything in time; or the
                 configuration's certificates cannot be used.
         """
         try:
@@ -113,21 +113,23 @@ class Watch:
         status = self.status
         if not status.is_synced:
             self.close()
-            raise ClusterError(status.error or f"{server} listed not everything in {wait_s:g} s")
+            raise ClusterError(
+                status.error or f"{server} did not list all objects within {wait_s:g} s"
+            )
 
     def _wait_for_all(self, timeout_s: float) -> bool:
         return self.wait_for(lambda: self.status.is_synced or self.status.is_refused, timeout_s)
 
     def wait_for(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until a condition on this watch holds, and tell whether it does."""
+        """Wait until a condition on this watch holds; return whether it does."""
         return self._store.wait_for(is_met, timeout_s)
 
     def close(self) -> None:
-        """End the watch; its last snapshot stays readable."""
+        """Stop the watch; its last snapshot stays readable."""
         if self._thread is None:
             self._loop.close()
             return
-        # The loop is closed already if the thread ended by itself.
+        # RuntimeError: the thread has ended already, and the loop is closed.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_CLOSE_S)

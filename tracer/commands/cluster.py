@@ -1,4 +1,4 @@
-"""The options that say where the cluster's objects come from, and opening them."""
+"""Options that say where the cluster's objects come from, and opening that source."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from tracer.cluster.errors import ClusterError
 from tracer.cluster.history import History
 from tracer.cluster.index import Cluster
 from tracer.cluster.status import ClusterStatus
-from tracer.commands.options import together
+from tracer.commands.options import Decorator, together
 from tracer.commands.values import Mark
 from tracer.judge.view import DEFAULT_MARK
 from tracer.kernel import privileges, proxy_mode
@@ -30,8 +30,8 @@ from tracer.views import FixedViews, Place
 if TYPE_CHECKING:
     from tracer.cluster.watch import Watch
 
-# How long a start waits for the API server, and from when on silence is worth a word. A watch that
-# is well hears a bookmark about every minute.
+# How long a start waits for the API server, and after how much silence the objects count as stale:
+# a healthy watch receives a bookmark about every minute.
 _PATIENCE_S = 10.0
 _STALE_S = 150.0
 NO_CLUSTER = (
@@ -39,45 +39,66 @@ NO_CLUSTER = (
 )
 
 
-cluster_options = together(
-    click.option(
-        "--cluster",
-        type=click.Path(readable=False, path_type=Path),
-        metavar="FILE",
-        help="Read the cluster's objects from FILE: what 'kubectl get"
-        " nodes,pods,services,endpointslices -A -o json' (or yaml) printed.",
-    ),
-    click.option(
-        "--kubeconfig",
-        type=click.Path(readable=False, path_type=Path),
-        metavar="FILE",
-        help="Watch the cluster that FILE leads to. Default: $KUBECONFIG, in a pod its service"
-        " account, or ~/.kube/config.",
-    ),
-    click.option("--context", metavar="NAME", help="Context in the kubeconfig."),
-    click.option(
-        "--no-cluster", is_flag=True, help="Ask no cluster: judge by tuples and rules alone."
-    ),
-    click.option(
-        "--proxy-mode",
-        type=click.Choice(["auto", "iptables", "nftables", "ipvs"]),
-        default="auto",
-        show_default=True,
-        help="kube-proxy's mode; auto asks it on localhost:10249, then looks at the rules.",
-    ),
-    click.option(
-        "--masquerade-mark",
-        type=Mark(),
-        metavar="MARK",
-        help="The bit by which kube-proxy marks what it masquerades. Default: as its rules say,"
-        f" else {DEFAULT_MARK:#x}.",
-    ),
+def _cluster_options(*, kubeconfig: str, no_cluster: str, mode: str, mark: str) -> Decorator:
+    """Return the options; the arguments complete their help, where defaults differ."""
+    return together(
+        click.option(
+            "--cluster",
+            type=click.Path(readable=False, path_type=Path),
+            metavar="FILE",
+            help="Read the cluster's objects from FILE: what 'kubectl get"
+            " nodes,pods,services,endpointslices -A -o json' (or yaml) printed.",
+        ),
+        click.option(
+            "--kubeconfig",
+            type=click.Path(readable=False, path_type=Path),
+            metavar="FILE",
+            help=f"Read the objects of the cluster that the kubeconfig FILE names. {kubeconfig}",
+        ),
+        click.option(
+            "--context",
+            metavar="NAME",
+            help="Context in the kubeconfig. Default: its current context.",
+        ),
+        click.option(
+            "--no-cluster",
+            is_flag=True,
+            help=f"Use no cluster objects: judge by conntrack tuples and rules alone.{no_cluster}",
+        ),
+        click.option(
+            "--proxy-mode",
+            type=click.Choice(["auto", "iptables", "nftables", "ipvs"]),
+            default="auto",
+            show_default=True,
+            help=f"kube-proxy's mode; {mode}",
+        ),
+        click.option(
+            "--masquerade-mark",
+            type=Mark(),
+            metavar="MARK",
+            help="Packet mark that kube-proxy sets on what it masquerades, such as"
+            f" {DEFAULT_MARK:#x}. Default: {mark}.",
+        ),
+    )
+
+
+cluster_options = _cluster_options(
+    kubeconfig="Default: $KUBECONFIG, else the pod's service account, else ~/.kube/config.",
+    no_cluster="",
+    mode="auto asks kube-proxy on localhost:10249, else infers it from the rules.",
+    mark=f"read from its rules, else {DEFAULT_MARK:#x}",
+)
+recording_cluster_options = _cluster_options(
+    kubeconfig="Default: none.",
+    no_cluster=" The default, unless a cluster is named.",
+    mode="auto takes what was recorded.",
+    mark="what was recorded",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterChoice:
-    """What the cluster options said."""
+    """The values of the cluster options."""
 
     file: Path | None
     kubeconfig: Path | None
@@ -106,13 +127,13 @@ class ClusterChoice:
         named = [choice.file, choice.kubeconfig or choice.context, choice.is_off or None]
         if sum(each is not None for each in named) > 1:
             raise click.UsageError(
-                "--cluster, --kubeconfig (or --context) and --no-cluster exclude each other"
+                "--cluster, --kubeconfig (or --context) and --no-cluster are mutually exclusive"
             )
         return choice
 
     @property
     def is_unnamed(self) -> bool:
-        """Whether the cluster is to be looked for where kubectl and pods find it."""
+        """Whether to look for the cluster in the default places, as kubectl and pods do."""
         named = (self.file, self.kubeconfig, self.context)
         return not self.is_off and all(each is None for each in named)
 
@@ -126,14 +147,14 @@ def live_views(
     is_recorded: bool = False,
 ) -> Iterator[LiveViews]:
     """
-    Open what surrounds live connections. Enter it before privileges are dropped.
+    Open the views of live connections. Enter it before dropping privileges.
 
     Args:
         choice: Where the cluster's objects are.
-        namespaces: What is traced.
-        is_agent: Whether it is for months: a cluster that does not answer is waited for, however
-            long it takes, and kube-proxy is asked again and again.
-        is_recorded: Whether what the rule tools print is wanted, too.
+        namespaces: The traced namespaces.
+        is_agent: Whether it runs for months: then it keeps trying a cluster that does not answer,
+            and asks kube-proxy for its mode again from time to time.
+        is_recorded: Whether to also keep what the rule tools print.
 
     Raises:
         ClusterError: If the cluster that was named cannot be read.
@@ -141,7 +162,7 @@ def live_views(
     """
     with ExitStack() as stack:
         modes = [choice.mode or proxy_mode.ask(netns) for netns in namespaces]
-        # It forks, and must do so before the watch starts a thread.
+        # It forks, which must happen before the watch starts a thread.
         views = LiveViews(
             namespaces,
             proxy_modes=modes,
@@ -164,7 +185,7 @@ def fixed_views(choice: ClusterChoice, places: Mapping[int, Place]) -> FixedView
 
     Args:
         choice: Where the cluster's objects are, if a file or kubeconfig was named.
-        places: What the recording keeps of its nodes.
+        places: What the recording holds about its nodes, by namespace.
 
     Raises:
         ClusterError: If they cannot be read.
@@ -180,10 +201,10 @@ def fixed_views(choice: ClusterChoice, places: Mapping[int, Place]) -> FixedView
 
 
 def cluster_check(choice: ClusterChoice) -> Check:
-    """Try to read the cluster's objects, and say what came of it."""
+    """Try to read the cluster's objects, and report the result."""
     name = "cluster objects"
     if choice.is_off:
-        return Check(name=name, is_ok=False, detail="not asked for", is_needed=False)
+        return Check(name=name, is_ok=False, detail="off (--no-cluster)", is_needed=False)
     if choice.is_unnamed and not has_usual_place():
         return Check(name=name, is_ok=False, detail=NO_CLUSTER, is_needed=False)
     try:
@@ -204,28 +225,28 @@ def load_cluster(choice: ClusterChoice) -> Cluster:
     Return the cluster's objects as they are now.
 
     Raises:
-        ClusterError: If there are none to be read.
+        ClusterError: If they cannot be read.
     """
     if choice.is_off:
-        raise ClusterError("this needs the cluster's objects: --no-cluster leaves nothing to say")
+        raise ClusterError("a forecast needs the cluster's objects: leave out --no-cluster")
     if choice.file is None:
         return _watched_once(choice)
     return snapshot.load(choice.file)
 
 
 class _Feed:
-    """A cluster's recent past, and how good it is: here of none."""
+    """A cluster's recent history and its status; this one has no cluster."""
 
     def history(self) -> History | None:
-        """Return the recent past; None while there is none."""
+        """Return the recent history; None while there is none."""
         return None
 
     def notes(self) -> tuple[str, ...]:
-        """Say what it cannot tell, a line each."""
+        """Return what is unknown about the cluster, a line each."""
         return ()
 
     def status(self) -> ClusterStatus:
-        """Say how good it is."""
+        """Return how current the objects are."""
         return ClusterStatus()
 
 
@@ -240,7 +261,7 @@ class _FileFeed(_Feed):
 
 
 class _WatchedFeed(_Feed):
-    """Objects that are watched. Until all were listed once there are none."""
+    """Objects from a watch; none until every resource was listed once."""
 
     def __init__(self, watch: "Watch") -> None:
         self._watch = watch
@@ -293,7 +314,7 @@ def _watched(choice: ClusterChoice, node: str | None, patience_s: float) -> Iter
         click.echo(f"srcip: {NO_CLUSTER}; judging without it", err=True)
         yield _Feed()
         return
-    # Its client weighs as much as the tracer: only who watches shall carry it.
+    # Imported late: its client takes as much memory as the tracer.
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
     with ExitStack() as stack:
@@ -309,7 +330,7 @@ def _watched(choice: ClusterChoice, node: str | None, patience_s: float) -> Iter
         except ClusterError as error:
             if is_named:
                 raise
-            # Nobody asked for this cluster: it was only the usual place to look.
+            # The user did not name this cluster, so it is optional.
             click.echo(f"srcip: {printable(str(error))}; judging without it", err=True)
             yield _Feed()
             return
@@ -317,22 +338,24 @@ def _watched(choice: ClusterChoice, node: str | None, patience_s: float) -> Iter
 
 
 def _tell_waiting(patience_s: float, why: str) -> None:
-    click.echo(f"srcip: waiting {patience_s:g} s at the most: {printable(why)}", err=True)
+    click.echo(
+        f"srcip: waiting up to {patience_s:g} s for the API server: {printable(why)}", err=True
+    )
 
 
 def has_usual_place() -> bool:
-    """Whether there is anything at the places where kubectl and pods find their cluster."""
+    """Whether any of the default places, as kubectl and pods use them, names a cluster."""
     if os.environ.get("KUBECONFIG") or "KUBERNETES_SERVICE_HOST" in os.environ:
         return True
     try:
         return Path("~/.kube/config").expanduser().exists()
     except (OSError, RuntimeError):
-        # In a home that is closed to us, or without one: let the client say so.
+        # The home directory is unreadable or unknown: the client reports that.
         return True
 
 
 def _watched_once(choice: ClusterChoice) -> Cluster:
-    # As above: only who watches.
+    # Imported late, as above.
     from tracer.cluster.watch import Watch  # noqa: PLC0415
 
     with Watch(kubeconfig=choice.kubeconfig, context=choice.context) as watch:

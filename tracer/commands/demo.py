@@ -1,4 +1,4 @@
-"""srcip demo: the scenarios on a lab cluster, the tracer's answer beside the backend's own."""
+"""srcip demo: run scenarios on a lab cluster, and compare srcip's answers with the backends'."""
 
 import sys
 import time
@@ -32,7 +32,7 @@ from tracer.kernel.source import NO_TCX, KernelSource, Settings
 from tracer.pipeline import Pipeline, Wanted
 from tracer.proxies import Proxies
 
-# A record is read within a poll; the rest is for a machine that is busy with other things.
+# A record arrives within one poll; the rest is slack for a busy machine.
 _PATIENCE_S = 5.0
 _POLL_S = 0.1
 _OBJECTS = ClusterChoice(
@@ -53,20 +53,25 @@ _OBJECTS = ClusterChoice(
     multiple=True,
     type=click.Choice(kube_proxy.ALL_MODES),
     help="Only this mode of kube-proxy. May be given several times. Default: iptables and "
-    "nftables; ipvs takes a kernel with IPVS, ipvsadm and ipset.",
+    "nftables; ipvs needs a kernel with IPVS, ipvsadm and ipset.",
 )
 @click.option(
     "--family",
     multiple=True,
     type=click.Choice(FAMILIES),
-    help="Only this address family.",
+    help="Only this address family. May be given several times. Default: both.",
 )
-@click.option("--proto", multiple=True, type=click.Choice(PROTOS), help="Only this protocol.")
+@click.option(
+    "--proto",
+    multiple=True,
+    type=click.Choice(PROTOS),
+    help="Only this protocol. May be given several times. Default: all.",
+)
 @options.programs_rung_option
 @click.option(
     "--keep",
     is_flag=True,
-    help="Run no scenario: say how to look into the cluster, and keep it until Ctrl-C.",
+    help="Run no scenario: print how to use the cluster, and keep it up until Ctrl-C.",
 )
 @options.output_option
 def demo(
@@ -79,13 +84,13 @@ def demo(
     output: str,
 ) -> None:
     """
-    Run the scenarios of the Kubernetes tutorial "Using Source IP" and show each answer.
+    Run the scenarios of the Kubernetes tutorial "Using Source IP", and check srcip's answers.
 
-    Builds a cluster of two nodes, four pods and a client outside from network namespaces, loads
-    the rules that a real kube-proxy made (in IPVS mode: made after its source), connects to each
-    Service in every way, and compares what srcip says with the address that the backend printed.
-    Removes everything afterwards, and leftovers of a demo that was killed. Exits with 1 if one does
-    not agree.
+    Builds a cluster of two nodes, four pods and an outside client from network namespaces, loads
+    rules that a real kube-proxy wrote (for IPVS: rules modelled on its source), connects to each
+    Service in every way, and compares srcip's answer with the address that the backend printed.
+    Removes the cluster afterwards, and any leftovers of a demo that was killed. Exits with 1 if an
+    answer does not agree.
 
     \b
     Examples:
@@ -96,7 +101,7 @@ def demo(
     """
     if keep:
         if scenario or family or proto or rung or len(mode) > 1 or output == "json":
-            raise click.UsageError("--keep runs no scenario: nothing but one --mode goes with it")
+            raise click.UsageError("--keep runs no scenario: it takes one --mode and nothing else")
         _keep(next(each for each in kube_proxy.ALL_MODES if not mode or each in mode))
         return
     privileges.require_for_tracing()
@@ -113,7 +118,7 @@ def demo(
         wanted = [case for case in wanted if case.scenario.relay is None]
         click.echo(f"without S9: proxies' headers are read at {NO_TCX}", err=True)
     if not wanted:
-        raise click.UsageError("no scenario has such a variant")
+        raise click.UsageError("no scenario matches these options; see docs/scenarios.md")
     for each in {case.mode for case in wanted}:
         kube_proxy.require(each)
     writer = DemoWriter(sys.stdout, screen_of(sys.stdout))
@@ -139,7 +144,7 @@ def demo(
 
 
 def _keep(mode: Mode) -> None:
-    """Build a lab, say how to look into it, and remove it when the user has seen enough."""
+    """Build a lab, print how to use it, and remove it when the user stops it."""
     kube_proxy.require(mode)
     with topology.build() as lab:
         kube_proxy.load(lab, mode)
@@ -152,7 +157,7 @@ def _keep(mode: Mode) -> None:
 def _run_mode(
     mode: Mode, chosen: Sequence[Case], asked: Rung | None
 ) -> tuple[list[Finding], list[Judged]]:
-    """Build a lab, make the connections, and return what was found, in the table's order."""
+    """Build a lab, make the connections, and return the findings in the table's order."""
     with topology.build() as lab:
         kube_proxy.load(lab, mode)
         namespaces = [netns.find(f"{lab.netns(node)}={node}", node) for node in NODES]
@@ -173,7 +178,7 @@ def _run_mode(
 
 
 def _without_reasons(chosen: Sequence[Case]) -> list[Case]:
-    """Leave out what takes the kernel's reasons for a drop."""
+    """Leave out cases that need the kernel's drop reasons."""
     told = [case for case in chosen if case.cause != Cause.NO_LISTENER]
     left = sorted({case.scenario.id for case in chosen} - {case.scenario.id for case in told})
     if left:
@@ -193,7 +198,7 @@ def _probe(lab: Lab, mode: Mode, chosen: Sequence[Case]) -> dict[Case, Answer]:
 def _collect(
     pipeline: Pipeline, source: KernelSource, chosen: Sequence[Case], answers: dict[Case, Answer]
 ) -> tuple[list[Finding], list[Judged]]:
-    """Read until every connection is explained, or patience ends: then the rest disagrees."""
+    """Read until every connection is explained or time is up; what is left then disagrees."""
     traced, everything = Traced(), []
     deadline = time.monotonic() + _PATIENCE_S
     while True:

@@ -1,4 +1,4 @@
-"""srcip doctor: what this node can see, and why."""
+"""srcip doctor: what srcip can see on this node, and why."""
 
 import json
 import sys
@@ -13,17 +13,17 @@ from tracer.commands.cluster import ClusterChoice, cluster_check, cluster_option
 from tracer.kernel.features import Check, Report, examine
 
 
-@click.command(short_help="Show what this node can see, and why.")
+@click.command(short_help="Show what srcip can see on this node, and why.")
 @options.where_options
 @cluster_options
 @options.rung_option
 @options.output_option
 def doctor(output: str, rung: str | None, **parameters: Any) -> None:
     """
-    Show what this node can see, which way of looking is in use, and what stays hidden.
+    Show what srcip can see on this node, which kernel mechanism it uses, and what stays hidden.
 
-    Tries what 'srcip trace' would do: compiles, loads and attaches its programs for a moment.
-    Exits with 1 if nothing can be traced.
+    Tries what 'srcip trace' does: compiles, loads and attaches its programs, then detaches them.
+    Exits with 1 if this node cannot be traced. Needs root for the full answer.
     """
     choice = ClusterChoice.of(parameters)
     report = examine(options.namespaces(parameters), options.rung_of(rung))

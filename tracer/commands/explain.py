@@ -42,18 +42,18 @@ _MOST_CLIENTS = 50
 
 
 class Setting(click.ParamType[tuple[str, Policy]]):
-    """A policy as NAME=VALUE."""
+    """A traffic policy as NAME=VALUE."""
 
     name = "setting"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Policy]:
-        """Accept the policies that decide about the source."""
+        """Accept the policies that decide about the source address."""
         name, _, text = str(value).partition("=")
         if name not in SETTINGS or text not in list(Policy):
             self.fail(
-                f"{value!r} is none of {', '.join(SETTINGS)} with =Cluster or =Local", param, ctx
+                f"{value!r} is not {' or '.join(SETTINGS)} with =Cluster or =Local", param, ctx
             )
         return name, Policy(text)
 
@@ -67,23 +67,24 @@ class Setting(click.ParamType[tuple[str, Policy]]):
     type=Setting(),
     multiple=True,
     metavar="POLICY=VALUE",
-    help="Preview a change: externalTrafficPolicy or internalTrafficPolicy, to Cluster or Local.",
+    help="Preview a change: externalTrafficPolicy or internalTrafficPolicy, to Cluster or Local."
+    " May be given several times.",
 )
 @click.option(
     "--from-recording",
     type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
-    help="With --set: name the clients that would become visible, from a recording.",
+    help="With --set: list the clients that would become visible, as seen in the recording FILE.",
 )
 @click.option(
     "--from-conntrack",
     is_flag=True,
-    help="With --set: name them from the connections that conntrack holds now.",
+    help="With --set: list the clients that would become visible, as seen in conntrack now.",
 )
 @click.option(
     "--probe-health",
     is_flag=True,
-    help="Ask each node's healthCheckNodePort, and say where it contradicts the objects.",
+    help="Ask the healthCheckNodePort of each node, and show where it contradicts the objects.",
 )
 @click.option(
     "--probe-timeout",
@@ -91,9 +92,9 @@ class Setting(click.ParamType[tuple[str, Policy]]):
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for each node's answer.",
+    help="With --probe-health: how long to wait for each node.",
 )
-@click.option("--causes", is_flag=True, help="Show every cause and what it means, and end.")
+@click.option("--causes", is_flag=True, help="List every cause with its meaning, and exit.")
 @options.output_option
 def explain(
     service: tuple[str, str] | None,
@@ -106,11 +107,11 @@ def explain(
     **parameters: Any,
 ) -> None:
     """
-    Say what the backends of a Service will see: on each way to it, through each node.
+    Forecast which source IP a Service's backends will see: by each way to it, through each node.
 
-    Reads the cluster's objects and sends nothing, unless --probe-health is given. A node's own
-    addresses, such as the pod gateway, stand in no object: they are read where --netns, or being
-    on the node, allows it.
+    Reads the cluster's objects and sends no packet, except with --probe-health. Some addresses of
+    a node, such as the pod gateway, are in no object: srcip reads them from the namespaces named by
+    --netns, or from this machine if it is a node of the cluster.
 
     \b
     Examples:
@@ -125,16 +126,16 @@ def explain(
         click.echo("\n".join(export.cause_legend()))
         return
     if service is None:
-        raise click.UsageError("name a Service as NAMESPACE/SERVICE, or use --causes")
+        raise click.UsageError("NAMESPACE/SERVICE is missing (or use --causes)")
     if (from_recording or from_conntrack) and not settings:
-        raise click.UsageError("--from-recording and --from-conntrack go with --set")
+        raise click.UsageError("--from-recording and --from-conntrack need --set")
     cluster = load_cluster(choice)
     namespaces = _namespaces(parameters, cluster)
     forecaster = _forecaster(cluster, namespaces, choice)
     found = _find(cluster, service)
     changed = _changed(found, dict(settings))
     is_json = output == "json"
-    # What can fail comes before the first line of the answer.
+    # Whatever can fail runs before the first line of the answer is printed.
     port = _health_port(changed) if probe_health else None
     clients = _clients(cluster, found, namespaces, from_recording, from_conntrack=from_conntrack)
     _show_forecasts(forecaster, changed, is_preview=bool(settings), is_json=is_json)
@@ -149,12 +150,12 @@ def _find(cluster: Cluster, name: tuple[str, str]) -> Service:
     if service.external_name is not None:
         raise TracerError(
             f"Service {service.key} is of type ExternalName: clients connect to "
-            f"{service.external_name} themselves, and nothing here sees it"
+            f"{service.external_name} directly, past the nodes' Service rules"
         )
     if service.is_headless:
         raise TracerError(
-            f"Service {service.key} is headless: clients connect to its pods themselves, which see "
-            "the client's address unless a network policy or plugin replaces it"
+            f"Service {service.key} is headless: clients connect to its pods directly, which see "
+            "the client's address unless the network plugin replaces it"
         )
     return service
 
@@ -164,14 +165,14 @@ def _changed(service: Service, settings: dict[str, Policy]) -> Service:
     is_inside = service.type is ServiceType.CLUSTER_IP and not service.external_ips
     if "externalTrafficPolicy" in settings and is_inside:
         raise TracerError(
-            f"Service {service.key} has no externalTrafficPolicy: it is of type ClusterIP, and has "
-            "no external address"
+            f"Service {service.key} has no externalTrafficPolicy: it is of type ClusterIP without "
+            "externalIPs"
         )
     return change(service, settings)
 
 
 def _namespaces(parameters: dict[str, Any], cluster: Cluster) -> list[Netns]:
-    """Return the nodes' namespaces that can be looked into; none on a machine that is no node."""
+    """Return the nodes' namespaces that can be entered; none if this machine is not a node."""
     if parameters["netns"]:
         return options.namespaces(parameters)
     here = parameters["node_name"] or socket.gethostname()
@@ -200,8 +201,8 @@ def _show_forecasts(
             click.echo(export.forecast_to_line(forecast))
         return
     policy = f"externalTrafficPolicy {service.external_policy}, " if service.external_policy else ""
-    mode = f"{forecaster.proxy.mode} mode" if forecaster.proxy.mode else "a mode that is not known"
-    name = f"{printable(str(service.key))}{' as it would be' if is_preview else ''}"
+    mode = f"{forecaster.proxy.mode} mode" if forecaster.proxy.mode else "unknown mode"
+    name = f"{printable(str(service.key))}{' after the change' if is_preview else ''}"
     click.echo(
         f"{name}: {service.type}, {policy}internalTrafficPolicy {service.internal_policy}; "
         f"kube-proxy in {mode}"
@@ -218,7 +219,7 @@ def _clients(
     *,
     from_conntrack: bool,
 ) -> list[tuple[str, int]] | None:
-    """Count the clients that the Service's policy hides now; None if nobody asked."""
+    """Count the clients that the Service's policy hides now; None if not asked for."""
     if recording is None and not from_conntrack:
         return None
     counted: Counter[IPAddress] = Counter()
@@ -264,8 +265,8 @@ def _health_port(service: Service) -> int:
     port = service.health_check_node_port
     if port is None:
         raise TracerError(
-            f"Service {service.key} has no healthCheckNodePort: it takes type LoadBalancer with "
-            "externalTrafficPolicy Local"
+            f"Service {service.key} has no healthCheckNodePort: only type LoadBalancer with "
+            "externalTrafficPolicy Local has one"
         )
     return port
 
@@ -306,9 +307,9 @@ def _health_line(answer: health.Health, *, is_expected: bool, is_json: bool) -> 
         }
         line |= {key: value for key, value in known.items() if value is not None}
         return json.dumps(line | {"expected": expected, "agrees": agrees})
-    told = str(answer.error if answer.status is None else answer.status)
+    text = str(answer.error if answer.status is None else answer.status)
     if answer.status not in (None, 200, 503):
-        # pkg/proxy/healthcheck/service_health.go gives these two.
-        told += " is no answer of kube-proxy: something else listens there"
+        # pkg/proxy/healthcheck/service_health.go answers with these two only.
+        text += " is not an answer of kube-proxy: something else listens there"
     verdict = "as the objects say" if agrees else f"the objects say {expected}"
-    return printable(f"  {answer.node}: {told}; {verdict}")
+    return printable(f"  {answer.node}: {text}; {verdict}")

@@ -36,10 +36,10 @@ def flows(
     **parameters: Any,
 ) -> None:
     """
-    Show the connections that conntrack holds now, and end.
+    Show the connections that conntrack holds now, and exit.
 
-    Reads conntrack as 'conntrack -L' does and needs no BPF. Entries carry neither the packet's
-    mark nor the time they were made: the time shown is that of reading. Needs CAP_NET_ADMIN.
+    Reads conntrack as 'conntrack -L' does and needs no BPF. Entries hold neither the packet's mark
+    nor their creation time: the time shown is when the entry was read. Needs CAP_NET_ADMIN.
 
     \b
     Examples:

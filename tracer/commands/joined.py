@@ -1,4 +1,4 @@
-"""Recordings that several commands read as one: opened, their clocks compared, joined to paths."""
+"""Several recordings read as one: opened, their clocks compared, joined into paths."""
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ from tracer.recording import RecordingSource
 from tracer.stitch import Stitcher
 from tracer.views import FixedViews
 
-_ENDED = "what came after the signal that ended this"
+_ENDED = "what the recordings hold after the point where a signal stopped srcip"
 
 
 class Joined:
-    """Paths of recordings, and what there is to say of them in the end."""
+    """The paths of several recordings, and their summary."""
 
     def __init__(self, stitcher: Stitcher, clocks: Clocks, stop: Stop) -> None:
         self._stitcher = stitcher
@@ -35,7 +35,7 @@ class Joined:
         self._connections = self._drops = 0
 
     def paths(self) -> Iterator[Path]:
-        """Yield the paths by time, until the recordings are read or a signal comes."""
+        """Yield the paths in order of time, until the recordings or a signal end it."""
         for paths in self._stitcher.paths():
             for path in paths:
                 if path.verdict is Verdict.DROPPED:
@@ -48,7 +48,7 @@ class Joined:
 
     @property
     def error(self) -> RecordingError | None:
-        """What ended the first recording that is cut off or damaged."""
+        """The error of the first recording that is truncated or damaged."""
         return next(iter(self._stitcher.errors), None)
 
     def summary(self) -> Summary:
@@ -57,7 +57,7 @@ class Joined:
         notes = list(self._clocks.notes)
         if self._stitcher.told_twice:
             notes.append(
-                f"{self._stitcher.told_twice} connections stood in two recordings of one node"
+                f"{self._stitcher.told_twice} connections were in two recordings of one node"
             )
         return replace(
             summary,
@@ -89,19 +89,19 @@ def joined(
         views: The cluster's objects.
         stop: Ends the reading.
         window_ns: How far the times of two nodes may lie apart.
-        known_ns: Clock offsets by node that the user told.
-        trusted: The proxies whose headers are believed.
+        known_ns: Clock offsets that the user gave, by node.
+        trusted: The proxies whose headers are trusted.
 
     Raises:
-        RecordingError: If a file is no recording.
-        click.UsageError: If a clock is told of a node that is in none.
+        RecordingError: If a file is not a recording.
+        click.UsageError: If ``known_ns`` names a node that no recording is of.
     """
     with ExitStack() as stack:
-        # What lies within the window would be looked through for garbage again and again: 40 % of
-        # the time. Nearly all of it is let go of before by itself.
+        # The garbage collector would scan what the window holds again and again, for 40 % of the
+        # run time. Reference counting frees nearly all of it.
         stack.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(500_000, 10, 10)
-        # All are opened first: what is no recording is told before anything is read.
+        # Open all of them first, so that a file that is not a recording fails before any output.
         sources = [stack.enter_context(closing(RecordingSource(file))) for file in files]
         clocks = _clocks(files, sources, known_ns or {}, stop)
         for source in sources:
@@ -117,11 +117,11 @@ def _clocks(
     known_ns: Mapping[str, int],
     stop: Stop,
 ) -> Clocks:
-    """Compare the clocks, by what can be read twice."""
+    """Compare the clocks, of the recordings that can be read twice."""
     nodes = {node for source in sources for node in source.info.nodes.values()}
     if strangers := sorted(known_ns.keys() - nodes):
         raise click.UsageError(
-            f"--clock-offset {strangers[0]}: no recording is of that node, they are of "
+            f"--clock-offset {strangers[0]}: no recording is of that node; they are of "
             f"{', '.join(sorted(nodes)) or 'none'}"
         )
     once = [file for file in files if not file.is_file()]
@@ -136,7 +136,7 @@ def _clocks(
 
 
 def _records(file: File, stop: Stop) -> Iterator[list[bytes]]:
-    """Yield what is good of a recording; what is not is told when it is judged."""
+    """Yield what can be read of a recording; the judging pass reports any error."""
     if not file.is_file():
         return
     with suppress(RecordingError), closing(RecordingSource(file)) as source:

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and their values."""
 
 import socket
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def together(*options: Decorator) -> Decorator:
-    """Make one decorator of several, in the order in which help shows them."""
+    """Combine several options into one decorator, in the order in which help lists them."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -36,13 +36,14 @@ where_options = together(
         "--netns",
         multiple=True,
         metavar="NAME|PID|PATH[=NODE]",
-        help="Network namespace to look into: a name of 'ip netns list', a process id, or a path;"
-        " with the node's name after '='. May be given several times. Default: the current one.",
+        help="Network namespace of a node: a name from 'ip netns list', a process ID, or a path,"
+        " optionally with '=' and the node's name. May be given several times. Default: the current"
+        " one.",
     ),
     click.option(
         "--node-name",
         metavar="NAME",
-        help="Name of this node in the output. Default: the host name.",
+        help="Name of this node, as in its Node object. Default: the host name.",
     ),
 )
 
@@ -57,14 +58,14 @@ filter_options = together(
         "--filter-backend",
         type=Cidr(),
         metavar="CIDR",
-        help="Only connections that an address in CIDR answers.",
+        help="Only connections whose backend's address is in CIDR.",
     ),
     click.option(
         "--filter-port",
         type=Number(1, 65535),
         metavar="PORT",
-        help="Only connections to this port, as the client addressed it or as the backend"
-        " answers it.",
+        help="Only connections to this port (1-65535): the one that the client addressed, or the"
+        " backend's.",
     ),
     click.option(
         "--filter-proto",
@@ -75,14 +76,14 @@ filter_options = together(
         "--filter-verdict",
         type=click.Choice([verdict.value for verdict in Verdict]),
         multiple=True,
-        help="Only this verdict. May be given several times.",
+        help="Only this verdict on the source address. May be given several times.",
     ),
     click.option(
         "--filter-cause",
         type=click.Choice([cause.value for cause in Cause]),
         metavar="CAUSE",
         multiple=True,
-        help="Only this cause ('srcip explain --causes'). May be given several times.",
+        help="Only this cause; 'srcip explain --causes' lists them. May be given several times.",
     ),
     click.option(
         "--filter-service",
@@ -98,8 +99,8 @@ trusted_proxy_option = click.option(
     type=Cidr(),
     metavar="CIDR",
     multiple=True,
-    help="Believe the headers of proxies in CIDR. Of several proxies in a row, the last that is not"
-    " in the list is the client. May be given several times.",
+    help="Trust the client addresses that proxies in CIDR declare. In a chain of proxies, the last"
+    " address that is not trusted is the client. May be given several times.",
 )
 
 output_option = click.option(
@@ -108,7 +109,7 @@ output_option = click.option(
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="table: aligned rows for people; json: one object a line, and nothing else on stdout.",
+    help="table: aligned rows for people; json: one object per line, nothing else on stdout.",
 )
 
 path_output_option = click.option(
@@ -117,16 +118,16 @@ path_output_option = click.option(
     type=click.Choice(["table", "json", "diagram"]),
     default="table",
     show_default=True,
-    help="table: aligned rows for people; json: one object a line, and nothing else on stdout;"
-    " diagram: each connection as a picture of its way, hop by hop.",
+    help="table: aligned rows for people; json: one object per line, nothing else on stdout;"
+    " diagram: the path of each connection, hop by hop.",
 )
 
 packets_option = click.option(
     "--packets",
     type=Number(1, 1000),
     metavar="N",
-    help="Watch the first N packets of each direction hop by hop: with -o json a line for each"
-    " path instead of each connection. Default: none; 1 with -o diagram.",
+    help="Record the hops of the first N packets (1-1000) of each direction; -o json then prints a"
+    " line per path instead of one per connection. Default: none; 1 with -o diagram.",
 )
 
 
@@ -134,15 +135,15 @@ def _rung(*rungs: Rung) -> Decorator:
     return click.option(
         "--rung",
         type=click.Choice([rung.value for rung in rungs]),
-        help=f"Look at the kernel in this way alone: {'; '.join(map(_RUNGS.__getitem__, rungs))}."
-        " Default: the first that the kernel offers.",
+        help=f"Use only this kernel mechanism: {'; '.join(map(_RUNGS.__getitem__, rungs))}."
+        " Default: the first that the kernel supports.",
     )
 
 
 _RUNGS = {
-    Rung.LINKS: "links, BPF netfilter links",
-    Rung.PROBES: "probes, on functions of conntrack and NAT",
-    Rung.EVENTS: "events, those of conntrack",
+    Rung.LINKS: "links (BPF netfilter links)",
+    Rung.PROBES: "probes (kprobes on conntrack and NAT functions)",
+    Rung.EVENTS: "events (of conntrack, over netlink)",
 }
 rung_option = _rung(*Rung)
 programs_rung_option = _rung(Rung.LINKS, Rung.PROBES)
@@ -150,34 +151,35 @@ programs_rung_option = _rung(Rung.LINKS, Rung.PROBES)
 explain_option = click.option(
     "--explain",
     is_flag=True,
-    help="Under each row of the table: what the verdict rests on, and what would keep the source.",
+    help="Under each row of the table, print the evidence for the verdict and the command that"
+    " would keep the client's address.",
 )
 
 expect_option = click.option(
     "--expect",
     type=click.Choice([verdict.value for verdict in Verdict]),
-    help="Exit with 3 if any connection or drop has another verdict, with 4 if there was none.",
+    help="Exit with 3 if any connection or drop has another verdict, with 4 if none was seen.",
 )
 
 count_option = click.option(
     "--count",
     type=Number(1),
     metavar="N",
-    help="Stop after N connections and drops.",
+    help="Stop after N connections and drops together.",
 )
 
 ready_option = click.option(
     "--ready-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Make FILE once everything is attached, for scripts that wait for it.",
+    help="Create FILE once everything is attached, for scripts that wait for it.",
 )
 
 record_option = click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also keep the raw records in FILE, for 'srcip replay'.",
+    help="Also write the raw records to FILE, for 'srcip replay', 'stitch' and 'report'.",
 )
 
 
@@ -204,15 +206,15 @@ def rung_of(value: str | None) -> Rung | None:
 
 def make_ready_file(path: Path) -> None:
     """
-    Make the file of ``--ready-file``.
+    Create the file of ``--ready-file``.
 
     Raises:
-        TracerError: If it cannot be made.
+        TracerError: If it cannot be created.
     """
     try:
         path.touch()
     except OSError as error:
-        raise TracerError(f"cannot make the ready file {path}: {error.strerror}") from error
+        raise TracerError(f"cannot create the ready file {path}: {error.strerror}") from error
 
 
 def wanted(parameters: dict[str, Any], *, has_strays: bool) -> Wanted:
@@ -221,7 +223,7 @@ def wanted(parameters: dict[str, Any], *, has_strays: bool) -> Wanted:
 
     Args:
         parameters: What click passed; the filters are removed from it.
-        has_strays: Whether accepts without a shown connection are wanted where nothing is filtered.
+        has_strays: Whether to keep accepts of no shown connection, if nothing is filtered.
     """
     proto = parameters.pop("filter_proto")
     flows = Filter(

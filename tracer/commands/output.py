@@ -1,4 +1,4 @@
-"""Where judged things go: standard output in the chosen form, and the checks on what was seen."""
+"""Output: judged connections on stdout in the chosen form, and the check of ``--expect``."""
 
 import shutil
 import sys
@@ -17,15 +17,15 @@ from tracer.judge.path import Path
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop, Summary, Verdict
 
 EXIT_UNEXPECTED, EXIT_NOTHING_SEEN = 3, 4
-# What people read beside other things; wider diagrams help nobody.
+# Diagrams do not get clearer when they are wider.
 _WIDTH = 120
 
 
 class Writer(Protocol):
-    """Writes judged things or paths as they come, and the summary at the end."""
+    """Writes judged things or paths as they arrive, and the summary at the end."""
 
     def write(self, judged: Judged | Path) -> None:
-        """Write one."""
+        """Write one judged thing or path."""
 
     def end(self, summary: Summary) -> None:
         """Write the summary."""
@@ -40,7 +40,7 @@ class _Table:
         )
 
     def write(self, judged: Judged | Path) -> None:
-        for each in _told(judged) if isinstance(judged, Path) else (judged,):
+        for each in _parts(judged) if isinstance(judged, Path) else (judged,):
             self._text.write(each)
 
     def end(self, summary: Summary) -> None:
@@ -48,8 +48,8 @@ class _Table:
             click.echo(line, err=True)
 
 
-def _told(path: Path) -> Iterator[Judged]:
-    """Yield what the nodes of a path, and its backend, told one by one."""
+def _parts(path: Path) -> Iterator[Judged]:
+    """Yield what each node of a path, and its backend, reported."""
     for leg in path.legs:
         judged = leg.drop or leg.judged
         if judged is not None:
@@ -59,7 +59,7 @@ def _told(path: Path) -> Iterator[Judged]:
 
 
 class _PathRows:
-    """A row for each whole path on standard output, the summary on standard error."""
+    """A row per whole path on standard output, the summary on standard error."""
 
     def __init__(self, *, is_explaining: bool) -> None:
         self._table = PathTable(
@@ -76,7 +76,7 @@ class _PathRows:
 
 
 class _Diagrams:
-    """Pictures of paths on standard output, the summary on standard error."""
+    """Diagrams of paths on standard output, the summary on standard error."""
 
     def write(self, judged: Judged | Path) -> None:
         if not isinstance(judged, Path):
@@ -94,7 +94,7 @@ class _Diagrams:
 
 
 class _JsonLines:
-    """Everything on standard output, one object a line."""
+    """Everything on standard output, one object per line."""
 
     def write(self, judged: Judged | Path) -> None:
         lines = jsonl.path_to_lines(judged) if isinstance(judged, Path) else [jsonl.to_line(judged)]
@@ -106,7 +106,7 @@ class _JsonLines:
 
 
 def writer(form: str, *, is_explaining: bool) -> Writer:
-    """Return the writer for ``--output`` and ``--explain``; the others always explain."""
+    """Return the writer for ``--output``; ``is_explaining`` matters to tables only."""
     match form:
         case "json":
             return _JsonLines()
@@ -117,7 +117,7 @@ def writer(form: str, *, is_explaining: bool) -> Writer:
 
 
 def path_writer(form: str, *, is_explaining: bool) -> Writer:
-    """Return the writer of a command whose rows are whole paths."""
+    """Return the writer of a command whose table rows are whole paths."""
     if form == "table":
         return _PathRows(is_explaining=is_explaining)
     return writer(form, is_explaining=is_explaining)
@@ -145,7 +145,7 @@ class Expectation:
             self.unexpected += 1
 
     def exit_code(self) -> int:
-        """Return 0, or what the contract says for a broken or an unchecked expectation."""
+        """Return the exit code: 0, 3 if another verdict was seen, 4 if nothing was."""
         if self.verdict is None:
             return 0
         if self.unexpected:

@@ -1,4 +1,4 @@
-"""srcip replay: a recording judged again."""
+"""srcip replay: judge a recording again."""
 
 import sys
 from contextlib import closing
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tracer.commands import options
-from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
+from tracer.commands.cluster import ClusterChoice, fixed_views, recording_cluster_options
 from tracer.commands.output import Expectation, writer
 from tracer.commands.run import run_and_sum_up, stop_on_signals
 from tracer.commands.services import warn_of_unknown
@@ -21,14 +21,14 @@ from tracer.recording import RecordingSource
 
 @click.command(short_help="Judge a recording again, without root.")
 @click.argument("file", type=click.Path(readable=False, path_type=Path))
-@cluster_options
+@recording_cluster_options
 @options.filter_options
 @options.trusted_proxy_option
 @options.path_output_option
 @click.option(
     "--paths",
     is_flag=True,
-    help="With -o json: a line for each path instead of each connection.",
+    help="With -o json: print a line per path instead of one per connection.",
 )
 @options.explain_option
 @options.count_option
@@ -44,9 +44,9 @@ def replay(
     **parameters: Any,
 ) -> None:
     """
-    Judge the recording FILE again, as 'srcip trace --record FILE' saw it.
+    Judge the connections and drops in FILE again, as 'srcip trace --record FILE' wrote it.
 
-    Needs neither root nor BPF nor the machine that it was made on.
+    Needs neither root nor BPF, and runs on any machine.
 
     \b
     Examples:

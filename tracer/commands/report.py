@@ -1,4 +1,4 @@
-"""srcip report: a page of what recordings hold, to hand on."""
+"""srcip report: write what recordings hold as one HTML page."""
 
 from collections.abc import Iterator
 from pathlib import Path as File
@@ -9,7 +9,7 @@ import click
 from exporters.report import Report
 from exporters.text import summary_text
 from tracer.commands import options
-from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
+from tracer.commands.cluster import ClusterChoice, fixed_views, recording_cluster_options
 from tracer.commands.joined import joined
 from tracer.commands.run import stop_on_signals
 from tracer.commands.services import warn_of_unknown
@@ -17,7 +17,7 @@ from tracer.errors import TracerError
 from tracer.model import IPNetwork
 
 
-@click.command(short_help="Make a page of recordings, to hand on.")
+@click.command(short_help="Write recordings as one HTML page, to hand on.")
 @click.argument(
     "recordings",
     metavar="RECORDING...",
@@ -31,9 +31,9 @@ from tracer.model import IPNetwork
     required=True,
     type=click.Path(dir_okay=False, path_type=File),
     metavar="FILE",
-    help="The page to write: HTML that needs nothing else.",
+    help="The HTML page to write; it needs no other file.",
 )
-@cluster_options
+@recording_cluster_options
 @options.filter_options
 @options.trusted_proxy_option
 def report(
@@ -43,9 +43,9 @@ def report(
     **parameters: Any,
 ) -> None:
     """
-    Write a page of the RECORDINGs: totals, a table with search, a picture of each kind of path.
+    Write an HTML page of the RECORDINGs: totals, a searchable table, a picture per kind of path.
 
-    The page is one file. It fetches nothing, so it can be opened anywhere. Needs no root.
+    The page is one file that loads nothing else, so it can be opened anywhere. Needs no root.
 
     \b
     Examples:

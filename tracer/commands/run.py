@@ -1,4 +1,4 @@
-"""The loop that trace, flows and replay share: read, record, judge, write, until it is enough."""
+"""The loop that trace, flows and replay share: read, record, judge and write."""
 
 import signal
 import time
@@ -13,18 +13,18 @@ from tracer.judge.path import Path
 from tracer.judge.verdict import Judged, SeenAccept, SeenHop, Summary
 from tracer.recording import Recorder
 
-# How long a quiet reader sleeps: the price of a Ctrl-C, and of a record that nobody announced.
+# How long an idle reader sleeps: the delay of a Ctrl-C, and of a record written without a wake-up.
 _POLL_S = 0.1
 
 
 class Stop:
-    """Whether the user, or the system, asked us to end."""
+    """Whether a signal asked srcip to stop."""
 
     def __init__(self) -> None:
         self.is_set = False
 
     def set(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
-        """Ask for the end; as a signal handler, too."""
+        """Ask to stop; also usable as a signal handler."""
         self.is_set = True
 
 
@@ -33,7 +33,7 @@ def stop_on_signals() -> Iterator[Stop]:
     """
     Turn Ctrl-C, SIGTERM and SIGHUP into an orderly end: recording closed, summary printed.
 
-    What nohup(1) made deaf to SIGHUP stays so.
+    SIGHUP stays ignored under nohup(1).
     """
     stop = Stop()
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -51,20 +51,20 @@ class Reads(Protocol):
     """Where records come from: a source, or an agent."""
 
     def read(self, timeout_s: float) -> list[bytes] | None:
-        """Return the next records; none if nothing came in time, None at the end."""
+        """Return the next records; an empty list on a time-out, None at the end."""
 
 
 class Judges(Protocol):
-    """What makes judged things, or paths, of them, and adds them up."""
+    """Turns records into judged things or paths, and sums them up."""
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Judged | Path]:
         """Yield what is wanted."""
 
     def rest(self) -> Iterator[Judged | Path]:
-        """Yield what was kept back until the end."""
+        """Yield what was held back until the end."""
 
     def summary(self) -> Summary:
-        """Add up the run."""
+        """Sum up the run."""
 
 
 def run_and_sum_up(
@@ -79,10 +79,10 @@ def run_and_sum_up(
     stop: Stop | None = None,
 ) -> None:
     """
-    Do what `run` does, and write the summary, also where a recording cannot go on.
+    Call `run`, then write the summary, even after a `RecordingError`.
 
     Raises:
-        RecordingError: As `run`, after the summary.
+        RecordingError: As `run` does, after the summary.
     """
     failure: RecordingError | None = None
     try:
@@ -120,22 +120,22 @@ def run(
     Args:
         source: Where records come from. The caller closes it.
         pipeline: Judges them.
-        writer: Where the judged go.
-        expectation: Checked against each.
+        writer: Where the results go.
+        expectation: Checked against each result.
         recorder: Keeps the raw records, if any.
-        count: Connections and drops, or paths, to show at the most.
-        timeout_s: How long to go on.
-        stop: Asked between batches.
+        count: Connections and drops, or paths, to show at most.
+        timeout_s: How long to run.
+        stop: Checked between batches.
 
     Raises:
-        RecordingError: If records cannot be read, or not be kept; those at hand are shown before.
+        RecordingError: If records cannot be read or written; those already read are shown first.
     """
     is_over = _clock(timeout_s)
     left = count
     is_last = False
     failure: RecordingError | None = None
     while not is_last and left != 0 and failure is None:
-        # What happened before the end was asked for may still wait to be read.
+        # Read once more: what happened before the stop may still be in the buffers.
         is_last = (stop is not None and stop.is_set) or is_over()
         try:
             records = source.read(0 if is_last else _POLL_S)
@@ -164,7 +164,7 @@ def _keep(recorder: Recorder | None, records: Sequence[bytes]) -> RecordingError
 def _show(
     found: Iterable[Judged | Path], writer: Writer, expectation: Expectation, left: int | None
 ) -> int | None:
-    """Write a batch; return how many connections, drops or paths may still come."""
+    """Write a batch; return how many connections, drops or paths are left to show."""
     for judged in found:
         writer.write(judged)
         expectation.look_at(judged)

@@ -1,4 +1,4 @@
-"""srcip serve: the node agent, which counts and exports and shows nothing."""
+"""srcip serve: the node agent, which counts connections and exports the totals."""
 
 import grp
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from tracer.stream.errors import StreamError
 from tracer.stream.protocol import DEFAULT_SOCKET, URL_PATH
 from tracer.stream.server import StreamServer
 
-# How long a quiet agent sleeps: the price of a SIGTERM.
+# How long an idle agent sleeps: the delay of a SIGTERM.
 _STEP_S = 0.5
-# Drops are read twice a second. Connections and accepts are written only while somebody listens,
-# and are read ten times a second then: 7,700 connections find room.
+# Drops are read twice a second. Connections and accepts are written only while a client streams,
+# and are read ten times a second then: the ring has room for 7,700 connections.
 _SIZES = Sizes(connection_ring_pages=256, accept_ring_pages=64, drop_ring_pages=256)
 
 
 class Group(click.ParamType[int]):
-    """A group of this machine, or its number."""
+    """A group of this machine, by name or number."""
 
     name = "group"
 
@@ -47,10 +47,10 @@ class Group(click.ParamType[int]):
         try:
             return grp.getgrnam(text).gr_gid
         except KeyError:
-            self.fail(f"there is no group {text!r}", param, ctx)
+            self.fail(f"no such group: {text!r}", param, ctx)
 
 
-@click.command(short_help="Export metrics of this node, as its agent.")
+@click.command(short_help="Run the node agent: export metrics, and a live stream.")
 @options.where_options
 @cluster_options
 @click.option(
@@ -66,49 +66,50 @@ class Group(click.ParamType[int]):
     default=9464,
     show_default=True,
     metavar="PORT",
-    help="Port to listen on; 0 for any, which is then printed.",
+    help="TCP port to listen on; 0 for any free one, which is printed.",
 )
 @click.option(
     "--tls-cert",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Serve HTTPS with the certificate in FILE (PEM, with what leads to its root). Read anew"
-    " when it changes, by then as nobody (user 65534).",
+    help="Serve HTTPS with the certificate in FILE (PEM, with its intermediates). Read again when"
+    " it changes, then as user nobody (65534).",
 )
 @click.option(
     "--tls-key",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The key of --tls-cert (PEM, without a password); read anew likewise.",
+    help="Private key of --tls-cert (PEM, without a password). Read again in the same way.",
 )
 @click.option(
     "--authorize",
     type=click.Choice(["none", "kubernetes"]),
     default="none",
     show_default=True,
-    help="Who may get /metrics: everyone, or bearer tokens that the API server knows and lets get"
-    " the path (TokenReview, SubjectAccessReview). /healthz and /readyz stay open.",
+    help="Who may read /metrics: everyone, or holders of a bearer token that the API server"
+    " authenticates and authorizes for that path (TokenReview, SubjectAccessReview). /healthz and"
+    " /readyz stay open.",
 )
 @click.option(
     "--stream-socket",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help=f"Unix socket for 'srcip trace --agent'. Default: {DEFAULT_SOCKET}, if it can be made.",
+    help=f"Unix socket for 'srcip trace --agent'. Default: {DEFAULT_SOCKET}, if it can be created.",
 )
 @click.option(
     "--stream-group",
     type=Group(),
     metavar="NAME|GID",
-    help="The group that may listen to the stream. Default: the agent's own.",
+    help="Group that may connect to the Unix socket. Default: the agent's own.",
 )
 @click.option(
     "--stream-https",
     is_flag=True,
-    help=f"Hand out the stream on the port, too, at {URL_PATH}: to bearer tokens that the API"
-    " server lets get that path. It shows the addresses of clients, so it takes --tls-cert and"
+    help=f"Also serve the stream on the port, at {URL_PATH}, to holders of a bearer token that the"
+    " API server authorizes for that path. It shows clients' addresses, so it needs --tls-cert and"
     " --authorize kubernetes.",
 )
-@click.option("--no-stream", is_flag=True, help="Make no socket: there is nothing to listen to.")
+@click.option("--no-stream", is_flag=True, help="Create no Unix socket and offer no live stream.")
 @options.programs_rung_option
 @options.ready_option
 @click.option(
@@ -117,7 +118,7 @@ class Group(click.ParamType[int]):
     default=10_000,
     show_default=True,
     metavar="N",
-    help="Series of a metric at the most; the rest goes to the series 'other'.",
+    help="Series per metric at most; everything beyond goes to the series 'other'.",
 )
 @click.option(
     "--drain-interval",
@@ -125,7 +126,7 @@ class Group(click.ParamType[int]):
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often the kernel's counts are read.",
+    help="How often to read the kernel's counts (1-3600).",
 )
 def serve(
     bind: str,
@@ -144,7 +145,7 @@ def serve(
     **parameters: Any,
 ) -> None:
     """
-    Count every new connection and every dropped packet of this node, and export the totals.
+    Count every new connection and dropped packet of this node, and export the totals.
 
     Serves /metrics for Prometheus, /healthz and /readyz, and a live stream to 'srcip trace
     --agent'. Connections are counted in the kernel, so the cost does not grow with the traffic.
@@ -152,26 +153,26 @@ def serve(
 
     \b
     Examples:
-      srcip serve                                   on localhost port 9464
-      srcip serve --bind 0.0.0.0 --node-name node1  for a Prometheus elsewhere
+      srcip serve                                   on localhost, port 9464
+      srcip serve --bind 0.0.0.0 --node-name node1  for a Prometheus on another machine
       srcip serve --no-cluster                      without Kubernetes: tuples and rules alone
       curl -s localhost:9464/metrics | grep srcip_connections_total
     """
     choice = ClusterChoice.of(parameters)
     if (tls_cert is None) is not (tls_key is None):
-        raise click.UsageError("--tls-cert and --tls-key go together")
+        raise click.UsageError("--tls-cert and --tls-key must be given together")
     if authorize != "none" and tls_cert is None and not _is_loopback(bind):
         raise click.UsageError(
-            f"--authorize {authorize} on {bind} takes --tls-cert: tokens must not cross the"
-            " network in clear"
+            f"--authorize {authorize} on {bind} needs --tls-cert: tokens must not cross the"
+            " network in clear text"
         )
     if stream_https and (tls_cert is None or authorize == "none"):
         raise click.UsageError(
-            "--stream-https takes --tls-cert and --authorize kubernetes: the stream shows the"
+            "--stream-https needs --tls-cert and --authorize kubernetes: the stream shows the"
             " addresses of clients"
         )
     if stream_https and no_stream:
-        raise click.UsageError("--stream-https does not go with --no-stream")
+        raise click.UsageError("--stream-https and --no-stream are mutually exclusive")
     namespaces = options.namespaces(parameters)
     privileges.require_for_tracing()
     asked = options.rung_of(rung)
@@ -180,7 +181,7 @@ def serve(
         page = Page(version("srcip"))
         certificate = Certificate(tls_cert, tls_key) if tls_cert and tls_key else None
         gate = stack.enter_context(_gate(authorize, choice))
-        # The port first: it costs the least to be refused.
+        # The port first: of all that can fail, it is the cheapest to try.
         server = stack.enter_context(
             closing(PageServer(page, bind, port, certificate=certificate, gate=gate))
         )
@@ -193,8 +194,8 @@ def serve(
             options.make_ready_file(ready_file)
         privileges.drop(reads_maps=True)
 
-        def publish(told: Snapshot) -> None:
-            page.snapshot = told
+        def publish(snapshot: Snapshot) -> None:
+            page.snapshot = snapshot
 
         agent = Agent(
             kernel,
@@ -219,13 +220,13 @@ def serve(
 
 
 def _stream(path: Path | None, group: int | None, is_https: bool) -> StreamServer | None:
-    """Make the socket; where nobody named one, the agent does without if it must."""
+    """Open the socket; the default one is optional, a named one is not."""
     try:
         return StreamServer(path or Path(DEFAULT_SOCKET), group)
     except StreamError as error:
         if path is not None or group is not None:
             raise
-        without = "the live stream is on the port alone" if is_https else "there is no live stream"
+        without = "the live stream is on the port only" if is_https else "there is no live stream"
         click.echo(f"srcip: {printable(str(error))}; {without}", err=True)
         return StreamServer(None) if is_https else None
 
@@ -235,7 +236,7 @@ def _gate(authorize: str, choice: ClusterChoice) -> Iterator[Gate | None]:
     if authorize == "none":
         yield None
         return
-    # Only who checks tokens shall carry its client.
+    # Imported late: only checking tokens needs its client.
     from tracer.cluster.review import Reviewer  # noqa: PLC0415
 
     with closing(Reviewer(kubeconfig=choice.kubeconfig, context=choice.context)) as reviewer:

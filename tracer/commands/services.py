@@ -1,4 +1,4 @@
-"""Services that a user names: found among the objects, or told with those of nearly that name."""
+"""Look up the Services that a user names, and suggest similar names."""
 
 import difflib
 from collections.abc import Collection
@@ -16,7 +16,7 @@ def find_service(cluster: Cluster, name: tuple[str, str]) -> Service:
     Return a Service by namespace and name.
 
     Raises:
-        TracerError: If it is not there, with those of nearly its name.
+        TracerError: If there is none; the message suggests similar names.
     """
     service = cluster.service(*name)
     if service is not None:
@@ -25,13 +25,13 @@ def find_service(cluster: Cluster, name: tuple[str, str]) -> Service:
     near = near or difflib.get_close_matches(
         "/".join(name), [str(each.key) for each in cluster.services()], cutoff=0.8
     )
-    hint = f"; there is {', '.join(near[:3])}" if near else ""
+    hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
     raise TracerError(f"no Service {'/'.join(name)} in the cluster{hint}")
 
 
 def warn_of_unknown(services: Collection[tuple[str, str]], cluster: Cluster | None) -> None:
     """
-    Say of which Services of ``--filter-service`` nothing can be shown as things are.
+    Warn of Services in ``--filter-service`` that do not exist, or cannot be known.
 
     Args:
         services: Namespaces and names.

@@ -1,4 +1,4 @@
-"""Where whole paths go beside standard output: a file of pictures, a receiver of traces."""
+"""Where whole paths go besides standard output: an SVG file, an OpenTelemetry receiver."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,16 +18,16 @@ from tracer.judge.verdict import Judged, Summary
 
 
 class PathSink(Protocol):
-    """Takes whole paths as they come."""
+    """Takes whole paths as they arrive."""
 
     def start(self) -> None:
-        """Begin; privileges are dropped."""
+        """Start; called after privileges are dropped."""
 
     def write(self, path: Path) -> None:
-        """Take one. Does not wait for anything."""
+        """Take a path, without blocking."""
 
     def close(self) -> Mapping[str, int]:
-        """End, and return how many paths were lost, by place."""
+        """Finish, and return how many paths were lost, by place."""
 
 
 class PathSinks:
@@ -38,32 +38,32 @@ class PathSinks:
         self._lost: dict[str, int] = {}
 
     def __bool__(self) -> bool:
-        """Whether anybody wants paths."""
+        """Whether there is any sink."""
         return bool(self._sinks)
 
     def beside(self, writer: Writer) -> Writer:
-        """Return a writer that hands on paths, and adds to the summary what was lost of them."""
+        """Return a writer that also feeds the sinks, and adds their losses to the summary."""
         return _Beside(writer, self) if self else writer
 
     def start(self) -> None:
-        """Begin; privileges are dropped."""
+        """Start all; called after privileges are dropped."""
         for sink in self._sinks:
             sink.start()
 
     def write(self, path: Path) -> None:
-        """Hand a path to each."""
+        """Hand a path to each sink."""
         for sink in self._sinks:
             sink.write(path)
 
     def close(self) -> Mapping[str, int]:
-        """End all, and return how many paths were lost, by place. Once more, it says the same."""
+        """Finish all, and return how many paths were lost, by place. May be called again."""
         while self._sinks:
             self._lost |= self._sinks.pop().close()
         return self._lost
 
 
 class _Beside:
-    """Writes, and hands paths to sinks."""
+    """Writes, and also hands paths to the sinks."""
 
     def __init__(self, writer: Writer, sinks: PathSinks) -> None:
         self._writer = writer
@@ -83,15 +83,15 @@ sink_options = together(
         "--diagram-file",
         type=click.Path(dir_okay=False, path_type=File),
         metavar="FILE",
-        help="Also draw the first paths as pictures into FILE, an SVG.",
+        help="Also draw the first paths as an SVG picture into FILE.",
     ),
     click.option(
         "--otlp",
         metavar="[ENDPOINT]",
         is_flag=False,
         flag_value="",
-        help="Also send each path as a trace to an OpenTelemetry receiver, such as"
-        " http://collector:4318; without ENDPOINT as OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        help="Also send each path as a trace to the OpenTelemetry receiver at ENDPOINT, such as"
+        " http://collector:4318. Without ENDPOINT: as the OTEL_EXPORTER_OTLP_* variables say.",
     ),
 )
 
@@ -102,7 +102,7 @@ def path_sinks(parameters: dict[str, Any]) -> Iterator[PathSinks]:
     Take ``--diagram-file`` and ``--otlp`` out of a command's parameters, and open what they name.
 
     Raises:
-        TracerError: If a file cannot be made, or the package for traces is not installed.
+        TracerError: If a file cannot be created, or OpenTelemetry is not installed.
     """
     file: File | None = parameters.pop("diagram_file")
     target: str | None = parameters.pop("otlp")
@@ -112,9 +112,9 @@ def path_sinks(parameters: dict[str, Any]) -> Iterator[PathSinks]:
             sinks.append(_svg_file(file))
         if target is not None:
             sinks.append(_otlp(target))
-        all_of_them = PathSinks(sinks)
-        stack.callback(all_of_them.close)
-        yield all_of_them
+        combined = PathSinks(sinks)
+        stack.callback(combined.close)
+        yield combined
 
 
 def _svg_file(file: File) -> PathSink:
@@ -126,12 +126,12 @@ def _svg_file(file: File) -> PathSink:
 
 
 def _otlp(target: str) -> PathSink:
-    # OpenTelemetry is an extra, and takes 20 MB: only who asks for it pays.
+    # OpenTelemetry is an optional dependency that takes 20 MB of memory.
     try:
         otlp = import_module("exporters.otlp")
     except ImportError as error:
         raise TracerError(
-            f"--otlp needs OpenTelemetry, which is not here ({error.name}): "
+            f"--otlp needs OpenTelemetry, which is not installed ({error.name} is missing): "
             "pip install 'srcip[otlp]'"
         ) from error
     sink: PathSink = otlp.OtlpSink(otlp.span_exporter(target))

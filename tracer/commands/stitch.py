@@ -1,4 +1,4 @@
-"""srcip stitch: recordings of several nodes, joined to whole paths."""
+"""srcip stitch: join recordings of several nodes into whole paths."""
 
 import sys
 from itertools import islice
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tracer.commands import options
-from tracer.commands.cluster import ClusterChoice, cluster_options, fixed_views
+from tracer.commands.cluster import ClusterChoice, fixed_views, recording_cluster_options
 from tracer.commands.joined import joined
 from tracer.commands.output import Expectation, path_writer
 from tracer.commands.run import stop_on_signals
@@ -35,13 +35,13 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
             seconds = float(text)
         except ValueError:
             seconds = float("nan")
-        # Ten years: no clock is so wrong that is looked at.
+        # Ten years: no real clock is off by more.
         if not (node and equals and abs(seconds) < 3e8):
-            self.fail(f"{value!r} is no NODE=SECONDS", param, ctx)
+            self.fail(f"{value!r} is not NODE=SECONDS, such as node1=-2.5", param, ctx)
         return node, round(seconds * _NS)
 
 
-@click.command(short_help="Join recordings of several nodes to whole paths.")
+@click.command(short_help="Join recordings of several nodes into whole paths.")
 @click.argument(
     "files",
     metavar="FILE...",
@@ -49,7 +49,7 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
     required=True,
     type=click.Path(readable=False, path_type=File),
 )
-@cluster_options
+@recording_cluster_options
 @options.filter_options
 @options.trusted_proxy_option
 @click.option(
@@ -58,15 +58,16 @@ class ClockOffset(click.ParamType[tuple[str, int]]):
     metavar="SECONDS",
     default=WINDOW_NS / _NS,
     show_default=True,
-    help="How far apart two nodes may have seen one connection, after their clocks were corrected.",
+    help="How far apart in time two nodes may have seen one connection, after srcip corrected their"
+    " clocks.",
 )
 @click.option(
     "--clock-offset",
     type=ClockOffset(),
     metavar="NODE=SECONDS",
     multiple=True,
-    help="Add SECONDS to the times of NODE, which is then taken as right. May be given several"
-    " times. Default: found out by the connections that crossed two nodes.",
+    help="Add SECONDS to the times of NODE, and take its clock as right. May be given several"
+    " times. Default: measured by the connections that crossed two nodes.",
 )
 @options.path_output_option
 @options.explain_option
@@ -87,8 +88,8 @@ def stitch(
     """
     Join the recordings FILE... of several nodes, and show each connection's whole path.
 
-    What one node sent on is what the next received. The recordings may come in any order, be longer
-    than memory, miss nodes or have their ends cut off. Needs no root.
+    A path is found by what one node sent and the next received. The recordings may be given in any
+    order, be larger than memory, lack a node or be truncated. Needs no root.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""srcip trace --agent: what a running agent judges, without privileges of one's own."""
+"""srcip trace --agent: show what a running agent judges, without privileges."""
 
 import sys
 import time
@@ -19,15 +19,15 @@ from tracer.stream.client import AgentStream
 from tracer.stream.protocol import URL_PATH
 from tracer.stream.upgrade import HttpsAgent
 
-# What the agent was told when it was started, and what it does not hand out.
+# Options that are fixed when the agent starts, or that its stream does not offer.
 _AGENT_S_OWN = (
     "netns", "node_name", "cluster", "no_cluster", "proxy_mode", "masquerade_mark", "record",
     "packets", "diagram_file", "otlp", "read_proxy_headers", "trusted_proxy",
 )  # fmt: skip
-# Where a token may come from, which only an agent at a URL asks for; and what else it takes.
+# Where a token may come from, which only an agent at a URL asks for; and its other options.
 _ACCOUNT = ("kubeconfig", "context")
 _URL_S_OWN = ("token_file", "ca_file", "tls_server_name")
-# An agent answers at once, or when it has begun to count: after half a minute at the latest.
+# An agent that is starting answers when it begins to count: after half a minute at most.
 _HELLO_S = 45.0
 
 
@@ -36,20 +36,21 @@ agent_options = options.together(
         "--token-file",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="With --agent https://...: show the agent the bearer token in FILE. Or else that of"
+        help="With --agent https://...: send the bearer token in FILE. Default: that of the user in"
         " --kubeconfig or --context.",
     ),
     click.option(
         "--ca-file",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="With --agent https://...: trust the authorities in FILE (PEM). Default: those of the"
-        " system.",
+        help="With --agent https://...: trust the certificate authorities in FILE (PEM). Default:"
+        " the system's.",
     ),
     click.option(
         "--tls-server-name",
         metavar="NAME",
-        help="With --agent https://...: what the agent's certificate is of. Default: the host.",
+        help="With --agent https://...: the name in the agent's certificate. Default: the host of"
+        " the URL.",
     ),
 )
 
@@ -63,8 +64,8 @@ def agent_at(where: str, parameters: Mapping[str, Any]) -> Path | HttpsAgent:
         parameters: The other options.
 
     Raises:
-        click.UsageError: If it names none, or another option does not go with it.
-        ClusterError: If there is no token for it.
+        click.UsageError: If it is not valid, or another option does not go with it.
+        ClusterError: If there is no token to send.
     """
     is_url = "://" in where and not where.startswith("unix:")
     _refuse(_AGENT_S_OWN if is_url else (*_AGENT_S_OWN, *_ACCOUNT), _IS_THE_AGENT_S)
@@ -83,10 +84,10 @@ def agent_at(where: str, parameters: Mapping[str, Any]) -> Path | HttpsAgent:
 
 def refuse_what_is_for_an_agent() -> None:
     """
-    Refuse options that say nothing without an agent.
+    Refuse options that need an agent.
 
     Raises:
-        click.UsageError: If there is one.
+        click.UsageError: If one was given.
     """
     _refuse(_URL_S_OWN, _IS_THE_URL_S)
 
@@ -102,10 +103,10 @@ def through_agent(
     timeout_s: float | None,
 ) -> NoReturn:
     """
-    Show what an agent judges, and end the program with the exit code.
+    Show what an agent judges, and exit.
 
     Raises:
-        StreamError: If there is no agent, or it refuses or goes away.
+        StreamError: If there is no agent, or it refuses or closes the stream.
     """
     end_s = time.monotonic() + timeout_s if timeout_s else None
     with AgentStream(agent, wanted, patience_s=timeout_s) as stream:
@@ -119,22 +120,22 @@ def through_agent(
             run(stream, stream, writer, expectation, count=count, timeout_s=left_s, stop=stop)
             stream.hang_up()
             if stream.shown != count:
-                # What happened before the end is not lost on its way.
+                # Show what happened before the stop and is still on its way.
                 run(stream, stream, writer, expectation)
             stream.take_summary()
         writer.end(stream.summary())
     sys.exit(expectation.exit_code())
 
 
-_IS_THE_AGENT_S = "is the agent's own: it does not go with --agent"
-_IS_THE_URL_S = "goes with --agent https://HOST:PORT alone"
+_IS_THE_AGENT_S = "cannot be combined with --agent: the agent decides that itself"
+_IS_THE_URL_S = "needs --agent https://HOST:PORT"
 
 
 def _refuse(names: Iterable[str], why: str) -> None:
     """
-    Refuse options that cannot be followed.
+    Refuse options given on the command line that would have no effect.
 
-    What the environment says is left alone: in an agent's pod it speaks to the agent.
+    Environment variables are ignored: in an agent's pod they configure the agent.
     """
     context = click.get_current_context()
     for name in names:
@@ -144,7 +145,7 @@ def _refuse(names: Iterable[str], why: str) -> None:
 
 def _host_and_port(url: str) -> tuple[str, int]:
     if not url.isascii() or not url.isprintable():
-        raise click.UsageError(f"--agent {url!a} is no URL")
+        raise click.UsageError(f"--agent {url!a} is not a URL")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -152,31 +153,33 @@ def _host_and_port(url: str) -> tuple[str, int]:
         raise click.UsageError(f"--agent {url}: {error}") from None
     if parts.scheme != "https":
         raise click.UsageError(
-            f"--agent {url}: an agent hands out its stream over https alone; tokens and the"
-            " addresses of clients must not cross a network in clear"
+            f"--agent {url}: an agent offers its stream over https only, because tokens and client"
+            " addresses must not cross a network in clear text"
         )
     if not host or port is None:
-        raise click.UsageError(f"--agent {url} names no port; 9464 is an agent's")
+        raise click.UsageError(f"--agent {url} names no port; an agent's default is 9464")
     if parts.username is not None or parts.query or parts.fragment:
-        raise click.UsageError(f"--agent https://{host}:{port} takes no user, query or fragment")
+        raise click.UsageError(
+            f"--agent https://{host}:{port} must not have a user, query or fragment"
+        )
     if parts.path.rstrip("/") not in ("", URL_PATH):
-        raise click.UsageError(f"--agent {url}: the stream is at {URL_PATH}, and needs no path")
+        raise click.UsageError(f"--agent {url}: leave out the path; the stream is at {URL_PATH}")
     return host, port
 
 
 def _token(parameters: Mapping[str, Any]) -> str:
-    # Only who shows a token shall carry what reads them.
+    # Imported late: only a token needs it.
     from tracer.cluster.token import token_in, token_of  # noqa: PLC0415
 
     token_file, kubeconfig, context = (
         parameters[name] for name in ("token_file", "kubeconfig", "context")
     )
     if token_file is not None:
-        _refuse(_ACCOUNT, "does not go with --token-file: there is one token")
+        _refuse(_ACCOUNT, "cannot be combined with --token-file: only one token is sent")
         return token_in(token_file)
     if kubeconfig is None and context is None:
         raise click.UsageError(
-            "--agent https://... takes a token: --token-file FILE, or --kubeconfig or --context to"
-            " show that of its user"
+            "--agent https://... needs a token: give --token-file FILE, or --kubeconfig or"
+            " --context for that user's token"
         )
     return token_of(kubeconfig, context)

@@ -39,7 +39,7 @@ from tracer.stream.protocol import DEFAULT_SOCKET
     is_flag=False,
     flag_value=DEFAULT_SOCKET,
     metavar="[PATH|URL]",
-    help="Listen to a running 'srcip serve' without any privileges: through its Unix socket, or at"
+    help="Show what a running 'srcip serve' sees, without root: through the Unix socket PATH, or at"
     f" https://HOST:PORT with a bearer token. Without a value: {DEFAULT_SOCKET}.",
 )
 @agent_options
@@ -49,8 +49,8 @@ from tracer.stream.protocol import DEFAULT_SOCKET
 @click.option(
     "--read-proxy-headers",
     is_flag=True,
-    help="Read the clients that proxies declare in the first bytes of TCP connections: PROXY"
-    " protocol, X-Forwarded-For, Forwarded. Of those bytes nothing else is kept.",
+    help="Read the client addresses that proxies declare in the first bytes of TCP connections:"
+    " PROXY protocol, X-Forwarded-For, Forwarded. Nothing else of those bytes is kept.",
 )
 @options.trusted_proxy_option
 @options.path_output_option
@@ -65,7 +65,7 @@ from tracer.stream.protocol import DEFAULT_SOCKET
     "--timeout",
     type=Seconds(),
     metavar="SECONDS",
-    help="Stop after so many seconds.",
+    help="Stop after SECONDS. Default: run until Ctrl-C.",
 )
 @options.expect_option
 def trace(
@@ -84,10 +84,11 @@ def trace(
     **parameters: Any,
 ) -> None:
     """
-    Show every new connection and every dropped packet of this node, until Ctrl-C.
+    Show every new connection and dropped packet of this node, until Ctrl-C.
 
-    Each connection is one row: the client, what it addressed, the backend that answers, and the
-    source address that the backend sees. Needs root while it starts; drops it once attached.
+    Each connection is one row: the client, the address it connected to, the backend that answers,
+    and the source address that the backend sees. Needs root while it starts; drops it once
+    attached.
 
     \b
     Examples:
@@ -95,10 +96,10 @@ def trace(
       srcip trace --filter-service default/web      one Service
       srcip trace --count 1 --explain               one connection, with all reasons
       srcip trace --netns 4711                      the namespace of process 4711
-      srcip trace --agent                           through the node's agent, as its group may
+      srcip trace --agent                           through the node's agent, without root
       srcip trace --agent https://node2:9464 --token-file token --ca-file ca.crt
       srcip trace --filter-client 198.51.100.0/24 --expect preserved --count 1 --timeout 30
-      srcip trace -o diagram --filter-port 443 --count 1   the way of one, hop by hop
+      srcip trace -o diagram --filter-port 443 --count 1   the path of one, hop by hop
       srcip trace --packets 1 --otlp http://collector:4318   each connection as a trace
       srcip trace --read-proxy-headers --trusted-proxy 10.0.0.0/24
       srcip trace -o json | jq -r 'select(.kind == "connection").seen_source'
@@ -107,7 +108,7 @@ def trace(
     if agent is not None:
         if output == "diagram":
             raise click.UsageError(
-                "an agent watches no packets: -o diagram does not go with --agent"
+                "-o diagram cannot be combined with --agent: an agent records no hops"
             )
         through_agent(
             agent_at(agent, parameters),
@@ -119,7 +120,7 @@ def trace(
             timeout_s=timeout,
         )
     if trusted_proxy and not read_proxy_headers:
-        raise click.UsageError("--trusted-proxy goes with --read-proxy-headers")
+        raise click.UsageError("--trusted-proxy needs --read-proxy-headers")
     refuse_what_is_for_an_agent()
     choice = ClusterChoice.of(parameters)
     expectation = Expectation.of(expect)
@@ -148,7 +149,7 @@ def trace(
             if record
             else None
         )
-        # After all that forks: gRPC begins with threads.
+        # After everything that forks: gRPC starts threads.
         sinks = stack.enter_context(path_sinks(parameters))
         has_paths = sinks or (watched and output != "table")
         proxies = Proxies(trusted_proxy)

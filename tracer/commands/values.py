@@ -1,4 +1,4 @@
-"""Types of options' values: addresses, numbers within bounds, marks, names of Services."""
+"""Parameter types of options: prefixes, bounded numbers, marks, names of Services."""
 
 import math
 from ipaddress import ip_interface, ip_network
@@ -17,10 +17,10 @@ class Cidr(click.ParamType[IPNetwork]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> IPNetwork:
-        """Parse ``192.0.2.0/24``; an address alone is a prefix of its own."""
+        """Parse ``192.0.2.0/24``; an address alone is a prefix of full length."""
         text = str(value)
         try:
-            # A scope such as %eth0 is in no packet.
+            # Packets do not carry a scope such as %eth0.
             return ip_network("" if "%" in text else text)
         except ValueError:
             self.fail(_cidr_complaint(text), param, ctx)
@@ -37,12 +37,12 @@ class ServiceName(click.ParamType[tuple[str, str]]):
         """Split at the slash."""
         namespace, slash, name = str(value).partition("/")
         if not (namespace and slash and name) or "/" in name:
-            self.fail(f"{value!r} is no NAMESPACE/NAME, such as default/web", param, ctx)
+            self.fail(f"{value!r} is not NAMESPACE/NAME, such as default/web", param, ctx)
         return namespace, name
 
 
 class Number(click.ParamType[int]):
-    """A whole number within bounds that are part of it."""
+    """A whole number within inclusive bounds."""
 
     name = "number"
 
@@ -56,20 +56,20 @@ class Number(click.ParamType[int]):
         except ValueError:
             number = None
         if number is None or not _is_within(number, self._least, self._most):
-            bounds = f"from {self._least} on"
+            bounds = f"of {self._least} or more"
             if self._most is not None:
                 bounds = f"from {self._least} to {self._most}"
-            self.fail(f"{str(value)!r} is no whole number {bounds}", param, ctx)
+            self.fail(f"{str(value)!r} is not a whole number {bounds}", param, ctx)
         return number
 
 
 class Seconds(click.ParamType[float]):
     """
-    A time in seconds within bounds that are part of it; neither infinite nor NaN.
+    A time in seconds within inclusive bounds; neither infinite nor NaN.
 
     Args:
-        least: The shortest; 0 stands for anything longer than no time.
-        most: The longest, if there is one.
+        least: The shortest; 0 means anything above 0.
+        most: The longest, if any.
     """
 
     name = "seconds"
@@ -80,7 +80,7 @@ class Seconds(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Parse decimal digits, with a fraction if there is one."""
+        """Parse a decimal number."""
         try:
             seconds = float(value)
         except ValueError:
@@ -89,7 +89,7 @@ class Seconds(click.ParamType[float]):
         if not (math.isfinite(seconds) and is_within):
             least = f"at least {self._least:g}" if self._least else "more than 0"
             most = f" and at most {self._most:g}" if self._most is not None else ""
-            self.fail(f"{str(value)!r} is no time of {least}{most} seconds", param, ctx)
+            self.fail(f"{str(value)!r} is not a number of seconds, {least}{most}", param, ctx)
         return seconds
 
 
@@ -103,9 +103,9 @@ class Mark(click.ParamType[int]):
         try:
             mark = int(str(value), 0)
         except ValueError:
-            self.fail(f"{value!r} is no number such as 0x4000", param, ctx)
+            self.fail(f"{value!r} is not a number, such as 0x4000", param, ctx)
         if not 0 < mark <= 0xFFFFFFFF:
-            self.fail(f"{value!r} is no mark of 32 bits", param, ctx)
+            self.fail(f"{value!r} is not a 32-bit mark, from 1 to 0xffffffff", param, ctx)
         return mark
 
 
@@ -113,8 +113,8 @@ def _cidr_complaint(text: str) -> str:
     try:
         interface = ip_interface("" if "%" in text else text)
     except ValueError:
-        return f"{text!r} is no address, and no prefix such as 192.0.2.0/24"
-    return f"{text} has host bits set: say {interface.network}, or {interface.ip} alone"
+        return f"{text!r} is neither an address nor a prefix such as 192.0.2.0/24"
+    return f"{text} has host bits set: use {interface.network}, or {interface.ip} alone"
 
 
 def _is_within(number: float, least: float, most: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""Attaching: netfilter links in each traced namespace, raw tracepoints once for the machine."""
+"""Attaching: netfilter links per traced namespace; raw tracepoints and probes machine-wide."""
 
 import errno
 import os
@@ -18,15 +18,15 @@ _PRE_ROUTING, _LOCAL_IN, _FORWARD, _LOCAL_OUT, _POST_ROUTING = range(5)
 _LAST = 2**31 - 2
 _BEFORE_DNAT = -101
 _BEFORE_SNAT = 99
-# IPVS translates at LOCAL_IN before that: 98 and 99 are its own (ip_vs_ops4 in ip_vs_core.c).
+# IPVS translates earlier at LOCAL_IN, at 98 and 99 (ip_vs_ops4 in ip_vs_core.c).
 _BEFORE_IPVS = 97
-# Each place may be taken by another tracer: as many of them can stand beside each other.
+# How many priorities to try, since another tracer may hold one: so many tracers can coexist.
 _PLACES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetfilterPlace:
-    """Where a netfilter function goes: the hook, and the highest priority that will do."""
+    """Where to attach a netfilter function: the hook, and the highest priority number to try."""
 
     function: str
     hook: int
@@ -44,7 +44,7 @@ HOP_PLACES = (
     NetfilterPlace(function="srcip_after_nat", hook=_PRE_ROUTING, priority=_LAST),
     NetfilterPlace(function="srcip_before_nat", hook=_LOCAL_IN, priority=_BEFORE_IPVS),
     NetfilterPlace(function="srcip_after_nat", hook=_LOCAL_IN, priority=_LAST),
-    # Nothing is translated there.
+    # No NAT happens at FORWARD.
     NetfilterPlace(function="srcip_after_nat", hook=_FORWARD, priority=_LAST),
     NetfilterPlace(function="srcip_before_nat", hook=_LOCAL_OUT, priority=_BEFORE_DNAT),
     NetfilterPlace(function="srcip_after_nat", hook=_LOCAL_OUT, priority=_LAST),
@@ -58,8 +58,8 @@ class Links:
     """
     Descriptors that keep programs attached. Closing them detaches.
 
-    They also detach when the process dies, however it dies. A netfilter link keeps its namespace
-    alive, so those of a namespace that was removed must be closed.
+    They also detach when the process ends, however it ends. A netfilter link keeps its namespace
+    alive, so close those of a namespace that was removed.
     """
 
     by_namespace: dict[int, list[int]] = field(default_factory=dict)
@@ -69,16 +69,16 @@ class Links:
         self, netns: Netns, functions: Mapping[str, int], places: Iterable[NetfilterPlace]
     ) -> None:
         """
-        Attach programs at some places of one namespace, for IPv4 and IPv6.
+        Attach programs in one namespace, for IPv4 and IPv6.
 
         Args:
             netns: The namespace.
-            functions: The descriptor of each place's function.
+            functions: Program descriptors by function name.
             places: Where to attach.
 
         Raises:
             LoadError: If the kernel has no netfilter links, or every priority is taken.
-            NetnsError: If the namespace is gone or may not be entered.
+            NetnsError: If the namespace is gone or cannot be entered.
         """
         fds = self.by_namespace.setdefault(netns.inode, [])
         with inside(netns.path):
@@ -100,10 +100,10 @@ class Links:
 
     def attach_probe(self, function: str, program: int) -> None:
         """
-        Attach a program to a kernel function, for the whole machine.
+        Attach a program to a kernel function, machine-wide.
 
         Raises:
-            LoadError: If there is no such function, or it may not be probed.
+            LoadError: If there is no such function, or it cannot be probed.
         """
         try:
             self.tracepoints.append(kprobe.attach(function, program))
@@ -111,7 +111,7 @@ class Links:
             raise LoadError(f"cannot probe {function}: {error.strerror}") from error
 
     def detach_namespace(self, inode: int) -> None:
-        """Detach from one namespace; others stay."""
+        """Detach from one namespace."""
         for fd in self.by_namespace.pop(inode, ()):
             os.close(fd)
 
@@ -124,7 +124,7 @@ class Links:
 
 
 def _attach(program: int, family: int, place: NetfilterPlace, netns: Netns) -> int:
-    """Attach at the first free priority from the wanted one downward, so before it."""
+    """Attach at the wanted priority, or at the nearest free one below it, which runs earlier."""
     for priority in _priorities(place.priority):
         try:
             return bpf_syscall.create_netfilter_link(program, family, place.hook, priority)
@@ -135,8 +135,8 @@ def _attach(program: int, family: int, place: NetfilterPlace, netns: Netns) -> i
                     f"{os.strerror(error.errno or 0)}"
                 ) from error
     raise LoadError(
-        f"cannot attach {place.function} in the namespace of {netns.node}: {_PLACES} other "
-        "programs hold the last priorities of the hook; stop other tracers (see 'bpftool link')"
+        f"cannot attach {place.function} in the namespace of {netns.node}: other programs hold all "
+        f"{_PLACES} priorities that it may use; stop other tracers (see 'bpftool link')"
     )
 
 

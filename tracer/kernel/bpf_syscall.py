@@ -1,7 +1,7 @@
 """
-The bpf() system call, as much of it as we use: through libbpf, which Debian's BCC brings.
+The parts of the bpf() system call that srcip uses, through the libbpf that Debian's BCC installs.
 
-Netfilter links are made by the bare call, because libbpf 1.1 does not know their options.
+Netfilter and TCX links use the bare system call, because libbpf 1.1 does not know their options.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ TCX_INGRESS, TCX_EGRESS = 46, 47
 _BPF_F_BEFORE, _BPF_F_AFTER = 1 << 3, 1 << 4
 LINK_TYPE_NETFILTER = 10
 
-# The call's number: arch/x86/entry/syscalls, and include/uapi/asm-generic/unistd.h for the rest.
+# bpf()'s number: arch/x86/entry/syscalls, and include/uapi/asm-generic/unistd.h for the rest.
 _SYSCALL = {"x86_64": 321, "s390x": 351, "ppc64le": 361}.get(platform.machine(), 280)
 _ATTR_SIZE = 128
 # bpf_mprog_max() of kernel/bpf/mprog.c
@@ -34,13 +34,13 @@ _libc.syscall.restype = ctypes.c_long
 
 def create_netfilter_link(program: int, family: int, hook: int, priority: int) -> int:
     """
-    Attach a netfilter program in the network namespace this thread is in.
+    Attach a netfilter program in this thread's network namespace.
 
     Args:
         program: The program's descriptor.
         family: NFPROTO_IPV4 or NFPROTO_IPV6.
         hook: ``enum nf_inet_hooks``.
-        priority: Its place among the hook's functions; must be free.
+        priority: Its place among the hook's functions; must be free for that family.
 
     Returns:
         The link's descriptor. Closing it detaches the program.
@@ -58,9 +58,9 @@ def create_netfilter_link(program: int, family: int, hook: int, priority: int) -
 
 def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
     """
-    Attach a program at tc of an interface in the network namespace this thread is in.
+    Attach a program to an interface's tc hook, in this thread's network namespace.
 
-    It sees a packet before any other program at ingress, and after all at egress.
+    It runs before all other programs at ingress, and after all at egress.
 
     Args:
         program: The program's descriptor.
@@ -84,10 +84,10 @@ def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
 
 def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
     """
-    Return the ids of the programs at tc of an interface of the namespace this thread is in.
+    Return the IDs of the TCX programs of an interface, in this thread's network namespace.
 
     Raises:
-        OSError: If there is no such interface, we may not ask, or the kernel has no TCX.
+        OSError: If there is no such interface, it is not permitted, or the kernel has no TCX.
     """
     ids = (ctypes.c_uint32 * _TCX_PROGRAMS)()
     attr = struct.pack(
@@ -125,17 +125,17 @@ class Map:
             self.value_size = (value_size + 7) // 8 * 8 * possible_cpus()
 
     def update(self, key: bytes, value: bytes) -> None:
-        """Set an element, making it if need be."""
+        """Set an element, creating it if needed."""
         if libbpf().bpf_map_update_elem(self.fd, key, value, ctypes.c_uint64(0)):
             raise _os_error("update a map")
 
     def delete(self, key: bytes) -> None:
-        """Remove an element; it need not be there."""
+        """Remove an element, if it exists."""
         if libbpf().bpf_map_delete_elem(self.fd, key) and ctypes.get_errno() != errno.ENOENT:
             raise _os_error("delete from a map")
 
     def lookup(self, key: bytes) -> bytes | None:
-        """Return an element's value, of all CPUs in a row for a per-CPU map."""
+        """Return an element's value, or None; for a per-CPU map all CPUs' values, concatenated."""
         value = ctypes.create_string_buffer(self.value_size)
         if libbpf().bpf_map_lookup_elem(self.fd, key, value):
             if ctypes.get_errno() == errno.ENOENT:
@@ -147,11 +147,11 @@ class Map:
         """
         Read all elements in batches, one system call each.
 
-        Elements that are added or removed meanwhile may or may not be among them.
+        Elements that are added or removed meanwhile may or may not be included.
         """
         keys = ctypes.create_string_buffer(self.key_size * batch)
         values = ctypes.create_string_buffer(self.value_size * batch)
-        # The kernel keeps its place in it; hash maps use four bytes, others a whole key.
+        # The kernel's cursor: four bytes for hash maps, a whole key for others.
         place = ctypes.create_string_buffer(max(self.key_size, 8))
         start = None
         while True:
@@ -187,33 +187,33 @@ def sum_cpus(value: bytes) -> int:
 @lru_cache(maxsize=1)
 def possible_cpus() -> int:
     """
-    Count the CPUs that per-CPU maps have room for.
+    Return the number of possible CPUs, which is how many values a per-CPU map holds.
 
     Raises:
-        LoadError: If the kernel does not say.
+        LoadError: If it cannot be determined.
     """
     count = libbpf().libbpf_num_possible_cpus()
     if count < 1:
-        raise LoadError("cannot tell the number of possible CPUs")
+        raise LoadError("cannot read the number of possible CPUs from /sys/devices/system/cpu")
     return int(count)
 
 
 def link_ids() -> Iterator[int]:
-    """Yield the ids of all BPF links of the machine. Takes CAP_SYS_ADMIN."""
+    """Yield the IDs of all BPF links on this machine. Needs CAP_SYS_ADMIN."""
     link_id = ctypes.c_uint32(0)
     while not libbpf().bpf_link_get_next_id(link_id, ctypes.byref(link_id)):
         yield link_id.value
 
 
 def program_ids() -> Iterator[int]:
-    """Yield the ids of all BPF programs of the machine. Takes CAP_SYS_ADMIN."""
+    """Yield the IDs of all BPF programs on this machine. Needs CAP_SYS_ADMIN."""
     program_id = ctypes.c_uint32(0)
     while not libbpf().bpf_prog_get_next_id(program_id, ctypes.byref(program_id)):
         yield program_id.value
 
 
 def link_info(link_id: int) -> tuple[int, int] | None:
-    """Return a link's type and its program's id; None if it has gone."""
+    """Return a link's type and its program's ID; None if the link is gone."""
     fd = libbpf().bpf_link_get_fd_by_id(link_id)
     if fd < 0:
         return None
@@ -225,27 +225,27 @@ def link_info(link_id: int) -> tuple[int, int] | None:
 
 
 def program_name(program_id: int) -> str | None:
-    """Return a program's name (15 characters at most); None if it has gone."""
+    """Return a program's name (15 characters at most); None if the program is gone."""
     fd = libbpf().bpf_prog_get_fd_by_id(program_id)
     if fd < 0:
         return None
     try:
-        # struct bpf_prog_info: name[16] stands at 64.
+        # struct bpf_prog_info: name[16] is at offset 64.
         return _info(fd)[64:80].split(b"\0")[0].decode("ascii", "replace")
     finally:
         os.close(fd)
 
 
 def program_runs(program: int) -> tuple[int, int]:
-    """Return a program's run time in ns and its runs; 0 unless kernel.bpf_stats_enabled."""
-    # struct bpf_prog_info: run_time_ns and run_cnt stand at 192 and 200.
+    """Return a program's run time in ns and run count; 0 unless kernel.bpf_stats_enabled is set."""
+    # struct bpf_prog_info: run_time_ns and run_cnt are at offsets 192 and 200.
     run_time_ns, runs = struct.unpack_from("=QQ", _info(program), 192)
     return run_time_ns, runs
 
 
 def program_misses(program: int) -> int:
-    """Return how often a program did not run because another did on its CPU, as far as told."""
-    # struct bpf_prog_info: recursion_misses stands at 208. Probes are counted there since Linux 6.7
+    """Return how often a program was skipped because another ran on its CPU; 0 if not counted."""
+    # struct bpf_prog_info: recursion_misses is at offset 208. It counts probes since Linux 6.7
     # (bpf: Count missed stats in trace_call_bpf).
     misses: int = struct.unpack_from("=Q", _info(program), 208)[0]
     return misses

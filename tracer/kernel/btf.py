@@ -1,4 +1,4 @@
-"""Where the running kernel keeps what we read: field offsets and enums from its BTF."""
+"""Field offsets and enums of the running kernel, from its BTF."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ _STRUCT, _UNION, _ENUM = 4, 5, 6
 _TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG = 8, 9, 10, 11, 18
 _TRANSPARENT = {_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG}
 
-# Every field that bpf/*.c reads, by the kernel's own names.
+# Every field that bpf/ reads, by the kernel's own names.
 FIELDS = (
     ("sk_buff", "data"),
     ("sk_buff", "_nfct"),
@@ -98,7 +98,7 @@ def libbpf() -> ctypes.CDLL:
         LoadError: If it is not installed.
     """
     try:
-        # By its name, not by ctypes.util: that runs a compiler to look for it.
+        # By soname: ctypes.util.find_library() would run a compiler.
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
         raise LoadError(
@@ -129,22 +129,22 @@ class KernelTypes:
         vmlinux = self._lib.btf__load_vmlinux_btf()
         if not vmlinux:
             raise LoadError(
-                f"this kernel ({os.uname().release}) describes no types: {VMLINUX} is missing; "
-                "it must be built with CONFIG_DEBUG_INFO_BTF"
+                f"this kernel ({os.uname().release}) has no BTF: {VMLINUX} is missing; use a "
+                "kernel built with CONFIG_DEBUG_INFO_BTF"
             )
         self._btfs = [vmlinux]
-        # Where conntrack is a module and vmlinux does not mention nf_conn, its own BTF does.
+        # Where conntrack is a module, vmlinux may lack nf_conn: the module's own BTF has it.
         module = self._lib.btf__load_module_btf(b"nf_conntrack", vmlinux)
         if module:
             self._btfs.append(module)
 
     def offset(self, struct: str, path: str) -> int:
         """
-        Return the offset of a member in bytes, through anonymous structs and unions.
+        Return a member's offset in bytes, looking into anonymous structs and unions.
 
         Args:
             struct: The struct's name.
-            path: Member names joined by dots.
+            path: Member names, joined by dots.
 
         Raises:
             LoadError: If the kernel has no such struct or member.
@@ -155,8 +155,8 @@ class KernelTypes:
             found = self._member(btf, type_id, name)
             if found is None:
                 raise LoadError(
-                    f"this kernel ({os.uname().release}) has no {struct}.{path}; "
-                    "please report it with the output of 'srcip doctor'"
+                    f"this kernel ({os.uname().release}) has no field {struct}.{path}; "
+                    "please report this with the output of 'srcip doctor'"
                 )
             type_id, offset = found
             bits += offset
@@ -181,12 +181,12 @@ class KernelTypes:
             if type_id > 0:
                 return btf, type_id
         raise LoadError(
-            f"this kernel ({os.uname().release}) describes no struct {name}; "
+            f"the BTF of this kernel ({os.uname().release}) has no struct {name}; "
             "is the module nf_conntrack loaded?"
         )
 
     def _member(self, btf: int, type_id: int, name: str) -> tuple[int, int] | None:
-        """Find a member by name: its type and its offset in bits."""
+        """Return the type and bit offset of a member; None if there is none of that name."""
         type_id = self._strip(btf, type_id)
         for member, bits in self._members(btf, type_id):
             member_name = self._lib.btf__name_by_offset(btf, member.name_off)
@@ -215,7 +215,7 @@ class KernelTypes:
             yield entry.value, self._lib.btf__name_by_offset(btf, entry.name_off).decode()
 
     def _strip(self, btf: int, type_id: int) -> int:
-        """Look through typedefs and qualifiers."""
+        """Return the type behind typedefs and qualifiers."""
         while ((kind := self._type(btf, type_id)).info >> 24) & 0x1F in _TRANSPARENT:
             type_id = kind.size_or_type
         return type_id

@@ -1,4 +1,4 @@
-"""What carries packets of a node past netfilter, as far as it can be found."""
+"""Find what carries packets past netfilter: XDP, tc, flowtables, Open vSwitch."""
 
 import json
 import socket
@@ -21,13 +21,13 @@ _TOOL = Limits(timeout_s=10.0, output_bytes=1 << 20)
 
 def find(netns: Netns) -> list[str]:
     """
-    Say what may carry packets of a namespace past netfilter, a line each.
+    Return what may carry a namespace's packets past netfilter, a line each.
 
-    Found are XDP programs, other programs and classifiers at tc, flowtables, and interfaces of Open
-    vSwitch. What a network card does by itself cannot be found from here.
+    Finds XDP programs, other programs and classifiers at tc, flowtables, and interfaces of Open
+    vSwitch. Hardware offload cannot be detected from here.
 
     Raises:
-        NetnsError: If the namespace cannot be entered or asked.
+        NetnsError: If the namespace cannot be entered or queried.
     """
     try:
         with (
@@ -36,7 +36,7 @@ def find(netns: Netns) -> list[str]:
         ):
             channel.settimeout(5)
             links = dict(_links(channel))
-            names = {index: _text(told.get(_IFLA_IFNAME, b"")) for index, told in links.items()}
+            names = {index: _text(link.get(_IFLA_IFNAME, b"")) for index, link in links.items()}
             return [
                 *_xdp(links, names),
                 *_open_vswitch(links, names),
@@ -46,7 +46,7 @@ def find(netns: Netns) -> list[str]:
             ]
     except OSError as error:
         raise NetnsError(
-            f"cannot look for what bypasses netfilter in {netns.node}: {error.strerror}"
+            f"cannot check {netns.node} for what bypasses netfilter: {error.strerror}"
         ) from error
 
 
@@ -57,17 +57,17 @@ def _links(channel: socket.socket) -> Iterator[tuple[int, netlink.Attributes]]:
 
 
 def _xdp(links: dict[int, netlink.Attributes], names: dict[int, str]) -> Iterator[str]:
-    for index, told in links.items():
-        attached = netlink.attributes(told.get(_IFLA_XDP, b"")).get(_IFLA_XDP_ATTACHED, b"\0")
+    for index, link in links.items():
+        attached = netlink.attributes(link.get(_IFLA_XDP, b"")).get(_IFLA_XDP_ATTACHED, b"\0")
         if attached[:1] != b"\0":
-            yield f"an XDP program at {names[index]} sees packets before the kernel does"
+            yield f"an XDP program on {names[index]} handles packets before netfilter"
 
 
 def _open_vswitch(links: dict[int, netlink.Attributes], names: dict[int, str]) -> Iterator[str]:
-    for index, told in links.items():
-        kind = netlink.attributes(told.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
+    for index, link in links.items():
+        kind = netlink.attributes(link.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
         if _text(kind) == "openvswitch":
-            yield f"Open vSwitch ({names[index]}) switches and translates by itself"
+            yield f"Open vSwitch ({names[index]}) forwards packets and does NAT itself"
 
 
 def _programs_at_tc(names: dict[int, str]) -> Iterator[str]:
@@ -76,11 +76,11 @@ def _programs_at_tc(names: dict[int, str]) -> Iterator[str]:
             try:
                 ids = bpf_syscall.tcx_programs(index, attach_type)
             except OSError:
-                return  # a kernel without TCX
+                return  # the kernel has no TCX
             programs = [bpf_syscall.program_name(each) or "?" for each in ids]
             others = [each for each in programs if not each.startswith("srcip_")]
             if others:
-                yield f"eBPF at tc of {name} ({', '.join(others)}) may translate or redirect"
+                yield f"eBPF at tc of {name} ({', '.join(others)}) may redirect packets or do NAT"
 
 
 def _classifiers(channel: socket.socket, names: dict[int, str]) -> Iterator[str]:
@@ -89,19 +89,19 @@ def _classifiers(channel: socket.socket, names: dict[int, str]) -> Iterator[str]
         index = _TCMSG.unpack_from(payload)[3]
         kind = netlink.attributes(payload[_TCMSG.size :]).get(_TCA_KIND, b"")
         if _text(kind) in ("clsact", "ingress"):
-            yield f"filters at tc of {names.get(index, index)} ({_text(kind)}) may redirect"
+            yield f"filters at tc of {names.get(index, index)} ({_text(kind)}) may redirect packets"
 
 
 def flowtables(printed: str) -> Iterator[str]:
-    """Say which flowtables there are, by what ``nft -j list flowtables`` printed."""
+    """Yield a line for each flowtable in the output of ``nft -j list flowtables``."""
     try:
         found = json.loads(printed)["nftables"] if printed else []
         tables = [each["flowtable"] for each in found if "flowtable" in each]
         for table in tables:
             name = f"{table['family']} {table['table']} {table['name']}"
-            yield f"flowtable {name} carries established connections past the other hooks"
+            yield f"flowtable {name} forwards established connections past netfilter's hooks"
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        yield "perhaps flowtables: nft's answer about them makes no sense"
+        yield "perhaps flowtables: nft's list of them cannot be parsed"
 
 
 def _text(raw: bytes) -> str:

@@ -1,9 +1,8 @@
 """
-The short-lived child that compiles and loads the programs, and hands their descriptors over.
+The short-lived child process that compiles and loads the programs, and sends their descriptors.
 
-It runs under the distribution's own Python, the only one that Debian's BCC is built for, and its
-end gives LLVM's hundred megabytes back. It imports nothing outside the standard library, bcc, and
-the modules beside it.
+It runs under the distribution's Python, the only one that Debian's BCC is built for, and frees
+LLVM's 100 MB when it exits. It imports only the standard library, bcc and the modules beside it.
 """
 
 import array
@@ -24,17 +23,17 @@ from tracer.errors import LoadError
 from tracer.kernel.btf import DROP_REASONS, KernelTypes
 from tracer.kernel.headers import PREFIX, remove_leftovers, write_tree
 
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - named by us alone, and ours
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the tree in it has a random name and mode 0700
 
 
 def main(channel_fd: int) -> None:
     """
-    Answer one request on a socket: compile, load, send descriptors, end.
+    Answer one request on a socket: compile, load, send the descriptors.
 
     The request is JSON: ``defines`` (name -> number), ``bpf_dir``, and ``programs``: a list of
-    ``file``, ``functions`` (each name, program type, attach type), ``maps`` and ``defines`` of its
-    own. The answer is JSON with ``fds`` (what each descriptor is) and ``drop_reasons``, or
-    ``error``.
+    ``file``, ``functions`` (each name, program type, attach type), ``maps``, and ``defines`` for
+    this file only. The answer is JSON with ``fds`` (what each descriptor is) and ``drop_reasons``,
+    or ``error``.
     """
     with socket.socket(fileno=channel_fd) as channel:
         request = json.loads(channel.recv(1 << 16))
@@ -81,12 +80,12 @@ def _writable() -> str:
     if os.access(_SHARED_MEMORY, os.W_OK):
         return _SHARED_MEMORY
     raise LoadError(
-        f"neither /tmp nor {_SHARED_MEMORY} can be written to, for kernel headers; mount a"
-        " tmpfs at /tmp, or set TMPDIR"
+        f"neither /tmp nor {_SHARED_MEMORY} is writable, and the compiler needs a directory for"
+        " headers; mount a tmpfs at /tmp, or set TMPDIR"
     )
 
 
-# BCC closes the descriptors of a module when it is collected.
+# BCC closes a module's descriptors when the object is garbage-collected.
 _modules: list[Any] = []
 
 
@@ -103,11 +102,11 @@ def _load(program: dict[str, Any], bpf_dir: str, flags: list[str]) -> list[tuple
             function = module.load_func(name.encode(), program_type, attach_type=attach_type)
         except Exception as error:
             raise LoadError(
-                f"the kernel ({os.uname().release}) refuses {name} of {program['file']}: {error}"
+                f"the kernel ({os.uname().release}) rejects {name} of {program['file']}: {error}"
             ) from error
         loaded.append(("function", name, function.fd))
     for name in program["maps"]:
-        # Plain types: BCC's own decoding of nested structs fails, and nobody here uses it.
+        # Plain types, because BCC cannot parse nested structs; only the descriptor is used.
         table = module.get_table(name.encode(), ctypes.c_uint32, ctypes.c_uint32)
         loaded.append(("map", name, table.map_fd))
     return loaded

@@ -1,7 +1,7 @@
 """
-Conntrack over netlink, read-only: its table as it stands, and new entries as they come.
+Conntrack over netlink, read-only: the current table, and new entries as they are created.
 
-Written by hand because the alternatives cost more than the tracer may weigh: see
+Written by hand, because the alternatives use more memory than the tracer itself: see
 docs/decisions/0003-conntrack-netlink.md.
 """
 
@@ -44,14 +44,14 @@ _SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; Python does not name 
 
 def dump(netns: Netns) -> Iterator[Connection]:
     """
-    Yield the connections that conntrack of one namespace holds now.
+    Yield the connections that one namespace's conntrack table holds now.
 
-    Entries carry no time of their own; they get the time of reading. An entry that changes place
-    in the table meanwhile may be seen twice or not at all, as with ``conntrack -L``.
+    Entries have no timestamp; they get the time of reading. An entry that moves within the table
+    meanwhile may be seen twice or not at all, as with ``conntrack -L``.
 
     Raises:
         ConntrackError: If the kernel refuses: no CAP_NET_ADMIN, or no conntrack netlink.
-        NetnsError: If the namespace is gone or may not be entered.
+        NetnsError: If the namespace is gone or cannot be entered.
     """
     with _open(netns) as channel:
         request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
@@ -86,23 +86,23 @@ class DumpSource:
         return [encode_connection(connection) for connection in batch] or None
 
     def lost(self) -> Mapping[str, int]:
-        """Lose nothing: the kernel waits for a dump's reader."""
+        """Return nothing: a dump loses nothing, because the kernel waits for its reader."""
         return {}
 
     def symbol(self, address: int) -> str | None:  # noqa: ARG002 - the protocol's
-        """Conntrack tells no addresses of functions."""
+        """Return None: conntrack reports no function addresses."""
         return None
 
     def close(self) -> None:
-        """Forget what was not read."""
+        """Drop what was not read."""
         self._connections = iter(())
 
 
 class ConntrackSource:
     """
-    New connections as conntrack's own events tell them: no BPF, no mark, no drops, no accepts.
+    New connections from conntrack's own events: no BPF, no mark, no drops, no accepts.
 
-    The rung for kernels without BPF netfilter links.
+    The last rung, for kernels with neither BPF netfilter links nor probes.
     """
 
     RUNG = "conntrack events"
@@ -140,7 +140,7 @@ class ConntrackSource:
         records: list[bytes] = []
         self._poll.poll(timeout_s * 1000)
         for netns, channel in self._channels:
-            # The kernel sends each event by itself. Bounded, so that what came is shown under load.
+            # One datagram per event. Bounded, so that results are shown even under load.
             for _ in range(self._BATCH):
                 found = self._receive(netns, channel)
                 if found is None:
@@ -149,11 +149,11 @@ class ConntrackSource:
         return records
 
     def lost(self) -> Mapping[str, int]:
-        """Count the times the kernel threw events away because we were slow."""
+        """Count how often the kernel discarded events because the socket's buffer was full."""
         return self._lost
 
     def symbol(self, address: int) -> str | None:  # noqa: ARG002 - the protocol's
-        """Conntrack tells no addresses of functions."""
+        """Return None: conntrack reports no function addresses."""
         return None
 
     def close(self) -> None:
@@ -192,19 +192,19 @@ def parse(payload: bytes, netns: int, ktime_ns: int) -> Connection | None:
     Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h.
     """
     try:
-        told = attributes(payload[_NFGENMSG_SIZE:])
-        orig = attributes(told[_CTA_TUPLE_ORIG])
-        zone = told.get(_CTA_ZONE) or orig.get(_CTA_TUPLE_ZONE) or b"\0\0"
+        found = attributes(payload[_NFGENMSG_SIZE:])
+        orig = attributes(found[_CTA_TUPLE_ORIG])
+        zone = found.get(_CTA_ZONE) or orig.get(_CTA_TUPLE_ZONE) or b"\0\0"
         return Connection(
             ktime_ns=ktime_ns,
             netns=netns,
             hook=Hook.CONNTRACK,
             orig=_tuple(orig),
-            reply=_tuple(attributes(told[_CTA_TUPLE_REPLY])),
-            status=Status(int.from_bytes(told.get(_CTA_STATUS, b""), "big")),
+            reply=_tuple(attributes(found[_CTA_TUPLE_REPLY])),
+            status=Status(int.from_bytes(found.get(_CTA_STATUS, b""), "big")),
             zone=int.from_bytes(zone, "big"),
             mark=None,
-            ct_mark=int.from_bytes(told.get(_CTA_MARK, b""), "big"),
+            ct_mark=int.from_bytes(found.get(_CTA_MARK, b""), "big"),
             iif=0,
             oif=0,
             is_related=False,
@@ -226,9 +226,9 @@ _ICMP_KEYS = {
 }
 
 
-def _tuple(told: Attributes) -> FiveTuple:
-    addresses = attributes(told[_CTA_TUPLE_IP])
-    ports = attributes(told[_CTA_TUPLE_PROTO])
+def _tuple(found: Attributes) -> FiveTuple:
+    addresses = attributes(found[_CTA_TUPLE_IP])
+    ports = attributes(found[_CTA_TUPLE_PROTO])
     proto = ports[_CTA_PROTO_NUM][0]
     icmp = _ICMP_KEYS.get(proto)
     if icmp:
@@ -266,11 +266,11 @@ def _open(netns: Netns, groups: int = 0) -> socket.socket:
 
 def setting(netns: Netns, name: str) -> int:
     """
-    Return one of a namespace's sysctls ``net.netfilter.nf_conntrack_*``.
+    Return a namespace's sysctl ``net.netfilter.nf_conntrack_<name>``.
 
     Raises:
-        OSError: If there is none of that name, or conntrack is not loaded.
-        NetnsError: If the namespace is gone or may not be entered.
+        OSError: If there is no such sysctl, or conntrack is not loaded.
+        NetnsError: If the namespace is gone or cannot be entered.
     """
     with inside(netns.path):
         directory = Path("/proc/thread-self/root/proc/sys/net/netfilter")
@@ -278,24 +278,24 @@ def setting(netns: Netns, name: str) -> int:
 
 
 def _require_events(netns: Netns) -> None:
-    """Have conntrack netlink loaded, and refuse where it would stay silent."""
-    # A dump waits until the kernel has loaded the modules; to join a group does not.
+    """Load conntrack netlink, and fail if events are switched off."""
+    # A dump makes the kernel load the modules and waits for it; joining a group does not.
     next(dump(netns), None)
     with suppress(OSError):
         if not setting(netns, "events"):
             raise ConntrackError(
-                f"conntrack of {netns.node} tells no events: "
+                f"conntrack of {netns.node} sends no events: "
                 "set the sysctl net.netfilter.nf_conntrack_events to 1"
             )
 
 
 def _enlarge(channel: socket.socket) -> None:
-    """Make room for a burst, past ``net.core.rmem_max`` where we may (CAP_NET_ADMIN)."""
+    """Enlarge the buffer for bursts, with CAP_NET_ADMIN beyond ``net.core.rmem_max``."""
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
     with suppress(PermissionError):
         channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER)
 
 
 def _refused(number: int, netns: Netns) -> ConntrackError:
-    hint = "; it takes root (CAP_NET_ADMIN)" if number == errno.EPERM else ""
-    return ConntrackError(f"conntrack of {netns.node} cannot be read: {os.strerror(number)}{hint}")
+    hint = "; this needs root (CAP_NET_ADMIN)" if number == errno.EPERM else ""
+    return ConntrackError(f"cannot read conntrack of {netns.node}: {os.strerror(number)}{hint}")

@@ -19,24 +19,24 @@ _CLASSES_ROUNDS = (1 << 24) - 1
 
 @dataclass(frozen=True, slots=True)
 class AddressClass:
-    """What a prefix says of its addresses."""
+    """The class and flags of a prefix's addresses."""
 
     client_class: ClientClass
     flags: AddressFlag = NO_FLAGS
 
     @property
     def wire(self) -> bytes:
-        """The value in the map of classes."""
+        """The value in the map ``classes``."""
         return (self.client_class | self.flags << CLASS_BITS).to_bytes(4, "little")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """
-    What the programs are told of counting.
+    The part of the programs' configuration that concerns counting.
 
-    ``active_paths`` is the map that counts. Another ``sample_round`` than before has each path's
-    sample looked for again, another ``classes_round`` the class of each address.
+    ``active_paths`` is the index of the map that counts. A new ``sample_round`` makes the programs
+    look up each path's sample again, a new ``classes_round`` each address's class.
     """
 
     active_paths: int = 0
@@ -46,7 +46,7 @@ class Turn:
 
 @dataclass(slots=True)
 class _Half:
-    """One of the two maps that take turns, and what was read of it last."""
+    """One of the two maps that take turns, with its totals as last read."""
 
     paths: Map
     totals: dict[bytes, int] = field(default_factory=dict)
@@ -54,10 +54,10 @@ class _Half:
 
 class PathCounters:
     """
-    Counts of new connections by path, and the classes of address that the paths are told by.
+    Counts of new connections by path, and the address classes that are part of a path.
 
-    Two maps take turns. What counts is never deleted, because a program may hold a pointer to it;
-    the one that has had its turn is emptied once no program can.
+    Two maps take turns. Nothing is deleted from the active one, because a program may hold a
+    pointer to an element; the idle one is emptied once no program can.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class PathCounters:
         self._configure = configure
         self._turn = Turn()
         self._is_idle_full = False
-        # How many paths there were in the map that counts, at the last drain.
+        # Paths in the active map at the last drain.
         self.entries = 0
         self.sizes = sizes
 
     def read(self) -> list[tuple[bytes, int]]:
-        """Return each path's wire key and its total in the maps, as long as none was emptied."""
+        """Return each path's wire key and total; valid only until a map is first emptied."""
         totals: dict[bytes, int] = {}
         for half in self._halves:
             for key, value in half.paths.items():
@@ -97,8 +97,8 @@ class PathCounters:
         """
         Return what was added to each path since the last drain.
 
-        Drains must be seconds apart: one that makes the maps change places leaves the programs
-        that still count in the former one until the next.
+        Drains must be seconds apart: programs that were running when a drain swapped the maps must
+        have ended by the next one.
         """
         added: dict[bytes, int] = {}
         for half in self._halves:
@@ -108,28 +108,28 @@ class PathCounters:
                 if more:
                     half.totals[key] = total
                     added[key] = added.get(key, 0) + more
-        # Before another takes its turn: one that is filled between two drains shall be seen so.
+        # Before the swap: a map that filled up between two drains must show as full.
         self.entries = len(self._halves[self._turn.active_paths].totals)
         self._take_turns()
         return added
 
     @property
     def class_entries(self) -> int:
-        """How many prefixes there are."""
+        """The number of prefixes in the map."""
         return len(self._known)
 
     def sample(self, key: bytes) -> bytes | None:
-        """Return the record of one connection of a path."""
+        """Return the record of one connection of a path, if there is one."""
         return self._samples.lookup(key)
 
     def forget_sample(self, key: bytes) -> None:
-        """Have the path's next connection give a sample."""
+        """Delete a path's sample: its next connection becomes the new one."""
         self._samples.delete(key)
         self._look_for_samples()
 
     def set_classes(self, prefixes: Iterable[tuple[IPNetwork, ClientClass]]) -> None:
         """
-        Say which addresses are pods, nodes, load balancers or loopback; the rest is external.
+        Set which addresses are pods, nodes, load balancers or loopback; the rest is external.
 
         Raises:
             OSError: ENOSPC if there are more prefixes than ``Sizes.prefixes``.
@@ -141,10 +141,10 @@ class PathCounters:
 
     def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
         """
-        Put these prefixes, by namespace, in the place of all former ones.
+        Replace all prefixes by these, given per namespace.
 
         Returns:
-            How many found no room; the shortest prefixes go first.
+            How many did not fit; the shortest prefixes are written first.
         """
         wanted = {
             encode_prefix(netns, network): found.wire
@@ -181,7 +181,7 @@ class PathCounters:
             self._is_idle_full = True
 
     def _empty(self, idle: _Half) -> None:
-        """Empty the idle map: it was read after its programs had ended."""
+        """Empty the idle map; no program uses it any more, and its counts were read."""
         used = self._halves[self._turn.active_paths].totals
         for key in idle.totals:
             idle.paths.delete(key)
@@ -193,12 +193,12 @@ class PathCounters:
         self._look_for_samples()
 
     def _look_for_samples(self) -> None:
-        """Have the programs look for each path's sample again. A new path's round is 0."""
+        """Make the programs look up each path's sample again. A new path's round is 0."""
         sample_round = self._turn.sample_round % _SAMPLE_ROUNDS + 1
         self._tell(replace(self._turn, sample_round=sample_round))
 
     def _look_for_classes(self) -> None:
-        """Have the programs forget which class an address had."""
+        """Make the programs forget which class an address had."""
         classes_round = self._turn.classes_round % _CLASSES_ROUNDS + 1
         self._tell(replace(self._turn, classes_round=classes_round))
 
@@ -208,5 +208,5 @@ class PathCounters:
 
 
 def _connections(value: bytes) -> int:
-    """Add up a path's connections of all CPUs."""
+    """Sum up a path's connections over all CPUs."""
     return sum(count & _COUNT_MASK for count in struct.unpack(f"={len(value) // 8}Q", value))

@@ -1,4 +1,4 @@
-"""What the running kernel offers, found by trying, never by its version."""
+"""What the running kernel supports, found by trying it, never by its version."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ from tracer.ruleset.model import IPVS_DEVICE, Ruleset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was tried. ``is_needed`` tells a fault from a fact."""
+    """One thing that was tried. ``is_needed`` says whether tracing fails without it."""
 
     name: str
     is_ok: bool
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What this node can see, why, and what it cannot. ``rung`` is None if it can see nothing."""
+    """What srcip can see on this node. ``rung`` is None if it can see nothing."""
 
     checks: Sequence[Check]
     rung: str | None
@@ -52,7 +52,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
-    """A way of looking that was tried, and what it leaves out."""
+    """A rung that was tried, and what it cannot see."""
 
     check: Check
     rung: str | None = None
@@ -61,15 +61,15 @@ class _Attempt:
 
 def examine(namespaces: Sequence[Netns], asked: Rung | None = None) -> Report:
     """
-    Try everything that tracing some namespaces takes. Attaches for a moment; changes nothing.
+    Try everything that tracing needs. Attaches programs for a moment; changes nothing.
 
     Args:
         namespaces: What would be traced.
-        asked: The one way to look, if the user named one.
+        asked: The only rung to try, if the user named one.
     """
     checks = [*_kernel_checks()]
     if privileges.missing_for_tracing():
-        # Everything else would only say that it is not allowed to try.
+        # Every further check would only fail for lack of privileges.
         return Report(checks=checks, rung=None, not_seen=["anything, without privileges"])
     checks += [*_program_checks(), *_conntrack_checks(namespaces)]
     attempts = list(_attempts(namespaces, asked))
@@ -89,7 +89,7 @@ def _kernel_checks() -> Iterator[Check]:
     yield Check(
         name="privileges",
         is_ok=not missing,
-        detail=f"missing {', '.join(missing)}; run as root" if missing else "as needed",
+        detail=f"missing {', '.join(missing)}; run as root" if missing else "sufficient",
     )
     has_btf = btf.VMLINUX.exists()
     yield Check(
@@ -170,7 +170,7 @@ def _conntrack_fill(netns: Netns) -> tuple[int, int]:
 
 
 def _attempts(namespaces: Sequence[Netns], asked: Rung | None) -> Iterator[_Attempt]:
-    """Try the ladder from the top, as 'srcip trace' does. The last one is what is used."""
+    """Try the rungs from the top, as 'srcip trace' does. The last one yielded is used."""
     if asked is Rung.LINKS or (asked is None and has_netfilter_links()):
         yield _attach_attempt(namespaces, Rung.LINKS)
         return
@@ -200,35 +200,36 @@ def _attach_attempt(namespaces: Sequence[Netns], rung: Rung, *, is_needed: bool 
     check = Check(
         name=name,
         is_ok=True,
-        detail=f"every program compiled, loaded and attached in {names} in {took_ms} ms, and gone",
+        detail=f"compiled, loaded and attached all programs in {names} in {took_ms} ms, then"
+        " detached them",
     )
     return _Attempt(check=check, rung=source.info.rung, not_seen=source.info.not_seen)
 
 
 def _events_check(namespaces: Sequence[Netns]) -> Check:
-    """Try what is done in a kernel without netfilter links."""
+    """Try the rung of kernels with neither netfilter links nor probes."""
     try:
         ConntrackSource(namespaces, 0).close()
     except (ConntrackError, NetnsError) as error:
         return Check(name="conntrack events", is_ok=False, detail=str(error))
     names = ", ".join(netns.node for netns in namespaces)
-    return Check(name="conntrack events", is_ok=True, detail=f"followed in {names}, and left")
+    return Check(name="conntrack events", is_ok=True, detail=f"subscribed in {names}")
 
 
 def _rule_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
-    """Say how kube-proxy runs, and whose rules replace sources."""
+    """Report kube-proxy's mode, and the owners of rules that replace sources."""
     for netns in namespaces:
         rules = reader.read(netns.path)
-        told = proxy_mode.ask(netns)
-        mode = told or rules.proxy_mode or _mode_by_device(netns)
-        if told:
-            detail = f"{told}, by its own word on localhost:10249"
+        answer = proxy_mode.ask(netns)
+        mode = answer or rules.proxy_mode or _mode_by_device(netns)
+        if answer:
+            detail = f"{answer}, as it says on localhost:10249"
         elif mode:
             by = "rules" if rules.proxy_mode else f"device {IPVS_DEVICE}"
             detail = f"{mode}, by its {by} (localhost:10249 does not answer)"
         else:
-            detail = "neither localhost:10249 nor rules tell of one"
-        if told and rules.proxy_mode and told != rules.proxy_mode:
+            detail = "none found: localhost:10249 does not answer, and no rule is kube-proxy's"
+        if answer and rules.proxy_mode and answer != rules.proxy_mode:
             detail += f"; but the rules are those of {rules.proxy_mode} mode"
         yield Check(
             name=f"kube-proxy of {netns.node}", is_ok=bool(mode), detail=detail, is_needed=False
@@ -256,7 +257,7 @@ def _masquerade_check(netns: Netns, rules: Ruleset) -> Check:
 
 
 def _other_tracers() -> Iterator[Check]:
-    """Say who else has netfilter programs on this machine: srcip steps aside for all of them."""
+    """Report other netfilter programs on this machine; srcip takes another priority beside them."""
     names: Counter[str] = Counter()
     for link_id in bpf_syscall.link_ids():
         info = bpf_syscall.link_info(link_id)
@@ -264,7 +265,7 @@ def _other_tracers() -> Iterator[Check]:
             names[bpf_syscall.program_name(info[1]) or "?"] += 1
     ours = sum(count for name, count in names.items() if name.startswith("srcip_"))
     others = [f"{name} ({n})" for name, n in names.items() if not name.startswith("srcip_")]
-    # A probe's event is no link: only its program is to be seen.
+    # Probes are attached by perf events, not links: only their programs can be listed.
     programs = map(bpf_syscall.program_name, bpf_syscall.program_ids())
     probing = sum(name == "srcip_confirm" for name in programs)
     found = [f"{ours} netfilter links of running srcip"] if ours else []
@@ -276,7 +277,7 @@ def _other_tracers() -> Iterator[Check]:
 
 
 def _bypass_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
-    """Say what was found that carries packets past netfilter."""
+    """Report what was found that carries packets past netfilter."""
     for netns in namespaces:
         try:
             found = bypasses.find(netns)

@@ -1,4 +1,4 @@
-"""The header tree that BCC compiles against, made from the running kernel instead of a package."""
+"""The header tree that BCC compiles against, generated from the running kernel's BTF."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 from tracer.errors import LoadError
 from tracer.kernel.btf import DROP_REASONS, FIELDS, SIZES, KernelTypes
 
-# BCC asks for a kernel source tree but needs only these files of it. __LINUX_BPF_H__ keeps the
-# system's bpf.h away from the newer copy that BCC brings.
+# BCC wants a kernel source tree but needs only these files of it. __LINUX_BPF_H__ keeps out the
+# system's bpf.h, in favour of BCC's own newer copy.
 _FILES = {
     "include/linux/kconfig.h": "#define CONFIG_BPF_SYSCALL 1\n#define __LINUX_BPF_H__\n",
     "include/linux/log2.h": (
@@ -22,12 +22,12 @@ _FILES = {
     ),
     "include/asm/page.h": f"#define PAGE_SIZE {os.sysconf('SC_PAGE_SIZE')}\n",
 }
-# Where struct pt_regs keeps the first arguments of a function: arch/*/include/asm/ptrace.h.
+# The members of struct pt_regs that hold a function's first arguments: arch/*/include/asm/ptrace.h.
 _ARGUMENTS = {
     "x86_64": (("di", 0), ("si", 0), ("dx", 0)),
     "aarch64": (("regs", 0), ("regs", 8), ("regs", 16)),
 }
-# Debian keeps asm/ under the machine's triplet.
+# Debian keeps asm/ in a directory named after the machine's triplet.
 _UAPI_DIRS = {
     "linux": ("/usr/include/linux",),
     "asm-generic": ("/usr/include/asm-generic",),
@@ -39,17 +39,18 @@ _UAPI_DIRS = {
 }
 
 
-# How a tree's directory is called, and after how long nobody compiles against it any more.
+# The name of a tree's directory, and the age at which no compiler can still be using it.
 PREFIX = "srcip-headers-"
 _STALE_S = 3600
 
 
 def remove_leftovers(directory: Path, now_s: float) -> None:
     """
-    Remove the trees of those who were killed while they compiled.
+    Remove the trees of processes that were killed while compiling.
 
     Args:
-        directory: Where trees are made; perhaps everybody's, so only our own user's are touched.
+        directory: Where trees are created. It may be world-writable: only trees of our own user are
+            removed.
         now_s: Unix time.
     """
     for path in directory.glob(f"{PREFIX}*"):
@@ -65,7 +66,7 @@ def write_tree(root: Path, types: KernelTypes) -> None:
     Write the header tree into an empty directory, for ``BCC_KERNEL_SOURCE`` and ``-I``.
 
     Args:
-        root: Where to write it. ``root/offsets.h`` holds the field offsets.
+        root: The empty directory. ``root/offsets.h`` will hold the field offsets.
         types: The running kernel's types.
 
     Raises:
@@ -96,14 +97,14 @@ def offsets_header(types: KernelTypes) -> str:
     lines.append(f"#define SRCIP_NF_CONN_SPAN {last - first}")
     lines += [f"#define SRCIP_SIZE_{struct} {types.size(struct)}" for struct in SIZES]
     lines.append(f"#define SRCIP_HAS_DROP_REASONS {int(bool(types.enumerators(DROP_REASONS)))}")
-    # Only probes on functions want them, and those are not tried on other machines.
+    # Only probes need them, and on other architectures probes are not supported.
     for number, (path, more) in enumerate(_ARGUMENTS.get(os.uname().machine, ())):
         lines.append(f"#define SRCIP_ARGUMENT_{number} {types.offset('pt_regs', path) + more}")
     return "\n".join(lines) + "\n"
 
 
 def _nf_conn_fields(types: KernelTypes) -> tuple[tuple[str, int], ...]:
-    """Name the fields of struct nf_conn that are fetched in one read, with their sizes."""
+    """Return the fields of struct nf_conn that one read fetches, with their sizes in bytes."""
     hashes = 2 * types.size("nf_conntrack_tuple_hash")
     return (("zone.id", 2), ("zone.dir", 1), ("tuplehash", hashes), ("status", 8), ("mark", 4))
 

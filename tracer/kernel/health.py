@@ -1,4 +1,4 @@
-"""What nodes say of themselves: kube-proxy's health check for load balancers."""
+"""kube-proxy's health check for load balancers (``healthCheckNodePort``)."""
 
 import http.client
 import json
@@ -16,8 +16,8 @@ class Health:
     """
     The answer of a node's ``healthCheckNodePort``.
 
-    ``status`` is the HTTP status, 200 or 503; None if nothing answered, and ``error`` says why.
-    ``local_endpoints`` is what kube-proxy counts, if it says so.
+    ``status`` is the HTTP status, from kube-proxy 200 or 503; None if nothing answered, and
+    ``error`` says why. ``local_endpoints`` is kube-proxy's count, if the answer holds it.
     """
 
     node: str
@@ -30,7 +30,7 @@ def probe(
     node: str, address: IPAddress, port: int, *, timeout_s: float, netns: Netns | None = None
 ) -> Health:
     """
-    Ask one node's health check. What answers is not trusted.
+    Query one node's health check. The answer is not trusted.
 
     Args:
         node: The node's name.
@@ -59,8 +59,8 @@ def probe(
 def _local_endpoints(body: bytes) -> int | None:
     """Read ``{"localEndpoints": 1}``, as pkg/proxy/healthcheck/service_health.go writes it."""
     try:
-        told = json.loads(body)
+        answer = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    count = told.get("localEndpoints") if isinstance(told, dict) else None
+    count = answer.get("localEndpoints") if isinstance(answer, dict) else None
     return count if type(count) is int else None

@@ -1,4 +1,4 @@
-"""The interfaces of a namespace: their names by index, and all their addresses."""
+"""The interfaces of a namespace: names by index, and all addresses."""
 
 import socket
 import struct
@@ -27,8 +27,8 @@ class Interfaces:
     """
     A snapshot: names by index, and every address of every interface.
 
-    ``kinds`` are what the kernel says of interfaces that are no hardware: veth, bridge, vxlan.
-    ``service_addresses`` are those that kube-proxy in IPVS mode has bound.
+    ``kinds`` holds the kernel's name for the kind of virtual interfaces: veth, bridge, vxlan.
+    ``service_addresses`` are those that kube-proxy in IPVS mode bound to its dummy device.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
@@ -41,10 +41,10 @@ class InterfaceWatcher:
     """
     Keeps a snapshot of one namespace's interfaces up to date.
 
-    Its sockets stay in the namespace, so it works on after root was given up.
+    Its sockets stay in the namespace, so it keeps working after root was dropped.
 
     Raises:
-        NetnsError: If the namespace cannot be entered or asked.
+        NetnsError: If the namespace cannot be entered or queried.
     """
 
     def __init__(self, netns: Netns) -> None:
@@ -66,10 +66,10 @@ class InterfaceWatcher:
 
     def snapshot(self) -> Interfaces:
         """
-        Return the interfaces as they are now; read anew only if the kernel told of a change.
+        Return the current interfaces; reads them again only if the kernel reported a change.
 
         Raises:
-            NetnsError: If the kernel does not answer. The next call asks again.
+            NetnsError: If the kernel does not answer. The next call tries again.
         """
         self._is_stale |= self._has_changed()
         if self._is_stale:
@@ -78,7 +78,7 @@ class InterfaceWatcher:
         return self._snapshot
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable once something has changed."""
+        """Return a descriptor that becomes readable when something changes."""
         return self._events.fileno()
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class InterfaceWatcher:
         except BlockingIOError:
             return has_changed
         except OSError:
-            # ENOBUFS: so much has changed that the kernel lost count.
+            # ENOBUFS: the kernel dropped notifications because the buffer was full.
             return True
         return has_changed
 
@@ -121,22 +121,22 @@ class InterfaceWatcher:
         request = _IFINFOMSG.pack(0, 0, 0, 0, 0, 0)
         for _, payload in netlink.dump(self._channel, _RTM_GETLINK, request):
             index = _IFINFOMSG.unpack_from(payload)[3]
-            told = netlink.attributes(payload[_IFINFOMSG.size :])
-            names[index] = _text(told.get(_IFLA_IFNAME, b""))
-            kind = netlink.attributes(told.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
+            link = netlink.attributes(payload[_IFINFOMSG.size :])
+            names[index] = _text(link.get(_IFLA_IFNAME, b""))
+            kind = netlink.attributes(link.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
             if kind:
                 kinds[index] = _text(kind)
         return names, kinds
 
     def _addresses(self) -> set[tuple[int, IPAddress]]:
-        """Return all addresses, each with its interface's index."""
+        """Return all addresses, as pairs of interface index and address."""
         addresses = set()
         request = _IFADDRMSG.pack(0, 0, 0, 0, 0)
         for _, payload in netlink.dump(self._channel, _RTM_GETADDR, request):
             index = _IFADDRMSG.unpack_from(payload)[4]
-            told = netlink.attributes(payload[_IFADDRMSG.size :])
-            # Of a point-to-point link ADDRESS is the far end's; LOCAL is ours.
-            raw = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS)
+            found = netlink.attributes(payload[_IFADDRMSG.size :])
+            # On a point-to-point link, ADDRESS is the peer's and LOCAL is ours.
+            raw = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
             if raw and len(raw) in (4, 16):
                 addresses.add((index, ip_address(raw)))
         return addresses

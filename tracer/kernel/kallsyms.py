@@ -7,16 +7,16 @@ from typing import IO
 from tracer.errors import LoadError
 
 KALLSYMS = Path("/proc/kallsyms")
-# The types of symbols that are code.
+# The symbol types of code.
 _FUNCTIONS = b"tTwW"
 
 
 class Kallsyms:
     """
-    ``/proc/kallsyms``, read once per address and never kept: it has 200,000 lines.
+    ``/proc/kallsyms``, read once per address and never kept in memory: it has 200,000 lines.
 
-    The kernel decides at open whether a reader may see addresses, so it is opened while we are
-    still privileged.
+    The kernel decides at open() whether a reader may see addresses, so open it before dropping
+    privileges.
     """
 
     def __init__(self, path: Path = KALLSYMS) -> None:
@@ -27,13 +27,13 @@ class Kallsyms:
             raise LoadError(f"cannot read {path}: {error.strerror}") from error
 
     def function(self, address: int) -> str | None:
-        """Return the function that an address lies in; None if the kernel does not say."""
+        """Return the function that contains an address; None if unknown."""
         if address not in self._known:
             self._known[address] = self._scan(address)
         return self._known[address]
 
     def addresses(self, names: Collection[str]) -> dict[str, int]:
-        """Return the addresses of functions, without those that the kernel does not have."""
+        """Return the addresses of those of the named functions that exist."""
         found: dict[str, int] = {}
         if self._stream is None:
             return found
@@ -46,16 +46,16 @@ class Kallsyms:
         return found
 
     def span(self, name: str) -> tuple[int, int]:
-        """Return where a function of the core kernel begins and ends; 0 and 0 without it."""
+        """Return where a function of the core kernel begins and ends; zeros if there is none."""
         start = self.addresses({name}).get(name, 0)
         if not start or self._stream is None:
             return 0, 0
         self._stream.seek(0)
-        # The core kernel's symbols are sorted, up to those of modules.
+        # The core kernel's symbols come first, sorted by address; modules' follow.
         return start, next(filter(start.__lt__, (int(line[:16], 16) for line in self._stream)), 0)
 
     def close(self) -> None:
-        """Close the file. Known names stay known."""
+        """Close the file. Names already looked up stay known."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -65,8 +65,7 @@ class Kallsyms:
             return None
         self._stream.seek(0)
         best, name = 0, None
-        # Lines: address, type, name, and the module in brackets. The core kernel is sorted,
-        # modules are not.
+        # A line holds address, type, name, and for modules "[module]". Modules are not sorted.
         for line in self._stream:
             here = int(line[:16], 16)
             if best < here <= address and line[17:18] in _FUNCTIONS:

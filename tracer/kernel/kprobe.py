@@ -1,4 +1,4 @@
-"""Probes on kernel functions, through perf_event_open(): they go away with the process."""
+"""Probes on kernel functions through perf_event_open(), which go away with the process."""
 
 import ctypes
 import fcntl
@@ -11,11 +11,11 @@ from pathlib import Path
 from tracer.errors import LoadError
 
 _PMU_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
-# What turns off all probes of a machine, where it can be read: Documentation/trace/kprobes.rst,
-# and Documentation/admin-guide/sysctl/kernel.rst for ftrace, by which most of them work.
+# Switches that disable all probes, where readable: Documentation/trace/kprobes.rst, and
+# Documentation/admin-guide/sysctl/kernel.rst for ftrace, which most probes use.
 _SWITCHES = (Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled"))
 
-# struct perf_event_attr as it was first extended: include/uapi/linux/perf_event.h
+# struct perf_event_attr up to config2, PERF_ATTR_SIZE_VER1: include/uapi/linux/perf_event.h
 _ATTR = struct.Struct("=II 5Q II QQ")
 _FLAG_FD_CLOEXEC = 8
 _IOC_ENABLE, _IOC_SET_BPF = 0x2400, 0x40042408
@@ -28,10 +28,10 @@ _libc.syscall.restype = ctypes.c_long
 
 def require() -> None:
     """
-    Make sure that probes can be made and are not switched off.
+    Check that the kernel has probes and that they are not switched off.
 
     Raises:
-        LoadError: If not, and why.
+        LoadError: If not; it says why.
     """
     if not _PMU_TYPE.exists():
         raise LoadError(f"this kernel ({os.uname().release}) has no kprobes")
@@ -43,17 +43,17 @@ def require() -> None:
 
 def attach(function: str, program: int) -> int:
     """
-    Have a program run at the first instruction of a kernel function, in every namespace.
+    Run a program at the first instruction of a kernel function, in every namespace.
 
     Args:
-        function: The function; also one of a module that is loaded.
-        program: The descriptor of a program for kprobes.
+        function: The function; may be one of a loaded module.
+        program: The descriptor of a kprobe program.
 
     Returns:
         A descriptor. Closing it detaches the program.
 
     Raises:
-        OSError: If there is no such function, or it may not be probed.
+        OSError: If there is no such function, or it cannot be probed.
     """
     fd = _open(function)
     try:
@@ -68,9 +68,9 @@ def attach(function: str, program: int) -> int:
 def _open(function: str) -> int:
     name = ctypes.create_string_buffer(function.encode())
     kind = int(_PMU_TYPE.read_text())
-    # config1 points to the name, config2 is the place in the function.
+    # config1 points to the function's name, config2 is the offset in it.
     attr = _ATTR.pack(kind, _ATTR.size, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(name), 0)
-    # Programs run on every CPU, whichever the event is for.
+    # The program runs on every CPU, whichever CPU the event names.
     fd = _libc.syscall(_SYSCALL, attr, -1, 0, -1, _FLAG_FD_CLOEXEC)
     if fd < 0:
         number = ctypes.get_errno()

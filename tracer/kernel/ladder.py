@@ -1,4 +1,4 @@
-"""The ladder: ways of looking at the kernel, from the one that shows the most."""
+"""The ladder of kernel mechanisms to trace with, from the one that shows the most."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tracer.kernel.source import KernelSource, Settings
 
 
 class Rung(StrEnum):
-    """A way of looking, by its name on the command line."""
+    """A kernel mechanism, by its name on the command line."""
 
     LINKS = "links"
     PROBES = "probes"
@@ -24,10 +24,10 @@ NO_LINKS = "no BPF netfilter links (Linux 6.4)"
 
 def require_programs(asked: Rung | None) -> None:
     """
-    Refuse early where the kernel runs no programs for connections.
+    Fail early if the kernel supports neither netfilter links nor probes.
 
     Raises:
-        LoadError: If it does not, or not as asked for.
+        LoadError: If it supports neither, or not the one asked for.
     """
     if asked is not Rung.PROBES and has_netfilter_links():
         return
@@ -45,15 +45,15 @@ def open_programs(
     namespaces: Sequence[Netns], settings: Settings, asked: Rung | None = None
 ) -> KernelSource:
     """
-    Look by programs in the kernel: netfilter links where there are some, else probes.
+    Trace by BPF programs: by netfilter links if the kernel has them, else by probes.
 
     Args:
-        namespaces: Where to look.
-        settings: What the programs shall do.
-        asked: The one way to take, if the user named one.
+        namespaces: What to trace.
+        settings: What the programs are to do.
+        asked: The only rung to use, if the user named one.
 
     Raises:
-        LoadError: If the kernel offers neither, or refuses the programs.
+        LoadError: If the kernel supports neither, or rejects the programs.
         NetnsError: If a namespace cannot be entered.
     """
     require_programs(asked)

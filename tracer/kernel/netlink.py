@@ -1,4 +1,4 @@
-"""Netlink messages and attributes, and dumps: what conntrack and interfaces have in common."""
+"""Netlink messages, attributes and dumps, for conntrack, rules and interfaces."""
 
 import errno
 import os
@@ -18,10 +18,10 @@ Attributes = dict[int, bytes]
 
 def dump(channel: socket.socket, kind: int, payload: bytes) -> Iterator[tuple[int, bytes]]:
     """
-    Ask for a table and yield its messages as type and payload.
+    Request a dump and yield its messages as type and payload.
 
     Raises:
-        OSError: As the kernel answers.
+        OSError: If the kernel answers with an error.
     """
     _send(channel, kind, _NLM_F_DUMP, payload)
     while True:
@@ -33,10 +33,10 @@ def dump(channel: socket.socket, kind: int, payload: bytes) -> Iterator[tuple[in
 
 def ask(channel: socket.socket, kind: int, payload: bytes) -> tuple[int, bytes]:
     """
-    Ask for one thing, and return the answer as type and payload.
+    Send a request, and return the one answer as type and payload.
 
     Raises:
-        OSError: As the kernel answers; EBADMSG if it makes no sense.
+        OSError: If the kernel answers with an error; EBADMSG if the answer is malformed.
     """
     _send(channel, kind, 0, payload)
     for found, answer in _checked(channel):
@@ -58,7 +58,7 @@ def _checked(channel: socket.socket) -> Iterator[tuple[int, bytes]]:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Split what one receive returned into messages, as type and payload."""
+    """Split one received datagram into messages, as type and payload."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, at)
@@ -69,7 +69,7 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def attributes(data: bytes) -> Attributes:
-    """Split attributes, each aligned to 4 bytes; a cut-off one ends it."""
+    """Split attributes, each aligned to 4 bytes; stop at a truncated one."""
     found: Attributes = {}
     at = 0
     while at + 4 <= len(data):

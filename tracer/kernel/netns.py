@@ -22,8 +22,7 @@ class Netns:
     """
     A network namespace to trace, and the node it belongs to.
 
-    ``inode`` is the number that the kernel prints for it (``lsns -t net``). It is also what
-    records carry.
+    ``inode`` is its inode number (``lsns -t net``), which identifies it in records.
     """
 
     path: Path
@@ -31,13 +30,13 @@ class Netns:
     node: str
 
     def is_present(self) -> bool:
-        """Whether the path still leads to this namespace."""
+        """Whether the path still refers to this namespace."""
         try:
             return self.path.stat().st_ino == self.inode
         except (FileNotFoundError, ProcessLookupError):
             return False
         except PermissionError:
-            # Another process's namespace, once we have dropped root: the process is still there.
+            # /proc/PID/ns of another user's process, after dropping root: the process still exists.
             return True
 
 
@@ -46,8 +45,8 @@ def find(spec: str, default_node: str) -> Netns:
     Look up a namespace by what the user typed: ``NAME|PID|PATH[=NODE]``.
 
     Args:
-        spec: A name under /run/netns, a process id, or a path with a slash in it.
-        default_node: The node name if the user gave none and the namespace has no name.
+        spec: A name in /run/netns, a process ID, or a path that contains a slash.
+        default_node: The node's name if the user gave none and the namespace has no name.
 
     Raises:
         NetnsError: If there is no such namespace.
@@ -70,20 +69,20 @@ def find(spec: str, default_node: str) -> Netns:
 
 
 def current(node: str) -> Netns:
-    """Return the namespace that this thread is in."""
+    """Return this thread's namespace."""
     return Netns(path=SELF, inode=SELF.stat().st_ino, node=node)
 
 
 @contextmanager
 def inside(path: Path) -> Iterator[None]:
     """
-    Put the calling thread into a namespace and bring it back.
+    Move the calling thread into a namespace, and back afterwards.
 
-    Sockets and links made inside stay in that namespace afterwards. To stay where one is takes no
-    privilege, so the node's own namespace can be traced without CAP_SYS_ADMIN.
+    Sockets and links created inside stay in that namespace. Entering the current namespace needs no
+    privilege, so the node's own can be traced without CAP_SYS_ADMIN.
 
     Raises:
-        NetnsError: If the namespace is gone or may not be entered.
+        NetnsError: If the namespace is gone or cannot be entered.
     """
     if _is_here(path):
         yield
@@ -121,6 +120,10 @@ def _setns(fd: int, path: Path) -> None:
     # os.setns came with Python 3.12.
     if _libc.setns(fd, CLONE_NEWNET):
         error = ctypes.get_errno()
-        # EINVAL: the file is something else. See setns(2).
-        hint = "it is none" if error == errno.EINVAL else "it takes root (CAP_SYS_ADMIN)"
+        # EINVAL: the file is not a network namespace; see setns(2).
+        hint = (
+            "that file is not a network namespace"
+            if error == errno.EINVAL
+            else "this needs root (CAP_SYS_ADMIN)"
+        )
         raise NetnsError(f"cannot enter network namespace {path}: {os.strerror(error)}; {hint}")

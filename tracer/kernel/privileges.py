@@ -1,4 +1,4 @@
-"""What tracing takes, and giving it up once everything is attached."""
+"""The capabilities that tracing needs, and dropping them once everything is attached."""
 
 import ctypes
 import errno
@@ -16,7 +16,7 @@ from tracer.kernel import probes
 
 
 class Capability(IntEnum):
-    """Those that play a part here: include/uapi/linux/capability.h."""
+    """The capabilities used here: include/uapi/linux/capability.h."""
 
     CAP_SETGID = 6
     CAP_SETUID = 7
@@ -34,7 +34,7 @@ _VERSION_3 = 0x20080522
 _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 8, 38, 24
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _NOBODY = 65534
-# To become nobody takes both.
+# Becoming nobody needs both.
 _IDENTITY = frozenset({Capability.CAP_SETUID, Capability.CAP_SETGID})
 _NONE: frozenset[Capability] = frozenset()
 
@@ -51,8 +51,8 @@ def effective_capabilities() -> int:
 
 
 def missing_for_tracing() -> list[str]:
-    """Return the capabilities that loading and attaching take and we lack."""
-    # Without CAP_SYSLOG the kernel hides the symbols by which BCC tells what it may call.
+    """Return the capabilities that loading and attaching need and this thread lacks."""
+    # Without CAP_SYSLOG the kernel hides the symbols by which BCC finds the helpers it may call.
     needed = [Capability.CAP_NET_ADMIN, Capability.CAP_SYSLOG]
     if not _has({Capability.CAP_SYS_ADMIN}):
         needed += [Capability.CAP_BPF, Capability.CAP_PERFMON]
@@ -63,45 +63,45 @@ def missing_for_tracing() -> list[str]:
 
 def require_for_tracing() -> None:
     """
-    Refuse early and in one line, where the kernel would say only EPERM.
+    Fail early and with a reason, where the kernel would only say EPERM.
 
     Raises:
-        LoadError: If a capability is missing.
+        LoadError: If a capability is missing, bpf() is forbidden, or the user is not root.
     """
     missing = missing_for_tracing()
     if missing:
-        raise LoadError(f"tracing takes root: {', '.join(missing)} missing; try with sudo")
+        raise LoadError(f"tracing needs root: {', '.join(missing)} missing; try with sudo")
     if not probes.may_load():
         raise LoadError(
-            "bpf() is not permitted, though no capability is missing: a seccomp profile that wants"
-            " CAP_SYS_ADMIN for it, a security module or lockdown forbids it; see docs/install.md"
+            "bpf() is not permitted, though no capability is missing: a seccomp profile (some want"
+            " CAP_SYS_ADMIN for it), a security module or lockdown forbids it; see docs/install.md"
         )
     if os.geteuid() != 0:
-        # It looks at no kernel symbols for others, and would call helpers that there are not.
+        # As another user BCC reads no kernel symbols, and would call helpers that do not exist.
         raise LoadError(
-            "tracing takes the user root, if only with these capabilities: BCC compiles for no "
+            "tracing needs the user root besides these capabilities, because BCC compiles for no "
             "other; try with sudo"
         )
 
 
 def drop(*, is_quiet: bool = False, reads_maps: bool = False) -> None:
     """
-    Give up root for good: become nobody, without capabilities or a way to regain them.
+    Drop root for good: become nobody, without capabilities or a way to regain them.
 
-    Open descriptors keep working: links stay attached, rings and counters stay readable. Files
-    cannot be opened or made any more that nobody may not. Other threads become nobody, too, if they
-    have begun by `restrict_thread`. What cannot be given up for want of a capability is a warning,
-    unless ``is_quiet``. This thread keeps CAP_BPF if it ``reads_maps`` and the kernel wants it for
+    Open descriptors keep working: links stay attached, rings and counters stay readable. New files
+    can be opened only where nobody may. Other threads become nobody, too, if they started with
+    `restrict_thread`. What cannot be dropped for lack of a capability is a warning, unless
+    ``is_quiet``. This thread keeps CAP_BPF if it ``reads_maps`` and the kernel requires it for
     that.
     """
     can_change = os.geteuid() == 0 and _has(_IDENTITY)
     kept = frozenset({Capability.CAP_BPF}) if reads_maps and maps_take_bpf() else _NONE
     if not is_quiet:
-        _tell_what_stays()
+        _warn_of_what_stays()
     _limit_bounding_set(_NONE)
-    # A container may give root no CAP_SETUID: then it stays root by name, without powers.
+    # A container may lack CAP_SETUID: then the process stays user root, without capabilities.
     if can_change:
-        # The C library has every thread do the same, and ends the process where one cannot.
+        # The C library makes every thread do the same, and aborts the process if one cannot.
         os.setgroups([])
         if kept:
             _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
@@ -114,19 +114,19 @@ def drop(*, is_quiet: bool = False, reads_maps: bool = False) -> None:
 @cache
 def maps_take_bpf() -> bool:
     """
-    Whether reading maps takes CAP_BPF, to be asked with privileges.
+    Whether reading maps needs CAP_BPF. Call it before dropping privileges.
 
-    Before Linux 5.19 (bpf: refine kernel.unprivileged_bpf_disabled behaviour) the sysctl of that
-    name, which distributions set, forbids every bpf() call to others.
+    Before Linux 5.19 (bpf: refine kernel.unprivileged_bpf_disabled behaviour) that sysctl, which
+    distributions set, forbids every bpf() call without the capability.
     """
     answers: list[int] = []
 
     def ask() -> None:
-        # It may be at its end yet when all threads become nobody.
+        # This thread may still be exiting when all threads become nobody, so it must be able to.
         _set_capabilities(frozenset(each for each in _IDENTITY if _has({each})))
         answers.append(probes.lookup_error())
 
-    # Capabilities belong to threads: this one gives up its own, and ends.
+    # Capabilities are per thread: this one drops its own, then ends.
     asking = threading.Thread(target=ask)
     asking.start()
     asking.join()
@@ -135,9 +135,9 @@ def maps_take_bpf() -> bool:
 
 def restrict_thread() -> None:
     """
-    Give up, in a thread that starts before `drop`, all that it does not take to become nobody.
+    Drop, in a thread that starts before `drop`, everything that becoming nobody does not need.
 
-    Capabilities belong to threads, and nobody can take them from another.
+    Capabilities are per thread, and no thread can drop those of another.
     """
     can_change = os.geteuid() == 0 and _has(_IDENTITY)
     _limit_bounding_set(_NONE)
@@ -146,10 +146,10 @@ def restrict_thread() -> None:
 
 
 def restrict_to(kept: Iterable[Capability]) -> None:
-    """Give up everything but some capabilities, for this thread and the programs that it runs."""
+    """Drop all but some capabilities, for this thread and the programs that it executes."""
     held = frozenset(each for each in kept if _has({each}))
     _limit_bounding_set(held)
-    # Root's programs get what the bounding set holds; another user's what is ambient.
+    # Programs executed by root get the bounding set, those of other users the ambient set.
     is_root = os.geteuid() == 0
     _set_capabilities(held, _NONE if is_root else held)
     for number in () if is_root else held:
@@ -157,12 +157,16 @@ def restrict_to(kept: Iterable[Capability]) -> None:
     _forbid_regaining()
 
 
-def _tell_what_stays() -> None:
+def _warn_of_what_stays() -> None:
     missing = [each.name for each in sorted(_IDENTITY) if not _has({each})]
     if missing and os.geteuid() == 0:
-        _log.warning("%s missing: it stays root by name, without capabilities", ", ".join(missing))
+        _log.warning(
+            "%s missing: srcip keeps running as user root, without capabilities", ", ".join(missing)
+        )
     if not _has({Capability.CAP_SETPCAP}):
-        _log.warning("CAP_SETPCAP missing: the bounding set stays; no_new_privs alone guards it")
+        _log.warning(
+            "CAP_SETPCAP missing: the bounding set cannot be dropped; srcip relies on no_new_privs"
+        )
 
 
 def _has(wanted: Iterable[Capability]) -> bool:
@@ -172,8 +176,8 @@ def _has(wanted: Iterable[Capability]) -> bool:
 
 def _limit_bounding_set(kept: frozenset[Capability]) -> None:
     for number in range(64):
-        # Fails with EINVAL past the last capability that the kernel knows; and with EPERM without
-        # CAP_SETPCAP: then what forbids regaining has to do alone.
+        # Fails with EINVAL past the kernel's last capability, and with EPERM without CAP_SETPCAP:
+        # then no_new_privs has to do.
         if number not in kept and _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
             break
 
@@ -183,7 +187,7 @@ def _set_capabilities(
 ) -> None:
     masks = [sum(1 << number for number in each) for each in (kept, kept, inheritable)]
     header = struct.pack("=Ii", _VERSION_3, 0)
-    # Effective, permitted, inheritable; the lower half of each, then the upper.
+    # Effective, permitted, inheritable: the lower 32 bits of each, then the upper.
     halves = [mask >> shift & 0xFFFFFFFF for shift in (0, 32) for mask in masks]
     if _libc.capset(header, struct.pack("=6I", *halves)):
         raise LoadError(f"cannot drop privileges: {os.strerror(ctypes.get_errno())}")

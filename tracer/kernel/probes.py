@@ -1,4 +1,4 @@
-"""What kinds of programs the running kernel has: found by loading one that does nothing."""
+"""Which program types the running kernel supports, found by loading one that does nothing."""
 
 import ctypes
 import errno
@@ -22,9 +22,10 @@ def load_trivial(program_type: int, attach_type: int) -> int:
         Its descriptor.
 
     Raises:
-        OSError: If the kernel has no such programs, or we may not load any.
+        OSError: If the kernel has no such program type, or loading is not permitted.
     """
-    options = struct.pack("=QiI", 16, 0, attach_type)  # struct bpf_prog_load_opts begins so
+    # The beginning of struct bpf_prog_load_opts.
+    options = struct.pack("=QiI", 16, 0, attach_type)
     fd = btf.libbpf().bpf_prog_load(
         program_type, b"srcip_probe", b"GPL", _RETURN_1, ctypes.c_size_t(2), options
     )
@@ -34,7 +35,7 @@ def load_trivial(program_type: int, attach_type: int) -> int:
 
 
 def may_load() -> bool:
-    """Whether programs can be loaded at all; capabilities are not all that it may fail by."""
+    """Whether programs can be loaded at all: not only a missing capability can forbid it."""
     try:
         os.close(load_trivial(SCHED_CLS, 0))
     except OSError as error:
@@ -43,7 +44,7 @@ def may_load() -> bool:
 
 
 def lookup_error() -> int:
-    """Ask for an element of a map that is none: EBADF, or why we may not ask at all."""
+    """Look up an element with an invalid descriptor: EBADF, or why bpf() is not permitted."""
     btf.libbpf().bpf_map_lookup_elem(-1, bytes(8), ctypes.create_string_buffer(8))
     return ctypes.get_errno()
 
@@ -54,8 +55,8 @@ def has_netfilter_links() -> bool:
 
 
 def has_tcx_links() -> bool:
-    """Whether the kernel has links at tc (6.6): it then misses the interface that we leave out."""
-    # To load a program is no proof: before 6.6 any attach type would do.
+    """Whether the kernel has TCX links (6.6): it then complains of the missing interface."""
+    # Loading a program proves nothing: before 6.6 any attach type is accepted.
     try:
         program = load_trivial(SCHED_CLS, 0)
     except OSError:
@@ -68,7 +69,7 @@ def has_tcx_links() -> bool:
 
 
 def _loads(program_type: int, attach_type: int) -> bool:
-    """Try to load a program that does nothing."""
+    """Whether a program that does nothing can be loaded."""
     try:
         os.close(load_trivial(program_type, attach_type))
     except OSError:

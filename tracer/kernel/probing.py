@@ -1,7 +1,7 @@
 """
-The rung below BPF netfilter links: probes on the functions of conntrack and NAT.
+The rung below BPF netfilter links: probes on functions of conntrack and NAT.
 
-Where they are, and why: docs/decisions/0080-probes-in-conntrack.md.
+docs/decisions/0080-probes-in-conntrack.md explains the choice of functions.
 """
 
 import logging
@@ -23,14 +23,14 @@ NOT_SEEN = (
     "packets that conntrack was told not to track",
     "connections whose packet interrupted another probe on its CPU",
 )
-NO_REASONS = "drops, but netfilter's: this kernel gives no reasons (Linux 5.17)"
-NO_HOPS = "hops: they take BPF netfilter links (Linux 6.4)"
+NO_REASONS = "drops other than netfilter's: this kernel reports no drop reasons (Linux 5.17)"
+NO_HOPS = "hops: they need BPF netfilter links (Linux 6.4)"
 
 _CONFIRM = "__nf_conntrack_confirm"
-# Asked once per connection and chain: of nftables, and of legacy iptables before 5.16.
+# Called once per connection and chain: by nftables, and by legacy iptables before 5.16.
 _NAT_CHAINS = ("nft_nat_do_chain", "iptable_nat_do_chain", "ip6table_nat_do_chain")
-# Legacy iptables has no function of its own for NAT since 5.16 (netfilter: iptables: allow use of
-# ipt_do_table as hookfn). Where it is in use, what calls it is asked, for each packet.
+# Since 5.16 legacy iptables has no NAT function of its own (netfilter: iptables: allow use of
+# ipt_do_table as hookfn). Where it is in use, probe its caller, which runs for each packet.
 _LEGACY_NAT = {
     "iptable_nat_table_init": "nf_nat_ipv4_out",
     "ip6table_nat_table_init": "nf_nat_ipv6_out",
@@ -47,10 +47,10 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
     """
-    Which functions of the running kernel to probe, and the programs as they are for it.
+    Which functions of the running kernel to probe, and the programs as configured for it.
 
-    ``drops`` tells a drop by its place where the kernel gives no reasons. ``modules`` are those
-    that matter, as they are now.
+    ``drops`` recognizes a drop by its location where the kernel reports no reasons. ``modules``
+    identifies the modules that matter, as loaded now.
     """
 
     connections: Program
@@ -60,43 +60,45 @@ class Probes:
 
     def attach(self, links: Links, functions: Mapping[str, int]) -> None:
         """
-        Attach for the whole machine.
+        Attach machine-wide.
 
         Raises:
             LoadError: If the kernel refuses.
         """
-        # The mark comes before the connection: no connection is seen whose mark was not.
+        # The mark's probe first, so that no connection is seen whose mark was missed.
         for name in self.nat:
             links.attach_probe(name, functions["srcip_nat"])
         links.attach_probe(_CONFIRM, functions["srcip_confirm"])
 
     def unseen(self) -> str | None:
         """
-        Say which module was loaded or unloaded since: a probe goes with its function's module.
+        Return what is no longer seen because a module was loaded since; None if nothing.
+
+        A probe goes away with its function's module.
 
         Raises:
-            LoadError: If it was conntrack itself, so that no connection is seen any more.
+            LoadError: If conntrack itself was unloaded, so that no connection is seen any more.
         """
         if _module(_CONNTRACK) != self.modules[_CONNTRACK]:
             raise LoadError(
-                f"the module {_CONNTRACK} was unloaded, and the probes with it: start srcip anew"
+                f"the module {_CONNTRACK} was unloaded, and the probes with it; restart srcip"
             )
         new = [name for name, was in self.modules.items() if _module(name) not in (None, was)]
         if not new:
             return None
         return (
             f"marks where {', '.join(new)} replaces sources: loaded after srcip, which must be"
-            " started anew"
+            " restarted"
         )
 
 
 def find(namespaces: Sequence[Netns]) -> Probes:
     """
-    Look up what there is to probe. Has conntrack loaded where it is a module.
+    Look up which functions to probe. Makes the kernel load conntrack where it is a module.
 
     Raises:
-        LoadError: If connections cannot be probed here, and why.
-        NetnsError: If a namespace is gone or may not be entered.
+        LoadError: If connections cannot be probed here; it says why.
+        NetnsError: If a namespace is gone or cannot be entered.
     """
     kprobe.require()
     _load_conntrack(namespaces)
@@ -120,8 +122,8 @@ def find(namespaces: Sequence[Netns]) -> Probes:
 
 
 def _module(name: str) -> int | None:
-    """Return what tells a loaded module from the same loaded again; None if it is not there."""
-    # Built into the kernel it has a directory, too, if it has parameters, and keeps it.
+    """Return an ID that changes when the module is loaded again; None if it is not loaded."""
+    # A built-in module has a directory only if it has parameters; that one never changes.
     try:
         return (_MODULES / name).stat().st_ino
     except OSError:
@@ -140,7 +142,7 @@ def _nat_functions(functions: Mapping[str, int]) -> Iterator[str]:
 
 
 def _load_conntrack(namespaces: Sequence[Netns]) -> None:
-    """Ask conntrack for its table: the kernel loads the module before it answers."""
+    """Request conntrack's table: the kernel loads the module before it answers."""
     for netns in namespaces:
         with suppress(ConntrackError):
             next(conntrack.dump(netns), None)

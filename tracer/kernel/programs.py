@@ -1,4 +1,4 @@
-"""The eBPF programs: what there is to load, and loading it through the compiling child."""
+"""The eBPF programs: what to load, and loading it through the compiling child process."""
 
 import importlib.resources
 import json
@@ -19,12 +19,12 @@ from tracer.wire import REASON_NETFILTER_DROP
 _KPROBE, _SCHED_CLS, _RAW_TRACEPOINT, _NETFILTER = 2, 3, 17, 32
 _ATTACH_NETFILTER = 45
 
-# bcc first: the directory after it may be a virtual environment with another package of that name.
+# Import bcc first: the directory added after it may be a virtual environment with another 'bcc'.
 _BOOTSTRAP = (
     "import sys, bcc; sys.path.insert(0, sys.argv[2]); "
     "from tracer.kernel.compile import main; main(int(sys.argv[1]))"
 )
-# The drop reasons of a kernel that gives none.
+# The drop reasons of a kernel that reports none.
 NO_REASONS: Mapping[int, str] = {REASON_NETFILTER_DROP: "NETFILTER_DROP"}
 _MAX_ANSWER = 1 << 17
 _MAX_FDS = 64
@@ -35,7 +35,7 @@ class Program:
     """
     One file of ``bpf/``: its functions with program type and attach type, and its maps.
 
-    ``defines`` are C macros for it alone.
+    ``defines`` are C macros for this file only.
     """
 
     file: str
@@ -52,7 +52,7 @@ CONNECTIONS = Program(
     ),
     maps=("connections", "paths_0", "paths_1", "samples", "classes", "config", "lost"),
 )
-# The same, called by probes on kernel functions.
+# The same file, built for probes on kernel functions.
 PROBED_CONNECTIONS = Program(
     file=CONNECTIONS.file,
     functions=(("srcip_nat", _KPROBE, -1), ("srcip_confirm", _KPROBE, -1)),
@@ -90,10 +90,10 @@ SEGMENTS = Program(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """
-    How much room the programs' maps get.
+    Sizes of the programs' maps.
 
-    Rings are in pages, a power of two. The large one holds 15,000 connections that nobody has read
-    yet; every page of a ring counts twice in our resident memory, because it is mapped twice.
+    Rings are in pages, a power of two. The largest holds 15,000 unread connections; every page of a
+    ring counts twice in resident memory, because it is mapped twice.
     """
 
     connection_ring_pages: int = 512
@@ -115,7 +115,7 @@ class Sizes:
 
 @dataclass(slots=True, kw_only=True)
 class Loaded:
-    """Descriptors of loaded programs and maps, by file and name. Close it to unload."""
+    """Descriptors of loaded programs and maps, by file and name. Closing unloads them."""
 
     functions: dict[tuple[str, str], int] = field(default_factory=dict)
     maps: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Loaded:
         return self.maps[program.file, name]
 
     def close(self) -> None:
-        """Close every descriptor; programs without a link go away."""
+        """Close every descriptor; programs that are not attached are unloaded."""
         for fd in (*self.functions.values(), *self.maps.values()):
             os.close(fd)
         self.functions.clear()
@@ -149,18 +149,18 @@ class Loaded:
 
 
 def bcc_python() -> str:
-    """Return the interpreter that BCC is installed for: ``SRCIP_BCC_PYTHON`` or the system's."""
+    """Return the Python that has BCC: ``SRCIP_BCC_PYTHON``, else the system's."""
     return os.environ.get("SRCIP_BCC_PYTHON", "/usr/bin/python3")
 
 
 def load(programs: tuple[Program, ...], sizes: Sizes | None = None) -> Loaded:
     """
-    Compile programs against the running kernel and load them.
+    Compile programs for the running kernel and load them.
 
-    Takes about 0.7 s. The compiler runs in a child process that has ended when this returns.
+    Takes about 0.7 s. The compiler runs in a child process that has exited when this returns.
 
     Raises:
-        LoadError: If BCC is not installed, or the compiler or the kernel refuses; its
+        LoadError: If BCC is not installed, or the compiler or the kernel rejects a program; its
             ``details`` hold what they printed.
     """
     request = {
@@ -176,7 +176,7 @@ def load(programs: tuple[Program, ...], sizes: Sizes | None = None) -> Loaded:
             for program in programs
         ],
     }
-    # In memory: a root file system may be read-only.
+    # In memory, because the root file system may be read-only.
     with os.fdopen(os.memfd_create("srcip-compiler"), "w+b") as output:
         answer, fds = _ask_child(request, output.fileno())
         output.seek(0)
@@ -186,7 +186,11 @@ def load(programs: tuple[Program, ...], sizes: Sizes | None = None) -> Loaded:
             os.close(fd)
         raise LoadError(answer["error"], details=details)
     if len(fds) != len(answer["fds"]):
-        raise LoadError("the compiling child's descriptors did not all arrive", details=details)
+        raise LoadError(
+            f"only {len(fds)} of {len(answer['fds'])} descriptors arrived from the compiling child;"
+            " is the limit of open files (ulimit -n) too low?",
+            details=details,
+        )
     return _loaded(answer, fds)
 
 
@@ -206,12 +210,12 @@ def _ask_child(request: dict[str, Any], output: int) -> tuple[dict[str, Any], li
             )
         except OSError as error:
             raise LoadError(
-                f"cannot run {command[0]}, the interpreter for BCC: {error.strerror}; "
+                f"cannot run {command[0]}, the Python for BCC: {error.strerror}; "
                 "set SRCIP_BCC_PYTHON"
             ) from error
         theirs.close()
         with child:
-            # A child that cannot import BCC is gone before it reads.
+            # A child that cannot import BCC exits before it reads.
             message, fds = b"", list[int]()
             with suppress(ConnectionError):
                 ours.send(json.dumps(request).encode())
@@ -227,9 +231,9 @@ def _why_silent(status: int, output: int) -> str:
     if "No module named 'bcc'" in last:
         return (
             f"BCC is not installed for {bcc_python()}; install the package python3-bpfcc "
-            "(the package 'bcc' on PyPI is another program)"
+            "(the package 'bcc' on PyPI is something else)"
         )
-    return f"the compiling child ended without an answer: {last}"
+    return f"the compiling child exited without an answer: {last}"
 
 
 def _loaded(answer: dict[str, Any], fds: list[int]) -> Loaded:

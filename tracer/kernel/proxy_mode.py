@@ -1,4 +1,4 @@
-"""kube-proxy's own word on its mode."""
+"""Ask kube-proxy for its mode, over HTTP on localhost."""
 
 import os
 import re
@@ -12,14 +12,15 @@ from tracer.kernel import privileges
 from tracer.kernel.netns import Netns, inside
 from tracer.ruleset.model import ProxyMode
 
-# --metrics-bind-address; /proxyMode is installed beside the metrics (cmd/kube-proxy/app/server.go).
+# The default of --metrics-bind-address, which also serves /proxyMode
+# (cmd/kube-proxy/app/server.go).
 _PORT = 10249
 _TIMEOUT_S = 0.5
 _MAX_ANSWER = 4096
-# What a process that asks may take altogether, however slowly it is answered.
+# How long the child of `ask_apart` may take in all, however slow the answer.
 _PATIENCE_S = 3
-# By hand, as HTTP/1.0, which ends with the answer: the library's client brings TLS with it, 4 MiB
-# that every tracer would carry for one word.
+# Written by hand, as HTTP/1.0, where the connection ends with the answer: importing http.client
+# would cost every tracer 4 MiB, for TLS.
 _REQUEST = b"GET /proxyMode HTTP/1.0\r\nHost: localhost\r\n\r\n"
 _OK = re.compile(rb"HTTP/1\.[01] 200 ")
 _MODES: tuple[ProxyMode, ...] = get_args(ProxyMode)
@@ -27,9 +28,9 @@ _MODES: tuple[ProxyMode, ...] = get_args(ProxyMode)
 
 def ask(netns: Netns) -> ProxyMode | None:
     """
-    Ask the kube-proxy of a node, on localhost in its namespace; None if it does not answer.
+    Ask a node's kube-proxy, on localhost in its namespace; None if it does not answer.
 
-    What answers there is not trusted: anything but the name of a mode is no answer.
+    The answer is not trusted: anything but the name of a mode is ignored.
     """
     try:
         with inside(netns.path):
@@ -42,9 +43,9 @@ def ask(netns: Netns) -> ProxyMode | None:
 
 def ask_apart(path: Path) -> ProxyMode | None:
     """
-    Ask in a child that has given up all privileges, for a caller that keeps his.
+    Ask in a child process without privileges, for a caller that keeps its own.
 
-    All that comes back is the child's exit status. Must not be called while there are threads.
+    Only the child's exit status comes back. Must not be called while other threads run.
 
     Args:
         path: The namespace.
@@ -67,7 +68,7 @@ def _ask_and_exit(path: Path) -> NoReturn:
             with _connect() as channel:
                 mode = _ask(channel)
             number = _MODES.index(mode) + 1 if mode else 0
-            # Not out of the block: there is no way home without privileges, and no need.
+            # Do not leave the block: returning to the old namespace needs privileges.
             os._exit(number)
     finally:
         os._exit(number)
@@ -87,7 +88,7 @@ def _ask(channel: socket.socket) -> ProxyMode | None:
 
 
 def _read(channel: socket.socket) -> bytes:
-    """Read until the end, or until it is too much for a word."""
+    """Read to the end, or to the limit."""
     answer = b""
     while len(answer) < _MAX_ANSWER and (chunk := channel.recv(_MAX_ANSWER)):
         answer += chunk

@@ -1,6 +1,7 @@
 """Reading BPF ring buffers through libbpf."""
 
 import ctypes
+import os
 import select
 from collections.abc import Sequence
 
@@ -8,19 +9,19 @@ from tracer.errors import LoadError
 from tracer.kernel.btf import libbpf
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-# Stop now and then, so that a kernel that writes faster than we read cannot keep us in one call.
+# Stop after this many, so that a kernel that writes faster than we read cannot hold us in one call.
 _BATCH = 16384
 _STOP = -105  # ENOBUFS: any negative number ends ring_buffer__consume()
 
 
 class RingReader:
-    """Several ring buffers read as one."""
+    """Reads several ring buffers as one."""
 
     def __init__(self, map_fds: Sequence[int]) -> None:
         self._lib = libbpf()
         self._lib.ring_buffer__new.restype = ctypes.c_void_p
         self._batch: list[bytes] = []
-        # ctypes frees a callback that nobody holds.
+        # Keep a reference: ctypes frees a callback without one.
         self._callback = _CALLBACK(self._take)
         manager = None
         for fd in map_fds:
@@ -32,29 +33,32 @@ class RingReader:
                     ctypes.c_void_p(manager), fd, self._callback, None
                 )
             if failed:
-                raise LoadError("cannot map a ring buffer into memory")
+                raise LoadError(
+                    f"cannot map a ring buffer into memory: {os.strerror(ctypes.get_errno())}"
+                )
         self._manager = ctypes.c_void_p(manager)
         self._epoll_fd = self._lib.ring_buffer__epoll_fd(self._manager)
         self._poll = select.poll()
         self._poll.register(self._epoll_fd, select.POLLIN)
 
     def wake_on(self, fd: int) -> None:
-        """Have `read` return early, too, when a descriptor can be read."""
+        """Make `read` also return early when a descriptor becomes readable."""
         self._poll.register(fd, select.POLLIN)
 
     def read(self, timeout_s: float) -> list[bytes]:
         """
-        Return what is there, in order of time; wait for it if there is nothing.
+        Wait, then return the available records in order of time.
 
-        The programs wake us only when a ring fills, so a record may wait for the whole time-out.
+        The programs wake the reader only when a ring fills up, so a record may wait for the whole
+        time-out.
 
         Args:
-            timeout_s: How long to wait at the most. A signal handler that raises ends it early.
+            timeout_s: How long to wait at most. A signal handler that raises ends it early.
         """
         self._poll.poll(timeout_s * 1000)
         self._lib.ring_buffer__consume(self._manager)
         batch, self._batch = self._batch, []
-        # The rings are drained one after the other. A record starts with its time.
+        # The rings were drained one after the other.
         batch.sort(key=_ktime_ns)
         return batch
 
@@ -68,5 +72,5 @@ class RingReader:
 
 
 def _ktime_ns(record: bytes) -> bytes:
-    # Little endian: most significant byte last.
+    # A record starts with its time, in little endian; reversed, the bytes compare as numbers.
     return record[7::-1]

@@ -1,4 +1,4 @@
-"""The kernel as a source of records: programs loaded, attached and read."""
+"""The running kernel as a source of records: loads, attaches and reads the programs."""
 
 import logging
 import os
@@ -45,8 +45,8 @@ from tracer.wire import Lost
 _log = logging.getLogger(__name__)
 
 RUNG = "BPF netfilter links"
-# Drops that are reported for every flow: netfilter and routing, and nobody listening. They are
-# looked up by name in the running kernel's own enum, whose numbers move.
+# Drops that are reported for every flow: by netfilter, by routing, and for lack of a listener. They
+# are looked up by name in the running kernel's enum, because the numbers change between versions.
 REASONS = frozenset(
     {
         "NETFILTER_DROP",
@@ -63,8 +63,8 @@ REASONS = frozenset(
         "NEIGH_FAILED",
     }
 )
-# Rings in the order in which they are drained. An accept or a segment follows its connection:
-# draining connections last makes sure that both are in one batch, which is then sorted by time.
+# Rings in draining order. An accept or segment follows its connection: draining connections last
+# puts both into one batch, which is then sorted by time.
 _RINGS = (
     (HOPS, "hops"),
     (SEGMENTS, "segments"),
@@ -75,7 +75,7 @@ _RINGS = (
 NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
 _NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 _RECORD_BYTES = 128 + 8
-# Connections whose probe did not run because another one did on its CPU, as far as that is told.
+# Connections whose probe did not run because another ran on its CPU, where the kernel counts them.
 _MISSED = "probe_missed"
 _CHECK_INTERVAL_NS = 500_000_000
 _STEP_NS = 1_000_000
@@ -85,14 +85,15 @@ _ZERO = bytes(4)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """
-    What the kernel side shall do.
+    What the kernel side is to do.
 
-    ``wanted`` is applied before a record is written. ``is_counting`` keeps the counters of
-    ``KernelSource.counters``; ``is_streaming`` writes records, ``has_drops`` those of all drops,
-    whatever else is streamed or wanted. ``packets`` is of how many packets of each direction hops
-    are reported; with 0 their programs are not even loaded. ``has_proxy_headers`` reads what the
-    first bytes of TCP connections declare; without it nothing of that is loaded either. Who
-    ``is_restarted`` when it fails shall fail rather than go on with less than a new start sees.
+    ``wanted`` is applied before a record is written. ``is_counting`` updates
+    ``KernelSource.counters``; ``is_streaming`` writes records; ``has_drops`` writes records of all
+    drops, whatever else is streamed or wanted. ``packets`` is the number of packets per direction
+    whose hops are reported; with 0 those programs are not loaded. ``has_proxy_headers`` reads what
+    the first bytes of TCP connections declare; without it those programs are not loaded.
+    ``is_restarted`` says that a supervisor restarts the process: it then fails rather than see less
+    than a new start would.
     """
 
     wanted: Filter = field(default_factory=Filter)
@@ -108,14 +109,14 @@ class Settings:
 
 class KernelSource:
     """
-    A source that reads the running kernel. Takes root.
+    A source that reads the running kernel. Needs root.
 
-    Everything is detached by ``close``, and by the end of the process however it ends.
+    ``close`` detaches everything, and so does the end of the process, however it ends.
 
     Args:
-        namespaces: Where to look.
-        settings: What the kernel side shall do.
-        probes: Where to look by probes on kernel functions, instead of netfilter links.
+        namespaces: What to trace.
+        settings: What the kernel side is to do.
+        probes: Which kernel functions to probe, instead of using netfilter links.
 
     Raises:
         LoadError: If the programs cannot be compiled, loaded or attached.
@@ -174,7 +175,7 @@ class KernelSource:
         )
 
     def count(self, *, masquerade_mark: int) -> None:
-        """Begin to count by path, or go on with another mark."""
+        """Start to count by path, or continue with another mark."""
         if not self._settings.is_counting or self._settings.masquerade_mark != masquerade_mark:
             self._settings = replace(
                 self._settings, is_counting=True, masquerade_mark=masquerade_mark
@@ -182,14 +183,14 @@ class KernelSource:
             self._configure()
 
     def stream(self, wanted: Filter | None) -> None:
-        """Begin to write records of what is wanted, or go on with other wishes; None to stop."""
+        """Write records of what is wanted from now on; None for no records."""
         self._settings = replace(
             self._settings, is_streaming=wanted is not None, wanted=wanted or Filter()
         )
         self._configure()
 
     def wake_on(self, fd: int) -> None:
-        """Have `read` return early, too, when a descriptor can be read."""
+        """Make `read` also return early when a descriptor becomes readable."""
         if self._reader is not None:
             self._reader.wake_on(fd)
 
@@ -198,9 +199,9 @@ class KernelSource:
         if self._reader is None:
             raise LoadError("this source is closed")
         batch = self._reader.read(timeout_s)
-        # The clock may have been set: what is read now is told by what it says now.
+        # The clock may have been set: these records get their time from what it says now.
         offset_ns = clock_offset_ns()
-        # Two clocks that are read one after the other differ a little each time: that is no step.
+        # Reading two clocks one after the other varies a little: that is not a step.
         if abs(offset_ns - self.info.clock_offset_ns) >= _STEP_NS:
             self.info = replace(self.info, clock_offset_ns=offset_ns)
         not_seen = self._what_is_not_seen()
@@ -214,7 +215,7 @@ class KernelSource:
         return batch
 
     def lost(self) -> Mapping[str, int]:
-        """Sum up what the programs could not report, by reason."""
+        """Return what the programs could not report, by reason."""
         totals = Counter[str]()
         for lost in self.lost_by_program().values():
             totals.update(lost)
@@ -223,24 +224,24 @@ class KernelSource:
         return totals
 
     def lost_by_program(self) -> dict[str, dict[str, int]]:
-        """Return what each program could not report, by reason."""
+        """Return what each program file could not report, by reason."""
         return {program.file.removesuffix(".c"): self._lost(program) for program in self._programs}
 
     @property
     def devices(self) -> int:
-        """How many interfaces hops are seen at."""
+        """How many interfaces have tc programs attached."""
         return sum(links.devices for each in self._tc_links.values() for links in each)
 
     def symbol(self, address: int) -> str | None:
-        """Name the kernel function that an address belongs to."""
+        """Return the name of the kernel function that contains an address."""
         return self._kallsyms.function(address)
 
     def run_statistics(self) -> dict[str, tuple[int, int]]:
-        """Return run time in ns and runs by function; 0 unless kernel.bpf_stats_enabled."""
+        """Return run time in ns and run count by function; 0 unless kernel.bpf_stats_enabled."""
         return {name: program_runs(fd) for (_, name), fd in self._loaded.functions.items()}
 
     def map_usage(self) -> dict[str, tuple[int, int]]:
-        """Return elements and room of the maps that grow."""
+        """Return used elements and capacity of the maps that grow."""
         sizes, counters = self._settings.sizes, self.counters
         return {
             "paths": (counters.entries, sizes.paths),
@@ -284,14 +285,14 @@ class KernelSource:
         return encode_config(
             wanted=Filter() if has_all else settings.wanted,
             reasons=[n for n, name in self._loaded.drop_reasons.items() if name in REASONS],
-            # All CPUs together must not fill more than a quarter of the ring in silence.
+            # All CPUs together may fill at most a quarter of the ring before a wake-up.
             wakeup_records=max(1, ring_records // 4 // possible_cpus()),
             masquerade_mark=settings.masquerade_mark,
             is_streaming=settings.is_streaming or has_all,
             is_counting=settings.is_counting,
             active_paths=self._turn.active_paths,
             sample_round=self._turn.sample_round,
-            # An address that is remembered does not say in which namespace it had its class.
+            # A remembered class does not say for which namespace it holds.
             classes_round=self._turn.classes_round if len(self._namespaces) == 1 else 0,
             packets=settings.packets,
             is_broad=settings.packets > 0 and len(self._namespaces) > 1,
@@ -300,7 +301,7 @@ class KernelSource:
     def _attach(self) -> None:
         rings = [(program, name) for program, name in _RINGS if self._has(program)]
         self._reader = RingReader([self._loaded.map(program, name) for program, name in rings])
-        # Drops and accepts first: they only speak of connections that are seen.
+        # Drops and accepts first, so that none is missed of a connection that is seen.
         self._links.attach_tracepoint("kfree_skb", self._loaded.function(DROPS, "srcip_drop"))
         self._links.attach_tracepoint(
             "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
@@ -320,7 +321,7 @@ class KernelSource:
             self._attach_segments()
 
     def _traced(self) -> list[Map]:
-        """Return the maps of traced namespaces, of programs that are run in all of them."""
+        """Return the maps of traced namespaces, of those programs that run in every namespace."""
         programs = (program for program in self._programs if "traced" in program.maps)
         return [Map(self._loaded.map(program, "traced"), 4, 1) for program in programs]
 
@@ -329,7 +330,7 @@ class KernelSource:
 
     def _attach_hops(self) -> None:
         functions = self._functions(HOPS)
-        # They sit at the same places, and call the programs for connections.
+        # They take the places of the programs for connections, and call them.
         called = Map(self._loaded.map(HOPS, "connections"), 4, 4)
         for place, program in enumerate(self._functions(CONNECTIONS).values()):
             called.update(place.to_bytes(4, "little"), program.to_bytes(4, "little"))
@@ -360,14 +361,18 @@ class KernelSource:
             links.close()
 
     def _what_is_not_seen(self) -> tuple[str, ...]:
-        """Say it, a line each: interfaces that come later may not take our programs."""
+        """Return what is not seen, a line each; it may grow, as modules and interfaces appear."""
         links = (links for each in self._tc_links.values() for links in each)
         # Programs for hops and for first bytes may be refused for the same reason: list it once.
-        refused = (line for tc in links for line in tc.refused)
-        return tuple(dict.fromkeys((*self._not_seen, *self._unseen_marks, *refused)))
+        lines = (
+            *self._not_seen,
+            *self._unseen_marks,
+            *(line for tc in links for line in tc.refused),
+        )
+        return tuple(dict.fromkeys(lines))
 
     def _forget_stream(self, key: bytes) -> None:
-        """Let the kernel stop with a connection whose first bytes are understood."""
+        """Stop reporting segments of a connection whose first bytes are understood."""
         Map(self._loaded.map(SEGMENTS, "streams"), len(key), 0).delete(key)
 
     def _functions(self, program: Program) -> dict[str, int]:
@@ -388,13 +393,13 @@ class KernelSource:
             self.info = replace(self.info, not_seen=self._what_is_not_seen())
 
     def _release_gone_namespaces(self) -> None:
-        """Let go of namespaces that were removed: our links would keep them alive."""
+        """Detach from namespaces that were removed: our links would keep them alive."""
         for inode in list(self._links.by_namespace):
             netns = self._namespaces[inode]
             if not netns.is_present():
                 self._links.detach_namespace(inode)
                 self._detach_tc(inode)
-                # The kernel may give its number to another.
+                # The kernel may reuse the inode number.
                 for traced in self._traced():
                     traced.delete(inode.to_bytes(4, "little"))
                 _log.warning("the namespace of %s is gone (%s)", netns.node, netns.path)

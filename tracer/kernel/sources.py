@@ -1,4 +1,4 @@
-"""Which way to look at the running kernel: the highest rung of the ladder that it offers."""
+"""The source for live tracing: the highest rung of the ladder that the kernel supports."""
 
 import logging
 import os
@@ -28,25 +28,25 @@ def live(
     asked: Rung | None = None,
 ) -> Source:
     """
-    Open the best live source there is for some namespaces.
+    Open the best live source that the kernel supports.
 
     Args:
-        namespaces: Where to look.
+        namespaces: What to trace.
         wanted: What to report.
-        packets: Of how many packets of each direction to report the hops.
+        packets: Number of packets of each direction whose hops to report.
         has_proxy_headers: Whether to read what the first bytes of TCP connections declare.
-        asked: The one way to take, if the user named one.
+        asked: The only rung to use, if the user named one.
 
     Raises:
-        LoadError: If privileges are missing, the kernel refuses the programs, or it cannot do what
-            is asked for.
-        ConntrackError: If the kernel has not even conntrack netlink.
+        LoadError: If privileges are missing, the kernel rejects the programs, or it does not
+            support what is asked for.
+        ConntrackError: If the kernel does not even have conntrack netlink.
     """
     privileges.require_for_tracing()
     if has_proxy_headers and (asked is Rung.EVENTS or not has_tcx_links()):
-        where = "by conntrack's events" if asked is Rung.EVENTS else f"at {NO_TCX}"
+        where = "from conntrack's events" if asked is Rung.EVENTS else f"at {NO_TCX}"
         raise LoadError(f"cannot read proxies' headers {where}; trace without --read-proxy-headers")
-    # Nobody counts here: the maps of paths need no room.
+    # Counting is off: make its maps as small as possible.
     settings = Settings(
         wanted=wanted,
         packets=packets,
@@ -66,7 +66,7 @@ def live(
 def _by_programs(
     namespaces: Sequence[Netns], settings: Settings, asked: Rung | None
 ) -> Source | None:
-    """Run programs; None where the kernel has neither links nor probes, which is no error."""
+    """Load programs; return None, with a warning, if the kernel has neither links nor probes."""
     try:
         source = ladder.open_programs(namespaces, settings, asked)
     except LoadError as error:

@@ -1,4 +1,4 @@
-"""Programs at tc of every interface of a namespace, also of those that come later."""
+"""Programs at tc of every interface of a namespace, including those that appear later."""
 
 import errno
 import logging
@@ -19,11 +19,11 @@ _RETRY_MS = 1000
 
 class TcLinks:
     """
-    TCX links at every interface of one namespace.
+    TCX links on every interface of one namespace.
 
-    A thread stays in the namespace for interfaces that appear later: an interface is attached to
-    from inside. It needs no privilege once it is there, so it works on after root was given up.
-    Make it after everything that forks.
+    A thread stays in the namespace to attach to interfaces that appear later, which must be done
+    from inside. Once there it needs no privilege, so it keeps working after root was dropped.
+    Create it after everything that forks.
 
     Raises:
         LoadError: If an interface cannot be attached to.
@@ -34,12 +34,12 @@ class TcLinks:
         """
         Args:
             netns: The namespace.
-            programs: The descriptor of a program by ``TCX_INGRESS`` or ``TCX_EGRESS``.
+            programs: Program descriptors, by ``TCX_INGRESS`` or ``TCX_EGRESS``.
         """
         self._netns = netns
         self._programs = dict(programs)
         self._links: dict[int, list[int]] = {}
-        # Why, to how many, and the last of them.
+        # By reason: how many interfaces, and the name of the last.
         self._refused: dict[str, tuple[int, str]] = {}
         self._error: TracerError | None = None
         self._is_attached = threading.Event()
@@ -55,14 +55,14 @@ class TcLinks:
 
     @property
     def devices(self) -> int:
-        """How many interfaces are attached to, on both sides."""
+        """How many interfaces have both programs attached."""
         return sum(len(fds) == len(self._programs) for fds in list(self._links.values()))
 
     @property
     def refused(self) -> Sequence[str]:
-        """What is not seen of interfaces that came later, a line for each reason."""
+        """What is not seen of interfaces that appeared later, a line per reason."""
         return tuple(
-            f"tc of {_interfaces(count, name)} of {self._netns.node} that came later: {why}"
+            f"tc of {_interfaces(count, name)} of {self._netns.node}, added after the start: {why}"
             for why, (count, name) in list(self._refused.items())
         )
 
@@ -104,7 +104,7 @@ class TcLinks:
             watcher.close()
 
     def _has_followed(self, watcher: InterfaceWatcher) -> bool:
-        """Attach to what has appeared; False if the kernel did not say what there is."""
+        """Attach to new interfaces; return False if the kernel did not list them."""
         try:
             names = watcher.snapshot().names
         except NetnsError as error:
@@ -126,7 +126,7 @@ class TcLinks:
                 fds.append(bpf_syscall.create_tcx_link(program, ifindex, attach_type))
             except OSError as error:
                 if error.errno == errno.ENODEV:
-                    return  # it has gone again
+                    return  # it is gone again
                 raise
 
     def _detach(self, ifindex: int) -> None:
@@ -146,4 +146,4 @@ class TcLinks:
 
 
 def _interfaces(count: int, last: str) -> str:
-    return last if count == 1 else f"{count} interfaces, the last {last},"
+    return last if count == 1 else f"{count} interfaces (the last is {last})"

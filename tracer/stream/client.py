@@ -1,4 +1,4 @@
-"""A client's end of the live stream: what an agent judges, as a source of a run."""
+"""The client's end of the live stream: an agent's results, as the source of a run."""
 
 import json
 import select
@@ -20,13 +20,13 @@ from tracer.stream.protocol import MAX_LINE, VERSION, end_line, parse_object, re
 from tracer.stream.upgrade import HttpsAgent
 
 _CHUNK = 1 << 18
-# How long an agent may take to end the stream when asked.
+# How long an agent may take to end the stream after being asked to.
 PATIENCE_S = 10.0
 
 
 class AgentStream:
     """
-    What a running agent judges and a filter wants.
+    The results of a running agent that match a filter.
 
     Raises:
         StreamError: If there is no agent, or it refuses.
@@ -37,9 +37,9 @@ class AgentStream:
     ) -> None:
         """
         Args:
-            agent: Its Unix socket, or where it listens with TLS.
-            wanted: What it shall hand out.
-            patience_s: How long it may take to let us in; never more than an agent ever takes.
+            agent: Its Unix socket, or its HTTPS address.
+            wanted: What it should send.
+            patience_s: How long it may take to accept us; at most the limit of `upgrade`.
         """
         self._agent = agent
         self._lines: deque[bytes] = deque()
@@ -53,15 +53,15 @@ class AgentStream:
         except StreamError:
             self.close()
             raise
-        # What came with the answer to us is no news to `select`.
+        # `select` does not report what arrived together with the answer.
         self._split(b"")
 
     def wait(self, timeout_s: float) -> None:
         """
-        Wait for the agent's word that it has begun.
+        Wait for the agent's hello.
 
         Raises:
-            StreamError: If it refuses, or says nothing in time.
+            StreamError: If it refuses, or sends nothing in time.
         """
         end_s = time.monotonic() + timeout_s
         while (left_s := end_s - time.monotonic()) > 0:
@@ -69,14 +69,16 @@ class AgentStream:
             if self._lines:
                 self._begin(parse_object(self._lines.popleft()))
                 return
-        raise StreamError(f"the agent at {self._agent} has not begun to count in {timeout_s:g} s")
+        raise StreamError(
+            f"the agent at {self._agent} did not start counting within {timeout_s:g} s"
+        )
 
     def read(self, timeout_s: float) -> list[bytes] | None:
         """
-        Return the next lines; none if nothing came in time, None after the agent's summary.
+        Return the next lines; an empty list on a time-out, None after the agent's summary.
 
         Raises:
-            StreamError: If the agent has gone away without one.
+            StreamError: If the agent closed the stream without a summary.
         """
         if self._end is not None:
             return None
@@ -91,49 +93,49 @@ class AgentStream:
         return lines if lines or self._end is None else None
 
     def judge(self, lines: Iterable[bytes]) -> Iterator[Judged]:
-        """Yield what lines tell."""
+        """Yield what the lines hold."""
         for line in lines:
-            told = parse_object(line)
-            if told.get("kind") == "error":
-                raise StreamError(f"the agent at {self._agent} refuses: {told.get('message')}")
-            judged = judged_of(told)
+            value = parse_object(line)
+            if value.get("kind") == "error":
+                raise StreamError(f"the agent at {self._agent} refuses: {value.get('message')}")
+            judged = judged_of(value)
             self._connections += isinstance(judged, JudgedConnection)
             self._drops += isinstance(judged, JudgedDrop)
             yield judged
 
     def rest(self) -> Iterator[Judged]:
-        """Yield what was kept back until the end: nothing, a line stands for itself."""
+        """Yield what was held back until the end: nothing, each line is complete."""
         yield from ()
 
     def hang_up(self) -> None:
-        """Ask for the end: what happened until now still comes, then the summary."""
+        """Ask the agent to end the stream: it sends what happened until now, then the summary."""
         self._give_up_s = time.monotonic() + PATIENCE_S
-        # An agent that has ended meanwhile is found out in reading.
+        # If the agent is gone meanwhile, reading reports it.
         with suppress(OSError, StreamError):
             if isinstance(self._agent, Path):
-                # So it was before there was a word for it: every agent knows it.
+                # Older than the end line, and understood by every agent.
                 self._channel.socket.shutdown(socket.SHUT_WR)
             else:
                 self._say(end_line())
 
     def take_summary(self) -> None:
         """
-        Take the summary; what still comes before it is left out.
+        Wait for the summary, and discard what arrives before it.
 
         Raises:
-            StreamError: If it does not come.
+            StreamError: If it does not arrive.
         """
         while self._end is None:
             self.read(0.1)
 
     @property
     def shown(self) -> int:
-        """How many connections and drops there were."""
+        """How many connections and drops were received."""
         return self._connections + self._drops
 
     def summary(self) -> Summary:
-        """Add up what was shown, and what the agent says was lost and cannot be seen."""
-        lost, not_seen = _told_at_the_end(self._end or {})
+        """Sum up what was received, with the losses and blind spots that the agent reported."""
+        lost, not_seen = _losses_of(self._end or {})
         return Summary(
             connections=self._connections, drops=self._drops, lost=lost, not_seen=not_seen
         )
@@ -148,15 +150,15 @@ class AgentStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, told: Mapping[str, Any]) -> None:
-        if told.get("kind") == "error":
-            raise StreamError(f"the agent at {self._agent} refuses: {told.get('message')}")
-        if told.get("kind") != "hello" or told.get("version") != VERSION:
+    def _begin(self, hello: Mapping[str, Any]) -> None:
+        if hello.get("kind") == "error":
+            raise StreamError(f"the agent at {self._agent} refuses: {hello.get('message')}")
+        if hello.get("kind") != "hello" or hello.get("version") != VERSION:
             raise StreamError(
-                f"what answers at {self._agent} is no agent of this version of the stream "
-                f"({json.dumps(told):.80})"
+                f"what answers at {self._agent} is not an agent with version {VERSION} of the "
+                f"stream ({json.dumps(hello):.80})"
             )
-        nodes = told.get("nodes")
+        nodes = hello.get("nodes")
         self.nodes = tuple(map(str, nodes)) if isinstance(nodes, list) else ()
 
     def _receive(self, timeout_s: float) -> None:
@@ -165,7 +167,7 @@ class AgentStream:
         ready, _, _ = select.select([self._channel], [], [], timeout_s)
         if not ready:
             if time.monotonic() > self._give_up_s:
-                raise StreamError(f"the agent at {self._agent} gives no summary")
+                raise StreamError(f"the agent at {self._agent} sent no summary")
             return
         try:
             chunk = self._channel.receive()
@@ -175,8 +177,8 @@ class AgentStream:
             chunk = b""
         if not chunk:
             raise StreamError(
-                f"the agent at {self._agent} closed the stream: it has ended, or this reader was "
-                "too slow for too long"
+                f"the agent at {self._agent} closed the stream: it ended, or this client read too "
+                "slowly for too long"
             )
         if self._give_up_s < float("inf"):
             self._give_up_s = time.monotonic() + PATIENCE_S
@@ -186,7 +188,9 @@ class AgentStream:
         *lines, self._inbox = (self._inbox + chunk).split(b"\n")
         self._lines += lines
         if len(self._inbox) > MAX_LINE:
-            raise StreamError(f"the agent at {self._agent} sends a line without an end")
+            raise StreamError(
+                f"the agent at {self._agent} sent a line of more than {MAX_LINE} bytes"
+            )
 
     def _say(self, line: bytes) -> None:
         self._channel.deadline_s = time.monotonic() + PATIENCE_S
@@ -194,13 +198,13 @@ class AgentStream:
             send_all(self._channel, line)
         except OSError as error:
             raise StreamError(
-                f"the agent at {self._agent} does not listen: {error.strerror or error}"
+                f"cannot send to the agent at {self._agent}: {error.strerror or error}"
             ) from None
         self._channel.deadline_s = None
 
 
 def _connected(agent: Path | HttpsAgent, patience_s: float | None) -> tuple[Channel, bytes]:
-    """Return the connection, and what the agent has said on it already."""
+    """Return the connection, and what was already received on it."""
     if isinstance(agent, HttpsAgent):
         patience_s = min(upgrade.PATIENCE_S, patience_s or upgrade.PATIENCE_S)
         return upgrade.connect(agent, chunk=_CHUNK, patience_s=patience_s)
@@ -212,7 +216,7 @@ def _connected(agent: Path | HttpsAgent, patience_s: float | None) -> tuple[Chan
         hint = {
             "FileNotFoundError": "; is 'srcip serve' running on this node?",
             "ConnectionRefusedError": "; is 'srcip serve' running on this node?",
-            "PermissionError": "; it is for the group of 'srcip serve --stream-group'",
+            "PermissionError": "; only the group of 'srcip serve --stream-group' may connect",
         }.get(type(error).__name__, "")
         raise StreamError(
             f"cannot reach the agent at {agent}: {error.strerror or error}{hint}"
@@ -220,16 +224,16 @@ def _connected(agent: Path | HttpsAgent, patience_s: float | None) -> tuple[Chan
     return ClearChannel(sock, chunk=_CHUNK), b""
 
 
-def _told_at_the_end(summary: Mapping[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return what was lost, and what cannot be seen."""
+def _losses_of(summary: Mapping[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return what a summary says was lost, and what it says was not seen."""
     lost, not_seen = summary.get("lost", {}), summary.get("not_seen", [])
     try:
         return {str(key): int(value) for key, value in dict(lost).items()}, tuple(
             map(str, not_seen)
         )
     except (OverflowError, TypeError, ValueError) as error:
-        raise StreamError(f"the agent's summary is not understood: {error!r:.80}") from None
+        raise StreamError(f"the agent's summary is malformed: {error!r:.80}") from None
 
 
-# A summary line begins so: `exporters.jsonl` keeps the order of keys, and the contract its kind.
+# How a summary line begins: `exporters.jsonl` writes the kind first.
 _SUMMARY = b'{"kind": "summary"'

@@ -1,4 +1,4 @@
-"""Where connections come in that other threads have opened."""
+"""Hands connections that other threads accepted to the stream's own loop."""
 
 import os
 import threading
@@ -9,12 +9,12 @@ from tracer.channel import Channel
 
 
 class Door:
-    """Keeps connections until the stream's own loop takes them, and wakes it."""
+    """Queues connections until the stream's own loop takes them, and wakes that loop."""
 
     def __init__(self, room: int) -> None:
         """
         Args:
-            room: How many may wait.
+            room: How many connections may wait.
         """
         self._room = room
         self._lock = threading.Lock()
@@ -23,14 +23,14 @@ class Door:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """Return a descriptor that can be read while somebody waits."""
+        """Return a descriptor that is readable while a connection waits."""
         return self._bell
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def enter(self, channel: Channel, said: bytes) -> None:
-        """Wait to be taken; close the connection if there is no room, or nobody takes any more."""
+        """Queue a connection; close it if there is no room, or the door is closed."""
         with self._lock:
             is_welcome = self._is_open and len(self._waiting) < self._room
             if is_welcome:
@@ -40,7 +40,7 @@ class Door:
             channel.close()
 
     def take(self) -> list[tuple[Channel, bytes]]:
-        """Return those who wait, with what they have said already."""
+        """Return the waiting connections, with what was already received on each."""
         with self._lock:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._bell)
@@ -49,7 +49,7 @@ class Door:
         return taken
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Close waiting connections, and accept no more."""
         with self._lock:
             self._is_open = False
             waiting = list(self._waiting)

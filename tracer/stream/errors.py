@@ -1,7 +1,7 @@
-"""What can go wrong between an agent and those who listen to it."""
+"""Errors between an agent and the clients of its stream."""
 
 from tracer.errors import TracerError
 
 
 class StreamError(TracerError):
-    """The agent cannot be reached, refuses, or says what is not understood."""
+    """The agent cannot be reached, refuses, or sends something malformed; or a client does."""

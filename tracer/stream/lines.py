@@ -1,4 +1,4 @@
-"""Lines of docs/json.md read back: the inverse of `exporters.jsonl`, as far as it tells."""
+"""Parse the lines of docs/json.md: the inverse of `exporters.jsonl`, for what lines hold."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from tracer.stream.errors import StreamError
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{9})Z", re.ASCII)
 _HOOKS = {hook.label: hook for hook in Hook}
-# What a line that is not as it should be makes the readers below raise.
+# What the readers below raise for a malformed line.
 _WRONG = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 
 Json = Mapping[str, Any]
@@ -42,12 +42,12 @@ Json = Mapping[str, Any]
 
 def judged_of(line: Json) -> Judged:
     """
-    Return what a line tells.
+    Return what a line holds.
 
-    What lines leave out is 0: the mark of the entry, interfaces, the kernel's own numbers.
+    What lines leave out is 0: the entry's mark, interfaces, the kernel's own numbers.
 
     Raises:
-        StreamError: If it is no line of a connection, drop or accept.
+        StreamError: If it is not a line of a connection, drop or accept.
     """
     try:
         match line["kind"]:
@@ -58,8 +58,8 @@ def judged_of(line: Json) -> Judged:
             case "accept":
                 return _accept(line)
     except _WRONG as error:
-        raise StreamError(f"a line of the agent is not understood: {error!r:.80}") from None
-    raise StreamError(f"a line of the agent is of kind {line['kind']!r:.30}")
+        raise StreamError(f"the agent sent a malformed line: {error!r:.80}") from None
+    raise StreamError(f"the agent sent a line of unknown kind {line['kind']!r:.30}")
 
 
 def _connection(line: Json) -> JudgedConnection:
@@ -93,7 +93,8 @@ def _drop(line: Json) -> JudgedDrop:
         drop=Drop(
             ktime_ns=0,
             netns=int(line["netns"]),
-            # An ICMP error about a flow is a flow of its own: there is one protocol in a line.
+            # A line has one protocol: for an ICMP error the packet's own, without the flow that it
+            # is about.
             packet=_tuple(line["packet"], _proto(line["proto"])) if "packet" in line else None,
             orig=_tuple(line["orig"], _proto(line["proto"])) if "orig" in line else None,
             is_reply={"original": False, "reply": True}[line["direction"]],
@@ -146,24 +147,24 @@ def _opinion(line: Json) -> Opinion:
     )
 
 
-def _service(told: Json) -> ServiceRef:
+def _service(value: Json) -> ServiceRef:
     return ServiceRef(
-        namespace=_text(told["namespace"]),
-        name=_text(told["name"]),
-        port=_text(told["port"]) if "port" in told else None,
-        via=Via(told["via"]),
-        policy=Policy(told["policy"]) if "policy" in told else None,
+        namespace=_text(value["namespace"]),
+        name=_text(value["name"]),
+        port=_text(value["port"]) if "port" in value else None,
+        via=Via(value["via"]),
+        policy=Policy(value["policy"]) if "policy" in value else None,
     )
 
 
-def _rule(told: Json) -> Rule:
-    # Lines do not say with which tool a rule was read, nor what it does: the verdict does.
+def _rule(value: Json) -> Rule:
+    # Lines say neither which tool read a rule nor what the rule does.
     return Rule(
         family="both",
-        table=_text(told["table"]),
-        chain=_text(told["chain"]),
-        text=_text(told["text"]),
-        owner=Owner(told["owner"]),
+        table=_text(value["table"]),
+        chain=_text(value["chain"]),
+        text=_text(value["text"]),
+        owner=Owner(value["owner"]),
         action=Action.UNKNOWN,
         tool="nftables",
     )
@@ -176,12 +177,12 @@ def _pod(backend: Json) -> PodRef | None:
     return PodRef(namespace, name, _text(backend["node"]) if "node" in backend else None)
 
 
-def _tuple(told: Json, proto: int) -> FiveTuple:
-    ends = {"src": ip_address(_text(told["src"])), "dst": ip_address(_text(told["dst"]))}
-    if "id" in told:
-        sport, dport = int(told["id"]), int(told["type"]) << 8 | int(told["code"])
+def _tuple(value: Json, proto: int) -> FiveTuple:
+    ends = {"src": ip_address(_text(value["src"])), "dst": ip_address(_text(value["dst"]))}
+    if "id" in value:
+        sport, dport = int(value["id"]), int(value["type"]) << 8 | int(value["code"])
     else:
-        sport, dport = int(told["sport"]), int(told["dport"])
+        sport, dport = int(value["sport"]), int(value["dport"])
     return FiveTuple(**ends, sport=sport, dport=dport, proto=proto)
 
 
@@ -190,15 +191,15 @@ def _proto(name: object) -> int:
     return PROTOCOLS[text] if text in PROTOCOLS else int(text)
 
 
-def _time_ns(told: object) -> int:
-    found = _TIME.fullmatch(_text(told))
+def _time_ns(value: object) -> int:
+    found = _TIME.fullmatch(_text(value))
     if found is None:
-        raise ValueError(f"time {told!r:.40}")
+        raise ValueError(f"time {value!r:.40}")
     moment = datetime.fromisoformat(found[1]).replace(tzinfo=UTC)
     return int(moment.timestamp()) * 1_000_000_000 + int(found[2])
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not a string")
     return value

@@ -1,4 +1,4 @@
-"""One who listens to the stream: what he asked for, and what waits for him."""
+"""A client of the stream: its request, and the lines queued for it."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from tracer.channel import Channel
 from tracer.pipeline import Selection, Wanted
 
-# What is written at once.
+# How many bytes to write at once.
 _CHUNK = 64 << 10
 
 
 @dataclass(eq=False, slots=True)
 class Listener:
     """
-    One who listens.
+    A client.
 
-    ``events`` are those that wake the loop; ``inbox`` is what he said and is no whole line yet.
-    ``before`` is what was lost before he came, ``lost`` what found no room in his own queue.
-    ``is_ending`` says that he has heard enough, ``is_over`` that his last line waits for him.
+    ``events`` are the selector events that wake the loop; ``inbox`` holds received bytes that are
+    not a whole line yet. ``before`` is what was lost before it joined, ``lost`` how many lines did
+    not fit into its queue. ``is_ending`` says that it gets no more results, ``is_over`` that its
+    last line is queued.
     """
 
     channel: Channel
@@ -38,28 +39,28 @@ class Listener:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something waits for him."""
+        """Whether anything is queued or buffered."""
         return bool(self.queue) or self.channel.has_unsent
 
     def put(self, line: bytes) -> None:
-        """Have a line wait."""
+        """Queue a line."""
         self.queue.append(line)
         self.queued += len(line)
 
     def write(self) -> None:
         """
-        Write all that waits.
+        Write everything that is queued.
 
         Raises:
-            BlockingIOError: If he does not take all of it now.
-            OSError: If he is gone.
+            BlockingIOError: If the socket does not accept all of it now.
+            OSError: If the client is gone.
         """
         while self.queue:
             self._write_some()
         self.channel.flush()
 
     def _write_some(self) -> None:
-        """Write some lines at once, and keep what did not go."""
+        """Write some lines at once, and requeue what was not sent."""
         lines, size = [], 0
         while self.queue and size < _CHUNK:
             lines.append(self.queue.popleft())

@@ -1,4 +1,4 @@
-"""What an agent streams: the kernel's records for as long, and as far, as anyone listens."""
+"""Streaming by an agent: the kernel writes records only while, and only what, clients want."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,26 +10,26 @@ from tracer.model import Filter
 from tracer.source import Source
 from tracer.stream.server import Origin, StreamServer
 
-# How much of a core the stream may take, on average, and in seconds of it at once. What would take
-# more is lost to the clients, and counted.
+# How much of a core the stream may use on average, and how many seconds of it in one burst. Records
+# beyond that are lost to the clients, and counted.
 SHARE, AT_ONCE_S = 1 / 3, 1.0
 
 
 class StreamingKernel(Source, Protocol):
-    """What streaming asks of `tracer.kernel.source.KernelSource`."""
+    """What streaming needs of `tracer.kernel.source.KernelSource`."""
 
     def stream(self, wanted: Filter | None) -> None:
-        """Begin to write records, or go on with other wishes; None to stop."""
+        """Write records of what is wanted from now on; None for no records."""
 
     def lost_by_program(self) -> Mapping[str, Mapping[str, int]]:
         """Return what each program could not report, by reason."""
 
     def wake_on(self, fd: int) -> None:
-        """Have ``read`` return early, too, when a descriptor can be read."""
+        """Make ``read`` also return early when a descriptor becomes readable."""
 
 
 class LiveStream:
-    """Joins the kernel and the clients of an agent. Without a server it does nothing."""
+    """Connects the kernel with the clients of an agent. Without a server it does nothing."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class LiveStream:
     ) -> None:
         """
         Args:
-            kernel: Whose records are streamed.
-            server: Who listens.
-            version: The agent's.
+            kernel: The source of the records.
+            server: The clients.
+            version: The agent's version.
             notes: What the agent cannot see, a line each.
-            losses: What it lost of what it read, by reason.
-            clock_s: The clock by which the budget grows.
-            cpu_s: What it is spent by: on a busy node waiting for a CPU costs nobody anything.
+            losses: What it lost of the records that it read, by reason.
+            clock_s: The clock by which the budget refills.
+            cpu_s: The CPU time by which it is spent: waiting for a CPU costs nothing.
         """
         self._kernel = kernel
         self._server = server
@@ -67,32 +67,32 @@ class LiveStream:
 
     @property
     def is_on(self) -> bool:
-        """Whether there are, or may be, records that clients wait for."""
+        """Whether clients are waiting for records."""
         return self._flows is not None or (self._server is not None and self._server.is_ending)
 
     @property
     def clients(self) -> int | None:
-        """How many listen; None without a server."""
+        """The number of clients; None without a server."""
         return self._server.clients if self._server else None
 
     def lost(self) -> dict[str, int]:
         """Return what clients did not get, by reason; nothing without a server."""
         if self._server is None:
             return {}
-        told = self._kernel.lost_by_program()
-        # A drop that is lost is lost to the totals, too, and told there.
-        by_program = [lost for program, lost in told.items() if program != "drops"]
+        by_program = self._kernel.lost_by_program()
+        # A lost drop is missing from the totals, too, and counted there.
+        streamed = [lost for program, lost in by_program.items() if program != "drops"]
         return {
-            "ring_full": sum(lost.get("ring_full", 0) for lost in by_program),
+            "ring_full": sum(lost.get("ring_full", 0) for lost in streamed),
             "rate_limited": self._rate_limited,
             "queue_full": self._server.lost,
         }
 
     def affordable(self, records: Iterable[bytes]) -> Iterator[bytes]:
         """
-        Yield records as long as there is time for them.
+        Yield records while the budget lasts.
 
-        What is done with each until the next is asked for is what it costs.
+        A record's cost is the CPU time that the caller spends before it asks for the next.
         """
         for raw in records:
             if not self._budget.has_left(self._clock_s()):
@@ -103,29 +103,29 @@ class LiveStream:
             self._budget.spend(self._cpu_s() - start_s)
 
     def offer(self, judged: Judged) -> None:
-        """Hand a judged thing to the clients that want it."""
+        """Send a judged thing to the clients that want it."""
         if self._server is not None:
             self._server.offer(judged)
 
     def serve(self) -> None:
-        """Do what clients wait for, without waiting for any; the kernel follows their wishes."""
+        """Serve the clients without blocking, and adapt the kernel's filter to theirs."""
         if self._server is None:
             return
         start_s = self._cpu_s()
         origin = self._origin()
         self._server.flush()
-        # Who hung up before the kernel was read last has all that happened until then.
+        # A client that hung up before the last read has been sent all that happened until then.
         self._server.end(origin)
         self._server.poll()
         if (flows := self._server.flows) != self._flows:
             self._kernel.stream(flows)
             self._flows = flows
-        # The kernel first: what happens after the hello is streamed.
+        # The kernel first, so that everything after the hello is streamed.
         self._server.attach(origin)
         self._budget.spend(self._cpu_s() - start_s)
 
     def close(self) -> None:
-        """Tell everyone the end."""
+        """Send every client its summary, and close."""
         if self._server is not None:
             self._server.close(self._origin())
 
@@ -139,7 +139,7 @@ class LiveStream:
 
     def _all_losses(self) -> dict[str, int]:
         lost = dict(self._kernel.lost())
-        # Every connection without a place in the map of paths is streamed all the same.
+        # A connection that found no room in the map of paths is streamed all the same.
         lost.pop("paths_full", None)
         for reason, count in self._losses().items():
             lost[reason] = lost.get(reason, 0) + count

@@ -1,10 +1,10 @@
 """
-What an agent and its clients say to each other: one JSON object a line, as docs/stream.md has it.
+The protocol between an agent and its clients: one JSON object per line, see docs/stream.md.
 
-A client sends a request. The agent answers with a hello and then with the lines of docs/json.md,
-the last of which is the summary; or with an error alone. A client that has heard enough says so, or
-closes its half where that can be done. Whatever comes in is checked: it may come from anyone who
-may open the socket.
+A client sends a request. The agent answers with a hello and then the lines of docs/json.md, the
+last of which is the summary; or with a single error. To end the stream, a client sends an end line,
+or shuts down its side of the socket where TLS does not prevent that. All input is checked: it may
+come from anyone who may open the socket.
 """
 
 import json
@@ -22,9 +22,9 @@ from tracer.stream.errors import StreamError
 
 VERSION = 1
 DEFAULT_SOCKET = "/run/srcip/agent.sock"
-# Where the stream is on the agent's port, and what a connection there is asked to become.
+# The stream's path on the agent's port, and the protocol that a connection there is upgraded to.
 URL_PATH, UPGRADE = "/stream", "srcip-stream/1"
-# A request names a handful of filters, a line from the agent one connection with its evidence.
+# In bytes. A request holds a few filters, a line from the agent one connection with its evidence.
 MAX_REQUEST, MAX_LINE = 16 << 10, 1 << 20
 _MAX_VALUES = 256
 _SHOWN = 60
@@ -35,7 +35,7 @@ _Word = TypeVar("_Word", bound=StrEnum)
 def request_line(wanted: Wanted) -> bytes:
     """Return the request for what is wanted."""
     flows = wanted.flows
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "client": str(flows.client) if flows.client else None,
         "backend": str(flows.backend) if flows.backend else None,
         "port": flows.port,
@@ -45,16 +45,16 @@ def request_line(wanted: Wanted) -> bytes:
         "services": sorted(map("/".join, wanted.services)),
         "stray_accepts": wanted.are_stray_accepts,
     }
-    known = {key: value for key, value in told.items() if value not in (None, [])}
-    return to_line({"kind": "request", "version": VERSION, "filter": known})
+    given = {key: value for key, value in values.items() if value not in (None, [])}
+    return to_line({"kind": "request", "version": VERSION, "filter": given})
 
 
 def parse_request(line: bytes) -> Wanted:
     """
-    Read a request.
+    Parse a request.
 
     Raises:
-        StreamError: If it is none, or asks for what this agent does not know.
+        StreamError: If it is malformed, or asks for what this agent does not know.
     """
     request = parse_object(line)
     if request.get("kind") != "request":
@@ -64,69 +64,69 @@ def parse_request(line: bytes) -> Wanted:
             f"this agent speaks version {VERSION} of the stream, not"
             f" {_shown(request.get('version'))}"
         )
-    told = request.get("filter", {})
-    if not isinstance(told, dict):
-        raise StreamError("filter is no object")
-    unknown = told.keys() - _KEYS
+    filters = request.get("filter", {})
+    if not isinstance(filters, dict):
+        raise StreamError("filter is not an object")
+    unknown = filters.keys() - _KEYS
     if unknown:
-        # Better no answer than one that leaves a filter out.
+        # Ignoring a filter would send what the client did not ask for.
         raise StreamError(f"this agent has no filter {_shown(min(unknown))}")
     return Wanted(
         flows=Filter(
-            client=_network(told, "client"),
-            backend=_network(told, "backend"),
-            port=_port(told),
-            proto=_proto(told),
+            client=_network(filters, "client"),
+            backend=_network(filters, "backend"),
+            port=_port(filters),
+            proto=_proto(filters),
         ),
-        verdicts=_words(told, "verdicts", Verdict),
-        causes=_words(told, "causes", Cause),
-        services=frozenset(map(_service, _texts(told, "services"))),
-        are_stray_accepts=told.get("stray_accepts") is True,
+        verdicts=_words(filters, "verdicts", Verdict),
+        causes=_words(filters, "causes", Cause),
+        services=frozenset(map(_service, _texts(filters, "services"))),
+        are_stray_accepts=filters.get("stray_accepts") is True,
     )
 
 
 def end_line() -> bytes:
-    """Return what a client says that has heard enough."""
+    """Return the line by which a client ends the stream."""
     return to_line({"kind": "end", "version": VERSION})
 
 
 def parse_end(line: bytes) -> None:
     """
-    Read what a client says after its request.
+    Parse what a client sends after its request.
 
     Raises:
-        StreamError: If it is anything but that it has heard enough.
+        StreamError: If it is anything but an end line.
     """
-    told = None
+    kind = None
     with suppress(StreamError):
-        told = parse_object(line).get("kind")
-    if told != "end":
-        raise StreamError("a client asks once, and says no more than that it has heard enough")
+        kind = parse_object(line).get("kind")
+    if kind != "end":
+        raise StreamError("after its request a client may send only an end line")
 
 
 def hello_line(version: str, nodes: Sequence[str]) -> bytes:
-    """Return the agent's first line: all that is wanted comes from now on."""
+    """Return the agent's first line: from now on it sends everything that is wanted."""
     return to_line({"kind": "hello", "version": VERSION, "agent": version, "nodes": list(nodes)})
 
 
 def error_line(message: str) -> bytes:
-    """Return the agent's only line to whom it has nothing else to say."""
+    """Return the agent's last line to a client that it refuses."""
     return to_line({"kind": "error", "version": VERSION, "message": message})
 
 
 def parse_object(line: bytes) -> Mapping[str, Any]:
     """
-    Read a line.
+    Parse a line.
 
     Raises:
-        StreamError: If it is no JSON object.
+        StreamError: If it is not a JSON object.
     """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         raise StreamError("a line is not JSON") from None
     if not isinstance(value, dict):
-        raise StreamError("a line is no JSON object")
+        raise StreamError("a line is not a JSON object")
     return value
 
 
@@ -140,28 +140,28 @@ _KEYS = {
 }  # fmt: skip
 
 
-def _network(told: Mapping[str, Any], key: str) -> IPNetwork | None:
-    value = told.get(key)
+def _network(filters: Mapping[str, Any], key: str) -> IPNetwork | None:
+    value = filters.get(key)
     if value is None:
         return None
     try:
-        # A number would be taken for an address, too.
+        # ip_network() would also accept a number.
         return ip_network(value if isinstance(value, str) else "")
     except ValueError:
-        raise StreamError(f"{key} {_shown(value)} is no address or prefix") from None
+        raise StreamError(f"{key} {_shown(value)} is neither an address nor a prefix") from None
 
 
-def _port(told: Mapping[str, Any]) -> int | None:
-    value = told.get("port")
+def _port(filters: Mapping[str, Any]) -> int | None:
+    value = filters.get("port")
     if value is None:
         return None
     if type(value) is not int or not 0 < value < 1 << 16:
-        raise StreamError(f"port {_shown(value)} is none")
+        raise StreamError(f"port {_shown(value)} is not a number from 1 to 65535")
     return value
 
 
-def _proto(told: Mapping[str, Any]) -> int | None:
-    value = told.get("proto")
+def _proto(filters: Mapping[str, Any]) -> int | None:
+    value = filters.get("proto")
     if value is None:
         return None
     if not isinstance(value, str) or value not in PROTOCOLS:
@@ -169,29 +169,29 @@ def _proto(told: Mapping[str, Any]) -> int | None:
     return PROTOCOLS[value]
 
 
-def _words(told: Mapping[str, Any], key: str, words: type[_Word]) -> frozenset[_Word]:
+def _words(filters: Mapping[str, Any], key: str, words: type[_Word]) -> frozenset[_Word]:
     found = set()
-    for text in _texts(told, key):
+    for text in _texts(filters, key):
         try:
             found.add(words(text))
         except ValueError:
-            raise StreamError(f"{key}: this agent has no {_shown(text)}") from None
+            raise StreamError(f"{key}: this agent does not know {_shown(text)}") from None
     return frozenset(found)
 
 
-def _texts(told: Mapping[str, Any], key: str) -> list[str]:
-    value = told.get(key, [])
+def _texts(filters: Mapping[str, Any], key: str) -> list[str]:
+    value = filters.get(key, [])
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise StreamError(f"{key} is no list of texts")
+        raise StreamError(f"{key} is not a list of strings")
     if len(value) > _MAX_VALUES:
-        raise StreamError(f"{key} holds {len(value)} values; {_MAX_VALUES} at the most")
+        raise StreamError(f"{key} has {len(value)} values; at most {_MAX_VALUES} are allowed")
     return value
 
 
 def _service(text: str) -> tuple[str, str]:
     namespace, slash, name = text.partition("/")
     if not (namespace and slash and name):
-        raise StreamError(f"services: {_shown(text)} is no NAMESPACE/NAME")
+        raise StreamError(f"services: {_shown(text)} is not NAMESPACE/NAME")
     return namespace, name
 
 

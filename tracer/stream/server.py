@@ -1,9 +1,9 @@
 """
-The agent's end of the live stream: clients, each with its filter and its queue.
+The agent's end of the live stream: clients, each with a filter and a queue.
 
-They come over a Unix socket, or from the page server's threads, which have let them in over TLS.
-Nothing here waits: the agent's loop calls, and whoever reads slowly loses lines of his own, which
-are counted and told to him.
+Clients connect over a Unix socket, or over TLS through the page server's threads, which check their
+tokens. Nothing here blocks the agent's loop: a client that reads too slowly loses lines, which are
+counted in its summary.
 """
 
 import logging
@@ -39,24 +39,25 @@ from tracer.stream.protocol import (
 _log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 256
-# What may wait for a client, and for all of them together, in bytes. Where there are many, each
-# gets his share of the latter.
+# How many bytes may be queued for a client, and for all together. Many clients share the latter
+# equally.
 QUEUE_BYTES, QUEUES_BYTES = 256 << 10, 8 << 20
-# The kernel doubles it; what is in it has left our memory, but not the node's.
+# The kernel doubles it; it is memory of the node's, though not of this process.
 _SEND_BUFFER = 64 << 10
-# What is received at once over the Unix socket, and how often in a row: nobody has more to say than
-# a request.
+# How many bytes to receive at once over the Unix socket, and how often in a row: a client sends
+# little more than a request.
 _CHUNK, _CHUNKS = 64 << 10, 4
-# How long a client may take to ask, to take the last lines, and to read nothing while lines wait.
+# How long a client may take to send its request, to read its last lines, and to read nothing while
+# lines are queued.
 _ASK_S, _LINGER_S, _STUCK_S = 10.0, 10.0, 60.0
-# How many lines are handed out before it is looked who has room again.
+# After how many results to check which sockets are writable again.
 _OFTEN = 32
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What an agent says of itself, and how much was lost on the way to the stream so far."""
+    """What an agent says about itself, and what was lost so far on the way to the stream."""
 
     version: str
     nodes: Sequence[str]
@@ -66,14 +67,14 @@ class Origin:
 
 class StreamServer:
     """
-    Hands judged things to those who want them.
+    Sends judged things to the clients that want them.
 
-    The socket is made at once, while we are still root. `poll` takes in and writes out what can be;
-    `fileno` is readable when there is something for it to do. `has_room` and `take_over` are for
-    any thread, all else for the agent's.
+    The socket is created at once, while the process is still root. `poll` reads and writes what it
+    can without blocking; `fileno` is readable when there is work for it. `has_room` and `take_over`
+    may be called by any thread, everything else only by the agent's.
 
     Raises:
-        StreamError: If the socket cannot be made.
+        StreamError: If the socket cannot be created.
     """
 
     url_path, upgrade = URL_PATH, UPGRADE
@@ -86,8 +87,8 @@ class StreamServer:
     ) -> None:
         """
         Args:
-            path: Where the Unix socket shall be; None for none.
-            group: Whose it shall be; None for our own.
+            path: Path of the Unix socket; None for none.
+            group: Group ID that owns the socket; None for the process's own.
             clock_s: The clock of all deadlines.
         """
         self.path = path
@@ -105,27 +106,27 @@ class StreamServer:
         self._offered = 0
 
     def fileno(self) -> int:
-        """Return a descriptor that can be read when `poll` has something to do."""
+        """Return a descriptor that is readable when `poll` has work to do."""
         return self._selector.fileno()
 
     @property
     def clients(self) -> int:
-        """How many are connected."""
+        """The number of connected clients."""
         return len(self._clients)
 
     @property
     def lost(self) -> int:
-        """How many lines found no room in their client's queue, since the start."""
+        """How many lines did not fit into their client's queue, since the start."""
         return self._lost_before + sum(client.lost for client in self._clients)
 
     @property
     def is_ending(self) -> bool:
-        """Whether somebody waits for his summary."""
+        """Whether any client is waiting for its summary."""
         return any(client.is_ending for client in self._clients)
 
     @property
     def flows(self) -> Filter | None:
-        """The narrowest filter that covers the connections that anyone wants; None for none."""
+        """The narrowest filter that covers every client's; None if no client wants connections."""
         filters = [
             client.wanted.flows
             for client in self._clients
@@ -134,18 +135,18 @@ class StreamServer:
         return reduce(Filter.covering, filters) if filters else None
 
     def has_room(self) -> bool:
-        """Whether one more client would be served."""
+        """Whether one more client would be accepted."""
         return len(self._clients) + len(self._door) < MAX_CLIENTS
 
     def take_over(self, channel: Channel, said: bytes) -> None:
-        """Serve a client that somebody else has let in, and that has said something already."""
+        """Serve a connection that another thread accepted, and from which it read ``said``."""
         self._door.enter(channel, said)
 
     def poll(self) -> None:
-        """Let clients in, read what they ask, write what they can take."""
+        """Accept clients, read their requests, and write what their sockets accept."""
         for key, events in self._selector.select(0):
             if key.fileobj is self._socket:
-                # As many as can be told that they are too many: others come as fast as they go.
+                # Bounded: new clients could connect as fast as surplus ones are refused.
                 for _ in range(MAX_CLIENTS):
                     if not self._accept():
                         break
@@ -162,7 +163,7 @@ class StreamServer:
         self._expire()
 
     def attach(self, origin: Origin) -> None:
-        """Tell those who wait that what they want comes from now on."""
+        """Send a hello to new clients: from now on they get what they want."""
         waiting = [
             each
             for each in self._clients
@@ -178,7 +179,7 @@ class StreamServer:
             self._flush(client)
 
     def offer(self, judged: Judged) -> None:
-        """Hand a judged thing to those who want it."""
+        """Send a judged thing to the clients that want it."""
         self._offered += 1
         if self._offered % _OFTEN == 0:
             self._flush_ready()
@@ -189,26 +190,26 @@ class StreamServer:
             self._offer(client, line, judged)
 
     def flush(self) -> None:
-        """Write what clients can take."""
+        """Write what the clients' sockets accept."""
         for client in list(self._clients):
             if client.has_unsent and not client.events & _WRITE:
                 self._flush(client)
 
     def _flush_ready(self) -> None:
-        """Write to those whose sockets have room again: a batch may be longer than a queue."""
+        """Write to sockets that are writable again: a batch may be larger than a queue."""
         for key, events in self._selector.select(0):
             if events & _WRITE and key.data in self._clients:
                 self._flush(key.data)
 
     def end(self, origin: Origin) -> None:
         """
-        Give their summary to those who hung up before the last `poll`.
+        Send the summary to clients that hung up before the last `poll`.
 
-        What happened until then must have been offered meanwhile.
+        The caller must have offered everything that happened until then.
         """
         ending = [each for each in self._clients if each.is_ending and each.selection is not None]
         if ending:
-            # Once for all of them: it is read from the kernel.
+            # Once for all of them, because it is read from the kernel.
             losses, not_seen = origin.losses(), origin.not_seen()
             for client in ending:
                 self._summarize(client, losses, not_seen)
@@ -216,7 +217,7 @@ class StreamServer:
             self._remove(client)
 
     def close(self, origin: Origin) -> None:
-        """Tell everyone the end, as far as they take it at once, and remove the socket."""
+        """Send every client its summary, as far as sockets accept it at once; remove the socket."""
         for client in list(self._clients):
             client.is_ending = True
         self.end(origin)
@@ -227,22 +228,22 @@ class StreamServer:
         self._door.close()
         if self._socket is not None:
             self._socket.close()
-        # As nobody we may not; then the next start does.
+        # User nobody may not remove it; then the next start does.
         with suppress(OSError):
             if self.path is not None:
                 self.path.unlink()
 
-    # Coming and going
+    # Connecting and disconnecting
 
     def _accept(self) -> bool:
-        assert self._socket is not None  # noqa: S101 - it has woken us
+        assert self._socket is not None  # noqa: S101 - it was reported as readable
         try:
             sock, _ = self._socket.accept()
         except BlockingIOError:
             return False
         except OSError as error:
-            # No descriptors left: asking again at once would be a loop.
-            _log.warning("no room for a client of the stream: %s", error.strerror)
+            # No descriptors left. The socket stays readable: pause, or the loop would spin.
+            _log.warning("cannot accept a client of the stream: %s", error.strerror)
             self._selector.unregister(self._socket)
             self._resume_s = self._clock_s() + 1
             return False
@@ -254,7 +255,7 @@ class StreamServer:
         try:
             _set_up(channel.socket)
         except OSError:
-            # It is gone already.
+            # The client is gone already.
             channel.close()
             return
         client = Listener(channel, self._clock_s() + _ASK_S, _READ)
@@ -265,7 +266,7 @@ class StreamServer:
             return
         if said:
             self._hear(client, said)
-        # Most have asked by now.
+        # Most clients have sent their request by now.
         self._receive(client)
 
     def _receive(self, client: Listener) -> None:
@@ -285,9 +286,9 @@ class StreamServer:
             self._hear(client, chunk)
 
     def _hear(self, client: Listener, chunk: bytes) -> None:
-        """Take in what a client says: a request, and later that it has heard enough."""
+        """Handle what a client sent: a request, and later an end line."""
         if client.is_ending:
-            return  # it was told why already
+            return  # nothing that it sends matters any more
         client.inbox += chunk
         try:
             while not client.is_ending and (line := _first_line(client)) is not None:
@@ -301,7 +302,7 @@ class StreamServer:
             self._refuse(client, str(error))
 
     def _hang_up(self, client: Listener) -> None:
-        """The client will say no more: it has heard enough, or is gone."""
+        """Handle an end line or a closed connection: send no more results, only the summary."""
         if client.wanted is None:
             self._remove(client)
             return
@@ -389,7 +390,7 @@ class StreamServer:
                 client.deadline_s = float("inf")
 
     def _watch(self, client: Listener, events: int) -> None:
-        """Be woken by a client's socket for other reasons than before."""
+        """Change the events for which a client's socket wakes the loop."""
         if events == client.events:
             return
         if not events:
@@ -408,10 +409,10 @@ def _set_up(sock: socket.socket) -> None:
 
 
 def _first_line(client: Listener) -> bytes | None:
-    """Take a line out of what a client said, if there is a whole one."""
+    """Take the first line out of a client's inbox, if it is complete."""
     line, end, rest = client.inbox.partition(b"\n")
     if len(line) > MAX_REQUEST:
-        raise StreamError(f"a request has {MAX_REQUEST} bytes at the most")
+        raise StreamError(f"a request may have at most {MAX_REQUEST} bytes")
     if not end:
         return None
     client.inbox = rest

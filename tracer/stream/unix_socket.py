@@ -1,4 +1,4 @@
-"""The Unix socket of the live stream: made for its group, and in place of one that was left."""
+"""Create the Unix socket of the live stream, with its group, in place of a stale one."""
 
 import os
 import socket
@@ -9,15 +9,15 @@ from tracer.stream.errors import StreamError
 
 def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
     """
-    Make the socket, in place of one that an ended agent left.
+    Create the socket and listen, in place of one that an ended agent left behind.
 
     Args:
-        path: Where.
-        group: Whose it shall be; None for our own.
-        backlog: How many may wait to be let in.
+        path: Where to create it.
+        group: Group ID that owns it; None for the process's own.
+        backlog: How many connections may wait to be accepted.
 
     Raises:
-        StreamError: If it cannot be made, or another agent listens there.
+        StreamError: If it cannot be created, or another agent listens there.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -53,13 +53,13 @@ def _give(path: Path, group: int) -> None:
     except PermissionError:
         path.unlink()
         raise StreamError(
-            f"cannot give {path} to group {group}: it takes CAP_CHOWN, or to be a member"
+            f"cannot give {path} to group {group}: this needs CAP_CHOWN, or membership in the group"
         ) from None
 
 
 def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as probe:
-        # One that has no time for us is not stale.
+        # EAGAIN means that the backlog is full: an agent listens there, so it is not stale.
         probe.setblocking(False)
         try:
             probe.connect(str(path))

@@ -1,4 +1,4 @@
-"""The live stream over TLS, the client's end: a connection to the agent's port that becomes one."""
+"""The client's end of the live stream over TLS: connect to the agent's port and upgrade."""
 
 import re
 import ssl
@@ -13,17 +13,17 @@ from tracer.channel import Channel, TlsChannel, keep_alive, send_all
 from tracer.stream.errors import StreamError
 from tracer.stream.protocol import UPGRADE, URL_PATH
 
-# How long an agent may take to answer; checking a token is a question or two to the API server.
+# How long an agent may take to answer; to check a token it asks the API server twice.
 PATIENCE_S = 20.0
 _MAX_HEAD, _SHOWN = 16 << 10, 200
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
-# What an answer of an agent has in its head, and of hardly anyone else.
+# A header by which to recognize an agent's answer.
 _AGENT_S = re.compile(rb"\r\nserver: *srcip *\r\n", re.IGNORECASE)
-# What to do about a refusal.
+# What to do about a refusal, by HTTP status.
 _HINTS = {
-    401: "; name a file with another with --token-file",
-    403: "; bind a role to that account that may get the nonResourceURL /stream",
-    404: "; it hands out no stream: 'srcip serve' takes --stream-https for it",
+    401: "; name a file with a valid token by --token-file",
+    403: "; bind that account to a role that may get the nonResourceURL /stream",
+    404: "; it offers no stream: start 'srcip serve' with --stream-https",
 }
 
 
@@ -32,8 +32,8 @@ class HttpsAgent:
     """
     An agent that listens with TLS.
 
-    ``ca_file`` has the authorities that are trusted, None for the system's. ``server_name`` is what
-    the certificate is of, None for the host.
+    ``ca_file`` holds the trusted certificate authorities, None for the system's. ``server_name`` is
+    the name in the certificate, None for the host.
     """
 
     host: str
@@ -47,18 +47,18 @@ class HttpsAgent:
 
     @property
     def authority(self) -> str:
-        """Host and port, as a URL has them."""
+        """Host and port, as in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def connect(agent: HttpsAgent, *, chunk: int, patience_s: float) -> tuple[Channel, bytes]:
     """
-    Return a connection that has become a stream, and what was said on it already.
+    Return a connection upgraded to the stream, and what was already received on it.
 
     Args:
-        agent: Where, and with which token.
-        chunk: Bytes to receive at once at the most.
-        patience_s: How long all of it may take, but for looking up the host.
+        agent: The address and token.
+        chunk: Bytes to receive at once at most.
+        patience_s: How long all of it may take, apart from resolving the host.
 
     Raises:
         StreamError: If there is no agent, or it refuses.
@@ -89,7 +89,9 @@ def _context(agent: HttpsAgent) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=agent.ca_file)
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise StreamError(f"cannot use the authorities in {agent.ca_file}: {why}") from None
+        raise StreamError(
+            f"cannot use the certificate authorities in {agent.ca_file}: {why}"
+        ) from None
 
 
 def _upgraded(agent: HttpsAgent, channel: Channel) -> bytes:
@@ -105,32 +107,32 @@ def _upgraded(agent: HttpsAgent, channel: Channel) -> bytes:
     head, rest = _head(agent, channel)
     found = _STATUS.match(head)
     if found is None:
-        raise _no_agent(agent, f"{head[:40]!r}")
+        raise _not_an_agent(agent, f"{head[:40]!r}")
     status = int(found[1])
     if status == 101 and f"\r\nupgrade: {UPGRADE}\r\n".encode() in head.lower():
         return rest
     if not _AGENT_S.search(head):
-        raise _no_agent(agent, f"HTTP status {status}")
+        raise _not_an_agent(agent, f"HTTP status {status}")
     why = _first_line(channel, rest)
     raise StreamError(f"the agent at {agent} refuses: {why} ({status}){_HINTS.get(status, '')}")
 
 
 def _head(agent: HttpsAgent, channel: Channel) -> tuple[bytes, bytes]:
-    """Return the head of the answer, and what came behind it."""
+    """Return the head of the answer, and what was received after it."""
     said = b""
     while b"\r\n\r\n" not in said:
         if len(said) > _MAX_HEAD:
-            raise _no_agent(agent, "an answer without an end")
+            raise _not_an_agent(agent, "the head of its answer does not end")
         chunk = _received(channel)
         if not chunk:
-            raise _no_agent(agent, f"{said[:40]!r}" if said else "it closed the connection")
+            raise _not_an_agent(agent, f"{said[:40]!r}" if said else "it closed the connection")
         said += chunk
     head, _, rest = said.partition(b"\r\n\r\n")
     return head + b"\r\n", rest
 
 
 def _first_line(channel: Channel, said: bytes) -> str:
-    """Return the first line of a refusal, as far as it can be had."""
+    """Return the first line of a refusal's body, as far as it arrives."""
     with suppress(OSError):
         while b"\n" not in said and len(said) < _SHOWN and (chunk := _received(channel)):
             said += chunk
@@ -143,22 +145,22 @@ def _received(channel: Channel) -> bytes:
             return channel.receive()
 
 
-def _no_agent(agent: HttpsAgent, said: str) -> StreamError:
-    return StreamError(f"what answers at {agent} is no agent of srcip ({said})")
+def _not_an_agent(agent: HttpsAgent, said: str) -> StreamError:
+    return StreamError(f"what answers at {agent} is not a srcip agent ({said})")
 
 
 def _unreachable(agent: HttpsAgent, error: Exception, patience_s: float) -> StreamError:
     match error:
         case ssl.SSLCertVerificationError():
             why = (
-                f"its certificate is not accepted: {error.verify_message}; --ca-file names the"
-                " authorities to trust, --tls-server-name what the certificate is of"
+                f"its certificate is not accepted: {error.verify_message}; name the authorities to"
+                " trust with --ca-file, or the certificate's name with --tls-server-name"
             )
         case ssl.SSLError():
             reason = (error.reason or str(error)).replace("_", " ").lower()
-            why = f"no TLS with what listens there: {reason}"
+            why = f"TLS failed, perhaps something else listens there: {reason}"
         case TimeoutError():
-            why = f"no answer in {patience_s:g} s"
+            why = f"no answer within {patience_s:g} s"
         case gaierror():
             why = f"no such host: {error.strerror}"
         case ConnectionRefusedError():

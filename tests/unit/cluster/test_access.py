@@ -44,7 +44,7 @@ def test_environment(file, tmp_path):
 def test_nothing_to_ask(tmp_path, monkeypatch):
     """Outside of a pod and without any configuration, the ways to name one are told."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ClusterError, match=r"no cluster to ask: .*--kubeconfig"):
+    with pytest.raises(ClusterError, match=r"no cluster configured: .*--kubeconfig"):
         find_config(environ={})
 
 
@@ -58,9 +58,9 @@ BAD = [
      "kubeconfig FILE has no current context; name one with --context"),
     (config(), "three", "kubeconfig FILE has no context 'three'; it has 'one', 'two'"),
     (config(users=[]), None,
-     "kubeconfig FILE: context 'one' names 'u', which is not there"),
+     "kubeconfig FILE: context 'one' names 'u', which does not exist"),
     (config(clusters=[]), None,
-     "kubeconfig FILE: context 'one' names 'c', which is not there"),
+     "kubeconfig FILE: context 'one' names 'c', which does not exist"),
     (config(clusters=[{"name": "c", "cluster": {"server": 7}}]), None,
      "kubeconfig FILE is malformed: Expected `str`, got `int` - at `$.server`"),
     (config(contexts=[{"context": {}}]), None, "kubeconfig FILE is malformed: *"),
@@ -103,6 +103,6 @@ def test_bad_credentials(tmp_path, user, cluster):
     }
     file = tmp_path / "config"
     file.write_text(yaml.safe_dump(config(**changes)))
-    with pytest.raises(ClusterError, match=r"^context 'one': ") as caught:
+    with pytest.raises(ClusterError, match=r"^cannot use context 'one': ") as caught:
         connect(find_config(file))
     assert "\n" not in str(caught.value)

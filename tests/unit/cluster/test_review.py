@@ -62,12 +62,12 @@ def test_allowed(api, reviewer):
 @pytest.mark.parametrize(
     ("header", "status", "reason"),
     [
-        ("", 401, "a bearer token is needed"),
-        ("Basic good", 401, "a bearer token is needed"),
-        ("Bearer", 401, "a bearer token is needed"),
-        ("Bearer bad", 401, "the API server does not know this token"),
-        (f"Bearer {'x' * 20000}", 401, "the API server does not know this token"),
-        ("Bearer go\x00od", 401, "the API server does not know this token"),
+        ("", 401, "a bearer token is required"),
+        ("Basic good", 401, "a bearer token is required"),
+        ("Bearer", 401, "a bearer token is required"),
+        ("Bearer bad", 401, "the API server does not accept this token"),
+        (f"Bearer {'x' * 20000}", 401, "the API server does not accept this token"),
+        ("Bearer go\x00od", 401, "the API server does not accept this token"),
         ("Bearer other", 403, "'somebody' may not get /metrics"),
     ],
 )
@@ -159,7 +159,7 @@ def test_memory_is_bounded(api, reviewer, clock, monkeypatch):
             lambda api: api.forbidden.add(("create", "subjectaccessreviews")),
             'apiGroups: ["authorization.k8s.io"]',
         ),
-        (lambda api: setattr(api, "token", "new"), "does not accept the credentials"),
+        (lambda api: setattr(api, "token", "new"), "rejects the credentials"),
     ],
     ids=["broken", "no reviews of tokens", "no reviews of access", "own token expired"],
 )
@@ -168,7 +168,7 @@ def test_nobody_is_let_in_unseen(api, reviewer, break_it, said, caplog):
     break_it(api)
     for _ in range(2):
         status, reason = reviewer.refusal("Bearer good", "/metrics")
-        assert (status, reason) == (503, "the API server cannot be asked about this token")
+        assert (status, reason) == (503, "cannot ask the API server about this token")
     assert len(caplog.messages) == 1
     assert said in caplog.messages[0]
     api.is_broken, api.token = False, "secret"

@@ -73,18 +73,18 @@ BAD = [
     (b"a: !!python/object:os.system x", "is neither JSON nor YAML: could not determine a"
      " constructor for the tag 'tag:yaml.org,2002:python/object:os.system' at line 1, column 4"),
     (b"a: 2026-99-99", "is neither JSON nor YAML: 'month must be in 1..12'"),
-    (b"hello", "does not hold Kubernetes objects: found 'hello' without a kind"),
-    (b"[]", "does not hold Kubernetes objects: found list without a kind"),
-    (b"{}", "does not hold Kubernetes objects: found dict without a kind"),
+    (b"hello", "does not contain Kubernetes objects: found 'hello' without a kind"),
+    (b"[]", "does not contain Kubernetes objects: found list without a kind"),
+    (b"{}", "does not contain Kubernetes objects: found dict without a kind"),
     (b'{"kind": "List", "items": 5}', "'List': items is 5, expected a list"),
     (b'{"kind": "List", "items": [5]}',
-     "does not hold Kubernetes objects: found 5 without a kind"),
+     "does not contain Kubernetes objects: found 5 without a kind"),
     (b"\xff\xfe", "is not UTF-8 text: byte 0 is 0xff"),
     (b"[" * 100_000, "nested too deeply for Kubernetes objects"),
-    (DEEP.encode(), "holds Lists nested more than 8 deep"),
-    (b"a: &a [*a]", "does not hold Kubernetes objects: found dict without a kind"),
-    (b"&a {kind: List, items: [*a]}", "holds Lists nested more than 8 deep"),
-    (b"--- &a\nkind: List\nitems: [*a]", "holds Lists nested more than 8 deep"),
+    (DEEP.encode(), "contains Lists nested more than 8 deep"),
+    (b"a: &a [*a]", "does not contain Kubernetes objects: found dict without a kind"),
+    (b"&a {kind: List, items: [*a]}", "contains Lists nested more than 8 deep"),
+    (b"--- &a\nkind: List\nitems: [*a]", "contains Lists nested more than 8 deep"),
     (json.dumps(kube.service(ports=7)).encode(),
      "Service default/web: spec.ports is 7, expected a list"),
 ]  # fmt: skip
@@ -101,9 +101,9 @@ def test_malformed(file, data, message):
 
 def test_unreadable(tmp_path):
     """A file that cannot be opened says why."""
-    with pytest.raises(ClusterError, match="none: cannot be read: No such file or directory"):
+    with pytest.raises(ClusterError, match=r"cannot read .*none: No such file or directory"):
         load(tmp_path / "none")
-    with pytest.raises(ClusterError, match="cannot be read: Is a directory"):
+    with pytest.raises(ClusterError, match=r"cannot read .*: Is a directory"):
         load(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_aliases(file, monkeypatch):
         many = ", ".join([f"*a{level - 1}"] * 10)
         lines.append(f"a{level}: &a{level} {{kind: List, items: [{many}]}}")
     file.write_text("\n".join([*lines, "kind: List", "items: [*a6]"]))
-    with pytest.raises(ClusterError, match="holds more than 1000 objects"):
+    with pytest.raises(ClusterError, match="contains more than 1000 objects"):
         load(file)
 
 

@@ -62,11 +62,11 @@ def test_of_a_pod(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("user", "why"),
     [
-        ({"username": "u", "password": "p"}, "its user has no token, and an agent knows nobody by"),
-        ({"token": "a b"}, "context 'one' holds no token, but several words"),
-        ({"token": "a\r\nb: c"}, "context 'one' holds no token"),
-        ({"tokenFile": "none"}, "token file .*none cannot be read: No such file"),
-        (plugin("nonsense"), "credential plugin .*: its answer holds no status.token"),
+        ({"username": "u", "password": "p"}, "its user has no token, and an agent accepts nothing"),
+        ({"token": "a b"}, "context 'one' holds no token but several words"),
+        ({"token": "a\r\nb: c"}, "context 'one' holds no valid bearer token"),
+        ({"tokenFile": "none"}, "cannot read token file .*none: No such file"),
+        (plugin("nonsense"), "credential plugin .*: its output has no status.token"),
     ],
 )
 def test_users_without_one(kubeconfig, user, why):
@@ -82,5 +82,5 @@ def test_files_without_one(tmp_path, said):
     """Whatever cannot stand in a header is no token, and is not shown."""
     path = tmp_path / "token"
     path.write_bytes(said)
-    with pytest.raises(ClusterError, match=f"token file {path} holds no token"):
+    with pytest.raises(ClusterError, match=f"token file {path} holds no valid bearer token"):
         token_in(path)

@@ -281,7 +281,7 @@ def test_a_list_that_trickles(api, config):
     timing = replace(FAST, answer_s=0.1)
     with Watch(kubeconfig=config, timing=timing) as watch:
         watch.start(wait_s=0)
-        settled(watch, lambda: "did not end it in time" in (watch.status.error or ""))
+        settled(watch, lambda: "did not finish in time" in (watch.status.error or ""))
         api.is_trickling = False
         settled(watch, lambda: watch.status.is_synced)
 
@@ -332,7 +332,7 @@ def test_a_certificate_of_another_day(api, config, days, reason):
     api.start(api.port)
     with (
         Watch(kubeconfig=config, timing=FAST) as watch,
-        pytest.raises(ClusterError, match=f"certificate {reason}; was it renewed, and is this"),
+        pytest.raises(ClusterError, match=f"certificate {reason}; renew it, or correct this"),
     ):
         watch.start()
 
@@ -381,7 +381,7 @@ def test_expired_token_at_the_start(api, config):
     api.token = NEWER
     with (
         Watch(kubeconfig=config, timing=FAST) as watch,
-        pytest.raises(ClusterError, match=r"401 Unauthorized\): is the token expired"),
+        pytest.raises(ClusterError, match=r"401 Unauthorized\); has the token expired"),
     ):
         watch.start()
 
@@ -496,8 +496,8 @@ def test_credential_plugin(api, tmp_path, version):
     [
         ("/nonexistent/plugin", [], "'/nonexistent/plugin': No such file or directory"),
         ("sh", ["-c", "echo no login >&2; exit 3"], "'sh': exit code 3: no login"),
-        ("sh", ["-c", "echo []"], "'sh': its answer holds no status.token"),
-        ("sh", ["-c", "echo {"], "'sh': its answer holds no status.token"),
+        ("sh", ["-c", "echo []"], "'sh': its output has no status.token"),
+        ("sh", ["-c", "echo {"], "'sh': its output has no status.token"),
     ],
 )
 def test_failing_plugin(api, tmp_path, command, arguments, message):
