@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import IO
 
+from exporters.path_words import client_of
 from exporters.sketch import Mark, Role, Station, sketch
 from exporters.stacked import StackedRows, rows_on
 from exporters.terminal import Screen, printable
@@ -93,7 +94,7 @@ def _marks(station: Station) -> Iterator[str]:
 
 
 def _cells(path: Path) -> list[str]:
-    client, sent_to = ends(path.orig)
+    _, sent_to = ends(path.orig)
     deciding = path.deciding
     judged = deciding.drop or deciding.judged
     opinion = deciding.opinion
@@ -106,7 +107,7 @@ def _cells(path: Path) -> list[str]:
         clock_text(path.time_ns),
         path.verdict,
         protocol_name(path.orig.proto),
-        client,
+        client_of(path),
         sent_to,
         through(path),
         seen,

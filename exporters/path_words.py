@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from exporters.jsonl import timestamp
-from exporters.text import cause_text, declared_text, endpoint, ends
+from exporters.text import cause_text, client_text, declared_text, endpoint, ends
 from tracer.judge.path import Path
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
@@ -31,6 +31,12 @@ def drop_text(drop: JudgedDrop) -> str:
     hook = f" at {drop.hook.label}" if drop.hook else ""
     place = f" in {drop.place}" if drop.place else ""
     return f"{drop.reason}{hook}{place}"
+
+
+def client_of(path: Path) -> str:
+    """Return the client; if a trusted proxy declares one, that client and the proxy."""
+    judged = path.legs[0].judged
+    return client_text(judged) if judged else ends(path.orig)[0]
 
 
 def declared_word(path: Path) -> ProxyWord | None:

@@ -16,9 +16,10 @@ from string import Template
 
 from exporters import svg_canvas
 from exporters.jsonl import timestamp
+from exporters.path_words import client_of
 from exporters.svg import path_drawing
 from exporters.terminal import printable
-from exporters.text import cause_text, client_text, ends
+from exporters.text import cause_text, ends
 from tracer.judge.path import Leg, Path
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, Summary, Verdict
 from tracer.model import protocol_name
@@ -110,7 +111,7 @@ class Report:
         self._drawn[group] += 1
         number = len(self._drawings) + 1
         drawing = path_drawing(path, is_detailed=True)
-        where = f"{_client(path)} to {_sent_to(path)}"
+        where = f"{client_of(path)} to {_sent_to(path)}"
         self._drawings.append(
             f'<details id="path-{number}"><summary><span class="{path.verdict}">{path.verdict}'
             f"</span> {_safe(f'{group.service} {where}')}</summary>"
@@ -173,7 +174,7 @@ def _row(path: Path, group: _Group, number: int | None) -> str:
         ", ".join(leg.node for leg in path.legs),
         str(path.verdict),
         protocol_name(path.orig.proto),
-        _client(path),
+        client_of(path),
         _sent_to(path),
         "-" if path.backend is None else ends(path.backend)[0],
         _backend(path),
@@ -186,11 +187,6 @@ def _row(path: Path, group: _Group, number: int | None) -> str:
     )
     link = f'<a href="#path-{number}">{number}</a>' if number else ""
     return f'<tr data-verdict="{path.verdict}">{body}<td>{link}</td></tr>'
-
-
-def _client(path: Path) -> str:
-    judged = path.legs[0].judged
-    return client_text(judged) if judged else ends(path.orig)[0]
 
 
 def _sent_to(path: Path) -> str:

@@ -392,7 +392,7 @@ def test_pod_egress(mode):
     assert opinion.service is None
     assert "SNAT by a rule of unknown owner: " in " ".join(opinion.evidence)
     (advice,) = opinion.advice
-    assert "from a rule of unknown owner in table lab-masq" in advice
+    assert "from the rule (owner unknown) in table lab-masq" in advice
 
 
 @pytest.mark.parametrize(

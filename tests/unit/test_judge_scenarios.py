@@ -141,7 +141,16 @@ def found(case, judged):
 
 
 ARRIVED = [case for case in cases() if case.verdict != "dropped"]
+FROM_PODS = [case for case in ARRIVED if case.scenario.id in ("S17a", "S17b")]
 DROPPED = [case for case in cases() if case.verdict == "dropped"]
+
+
+@pytest.mark.parametrize("case", FROM_PODS, ids=str)
+def test_policy_local_does_not_bind_pods(case):
+    """A pod reaches another node's endpoint in spite of policy Local; that is not IPVS mode's."""
+    first, _ = judged_along(case)
+    last = first.opinion.evidence[-1]
+    assert last.endswith("on node1: kube-proxy applies it to external clients, not to pods")
 
 
 @pytest.mark.parametrize("case", ARRIVED, ids=str)

@@ -132,6 +132,10 @@ def test_behind_a_proxy(record, stitch, srcip):
     assert (nodes(proxied), nodes(other)) == (["node2", "node1"], ["node2"])
     assert (proxied["verdict"], other["verdict"]) == ("proxied", "replaced")
     assert proxied["proxy"]["client"]["address"] == "198.51.100.7"
+    _, out, _ = srcip("stitch", node1, node2, f"--trusted-proxy={world.CLIENT}", *CLUSTER)
+    heading, row, _ = out.splitlines()
+    client = row[heading.index("CLIENT") :]
+    assert client.startswith(f"198.51.100.7:56324 via {world.CLIENT}:40000 ")
     preview = (
         "default/nodeport",
         "--set",

@@ -199,8 +199,9 @@ def _owners_setting(rule: Rule | None, backend: str) -> tuple[str, ...]:
     setting = _SETTINGS.get(rule.owner)
     if setting:
         return (f"{rule.owner}: {setting}; {_ROUTE_BACK}",)
+    whose = "the rule (owner unknown)" if rule.owner is Owner.UNKNOWN else owned(rule)
     return (
-        f"exclude {backend} from {owned(rule)} in table {rule.table}, chain {rule.chain}; "
+        f"exclude {backend} from {whose} in table {rule.table}, chain {rule.chain}; "
         "cost: the destination then needs a route back to the client",
     )
 

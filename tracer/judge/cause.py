@@ -39,7 +39,9 @@ MEANINGS: dict[Cause, str] = {
     Cause.OFF_CLUSTER_SOURCE: (
         "A ClusterIP was reached from an address outside the ranges that kube-proxy takes for pods."
     ),
-    Cause.MASQUERADE_ALL: "kube-proxy runs with masqueradeAll: it masquerades every connection.",
+    Cause.MASQUERADE_ALL: (
+        "kube-proxy runs with masqueradeAll: it masquerades every connection to a ClusterIP."
+    ),
     Cause.HAIRPIN: (
         "A pod reached itself through its own Service. With its own address as source, the reply "
         "would never leave the pod, and the node could not translate it back."

@@ -159,12 +159,16 @@ class _Case:
         if found is None or not isinstance(self.match, ServiceMatch):
             return None
         key, node = self.match.service.key, self.view.node
-        which = "external" if self.match.via in EXTERNAL_WAYS else "internal"
+        is_external = self.match.via in EXTERNAL_WAYS
+        which = "external" if is_external else "internal"
+        why = f"kube-proxy in IPVS mode uses other nodes' endpoints if {node} has no ready one"
+        if is_external and self.view.mode in ("iptables", "nftables"):
+            # "pod traffic for ... external destinations" in both proxiers' rules.
+            why = "kube-proxy applies it to external clients, not to pods"
         self.notes.add(
             lambda: (
                 f"Service {key} has {which}TrafficPolicy Local, but the endpoint is on "
-                f"{found.node}: kube-proxy in IPVS mode uses other nodes' endpoints if {node} has "
-                "no ready one"
+                f"{found.node}: {why}"
             )
         )
         if found.why is None:
