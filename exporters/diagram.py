@@ -144,7 +144,7 @@ class _Pen:
         )
 
     def _place_width(self, rows: Sequence[HopRow]) -> int:
-        """Return how wide the places may be for the packets to stand beside them."""
+        """Return the width of the places such that packets fit beside them."""
         packets = max((len(printable(row.packet)) for row in rows), default=0)
         places = [len(printable(row.place)) for row in rows]
         return max((n for n in places if len(_AT) + n + 2 + packets <= self._width), default=0)
@@ -165,7 +165,7 @@ class _Pen:
             self.text(f"* {change}", indent=_AT, colour="yellow")
 
     def _columns(self, heads: Sequence[str], texts: Sequence[str]) -> None:
-        """Write two columns; below each other where they do not fit side by side."""
+        """Write two columns, or one below the other if they do not fit side by side."""
         width = max(map(len, heads), default=0)
         fits = all(width + 2 + len(text) <= self._width for text in texts)
         for head, text in zip(heads, texts, strict=True):

@@ -40,14 +40,14 @@ def of_iptables(chains: Mapping[str, Sequence[str]]) -> KubeProxyFacts:
     mode = _mode(chains)
     if mode is None:
         return KubeProxyFacts(masquerade_mark=marks[0] if len(marks) == 1 else None)
-    who = list(_ipvs_sources(chains) if mode == "ipvs" else _sources(chains))
+    sources = list(_ipvs_sources(chains) if mode == "ipvs" else _sources(chains))
     return KubeProxyFacts(
         mode=mode,
         masquerade_mark=marks[0] if len(marks) == 1 else None,
-        has_masquerade_all=any(not text for text in who) if who else None,
-        cluster_cidrs=_cidrs(found for text in who for found in _OUTSIDE.findall(text)),
+        has_masquerade_all=any(not text for text in sources) if sources else None,
+        cluster_cidrs=_cidrs(found for text in sources for found in _OUTSIDE.findall(text)),
         local_interfaces=tuple(
-            dict.fromkeys(found for text in who for found in _BY_INTERFACE.findall(text))
+            dict.fromkeys(found for text in sources for found in _BY_INTERFACE.findall(text))
         ),
     )
 

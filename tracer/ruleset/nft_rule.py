@@ -90,7 +90,7 @@ class _Reader:
         elif kind == "vmap":
             yield self._lookup(value)
         elif kind in {"limit", "quota", "set", "map"}:
-            # A limit may be reached, a set be full: then the rule ends there.
+            # If a limit is reached or a set is full, the rule ends here.
             yield NotUnderstood(text=nft_text.statement(statement))
         elif kind not in _PASSING:
             yield from self._verdict(kind, value)
@@ -98,7 +98,7 @@ class _Reader:
     def _verdict(self, kind: str, value: Json) -> Iterator[Op]:
         if kind in _ACTIONS:
             if kind == "snat" and isinstance(value, dict) and "map" in str(value.get("addr")):
-                # Where the map has no element, the rule does not apply.
+                # If the map has no element for the packet, the rule does not apply.
                 yield NotUnderstood(text=nft_text.statement({kind: value}))
             yield Finish(self._rule(_ACTIONS[kind], value))
         elif kind in _VERDICTS:
