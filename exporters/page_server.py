@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler
 from socket import AF_INET6, socket
@@ -30,6 +31,8 @@ _PLAIN = "text/plain; charset=utf-8"
 
 # Takes the Authorization header and the path; returns None to admit, else status and reason.
 Gate = Callable[[str, str], tuple[int, str] | None]
+# The same question again, about a client that was admitted.
+AskAgain = Callable[[], tuple[int, str] | None]
 
 
 class Streams(Protocol):
@@ -46,8 +49,8 @@ class Streams(Protocol):
     def has_room(self) -> bool:
         """Whether one more client would be served."""
 
-    def take_over(self, channel: Channel, said: bytes) -> None:
-        """Continue a connection; ``said`` is what has already been received."""
+    def take_over(self, channel: Channel, said: bytes, ask_again: AskAgain) -> None:
+        """Continue a connection; ``said`` was received already, ``ask_again`` may take seconds."""
 
 
 class PageServer:
@@ -176,9 +179,9 @@ class _Server(TCPServer):
         try:
             channel = self._channel(request)
             handler = _Handler(cast("socket", channel), None, self)
-            if handler.has_left and self.streams is not None:
+            if handler.ask_again is not None and self.streams is not None:
                 self._leave(request)
-                self.streams.take_over(channel, handler.unread)
+                self.streams.take_over(channel, handler.unread, handler.ask_again)
                 channel = None
         except (OSError, HTTPException):
             """A client that has gone, or speaks no HTTP, is not worth logging."""
@@ -259,7 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version = "srcip"
     sys_version = ""
-    has_left = False
+    # Set if the connection continues as a stream.
+    ask_again: AskAgain | None = None
 
     def setup(self) -> None:
         """Use a channel in place of the socket."""
@@ -289,12 +293,12 @@ class _Handler(BaseHTTPRequestHandler):
             if refusal is not None:
                 self._refuse(*refusal)
                 return
-        if streams is not None and is_stream:
-            self._leave(streams)
+        if streams is not None and gate is not None and is_stream:
+            self._leave(streams, partial(gate, self.headers["Authorization"], path))
         else:
             self._answer(*self.server.page.answer(self.path, self.headers.get("Accept", "")))
 
-    def _leave(self, streams: Streams) -> None:
+    def _leave(self, streams: Streams, ask_again: AskAgain) -> None:
         """Let the connection become a stream."""
         told = ",".join(self.headers.get_all("Connection") or ())
         wishes = {each.strip().lower() for each in told.split(",")}
@@ -309,7 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
             lines = ("HTTP/1.1 101 Switching Protocols", "Connection: Upgrade")
             head = "\r\n".join((*lines, f"Upgrade: {streams.upgrade}", "", ""))
             self.wfile.write(head.encode())
-            self.has_left = True
+            self.ask_again = ask_again
 
     def _refuse(self, status: int, reason: str) -> None:
         self._answer(status, _PLAIN, f"{reason}\n".encode())

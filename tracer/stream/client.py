@@ -96,8 +96,7 @@ class AgentStream:
         """Yield what the lines hold."""
         for line in lines:
             value = parse_object(line)
-            if value.get("kind") == "error":
-                raise StreamError(f"the agent at {self._agent} refuses: {value.get('message')}")
+            self._check(value)
             judged = judged_of(value)
             self._connections += isinstance(judged, JudgedConnection)
             self._drops += isinstance(judged, JudgedDrop)
@@ -126,7 +125,9 @@ class AgentStream:
             StreamError: If it does not arrive.
         """
         while self._end is None:
-            self.read(0.1)
+            for line in self.read(0.1) or ():
+                if line.startswith(_ERROR):
+                    self._check(parse_object(line))
 
     @property
     def shown(self) -> int:
@@ -160,6 +161,12 @@ class AgentStream:
             )
         nodes = hello.get("nodes")
         self.nodes = tuple(map(str, nodes)) if isinstance(nodes, list) else ()
+
+    def _check(self, value: Mapping[str, Any]) -> None:
+        """Raise an error that the agent sends in place of a summary."""
+        if value.get("kind") == "error":
+            why = f"{value.get('message')}{upgrade.what_to_do(value.get('status'))}"
+            raise StreamError(f"the agent at {self._agent} ends the stream: {why}")
 
     def _receive(self, timeout_s: float) -> None:
         if self._lines:
@@ -235,5 +242,5 @@ def _losses_of(summary: Mapping[str, Any]) -> tuple[dict[str, int], tuple[str, .
         raise StreamError(f"the agent's summary is malformed: {error!r:.80}") from None
 
 
-# How a summary line begins: `exporters.jsonl` writes the kind first.
-_SUMMARY = b'{"kind": "summary"'
+# How the last line begins: `exporters.jsonl` and the protocol write the kind first.
+_SUMMARY, _ERROR = b'{"kind": "summary"', b'{"kind": "error"'

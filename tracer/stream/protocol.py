@@ -109,9 +109,10 @@ def hello_line(version: str, nodes: Sequence[str]) -> bytes:
     return to_line({"kind": "hello", "version": VERSION, "agent": version, "nodes": list(nodes)})
 
 
-def error_line(message: str) -> bytes:
-    """Return the agent's last line to a client that it refuses."""
-    return to_line({"kind": "error", "version": VERSION, "message": message})
+def error_line(message: str, status: int | None = None) -> bytes:
+    """Return the agent's last line to a client that it refuses, with an HTTP status if any."""
+    error = {"kind": "error", "version": VERSION, "message": message}
+    return to_line(error if status is None else error | {"status": status})
 
 
 def parse_object(line: bytes) -> Mapping[str, Any]:

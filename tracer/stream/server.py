@@ -23,9 +23,9 @@ from tracer.model import Filter
 from tracer.pipeline import untold
 from tracer.stream import unix_socket
 from tracer.stream.audience import Audience
-from tracer.stream.door import Door
 from tracer.stream.errors import StreamError
 from tracer.stream.listener import Listener
+from tracer.stream.mailbox import Mailbox
 from tracer.stream.protocol import (
     MAX_REQUEST,
     UPGRADE,
@@ -35,6 +35,7 @@ from tracer.stream.protocol import (
     parse_end,
     parse_request,
 )
+from tracer.stream.recheck import AskAgain, Recheck
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +98,11 @@ class StreamServer:
         self._audience = Audience()
         self._lost_before = 0
         self._socket = unix_socket.listen(path, group, MAX_CLIENTS) if path else None
-        self._door = Door(MAX_CLIENTS)
+        self._door: Mailbox[tuple[Channel, bytes, AskAgain]] = Mailbox(MAX_CLIENTS)
+        self._recheck = Recheck(MAX_CLIENTS, clock_s)
         self._selector = selectors.EpollSelector()
         self._selector.register(self._door, _READ)
+        self._selector.register(self._recheck, _READ)
         if self._socket is not None:
             self._selector.register(self._socket, _READ)
         self._resume_s = float("inf")
@@ -138,9 +141,10 @@ class StreamServer:
         """Whether one more client would be accepted."""
         return len(self._clients) + len(self._door) < MAX_CLIENTS
 
-    def take_over(self, channel: Channel, said: bytes) -> None:
+    def take_over(self, channel: Channel, said: bytes, ask_again: AskAgain) -> None:
         """Serve a connection that another thread accepted, and from which it read ``said``."""
-        self._door.enter(channel, said)
+        if not self._door.put((channel, said, ask_again)):
+            channel.close()
 
     def poll(self) -> None:
         """Accept clients, read their requests, and write what their sockets accept."""
@@ -152,8 +156,12 @@ class StreamServer:
                         break
                 continue
             if key.fileobj is self._door:
-                for channel, said in self._door.take():
-                    self._greet(channel, said)
+                for channel, said, ask_again in self._door.take():
+                    self._greet(channel, said, ask_again)
+                continue
+            if key.fileobj is self._recheck:
+                for refused, (status, why) in self._recheck.refused():
+                    self._turn_out(refused, why, status)
                 continue
             client: Listener = key.data
             if events & _READ:
@@ -225,7 +233,9 @@ class StreamServer:
         for client in list(self._clients):
             self._remove(client)
         self._selector.close()
-        self._door.close()
+        for channel, _, _ in self._door.close():
+            channel.close()
+        self._recheck.close()
         if self._socket is not None:
             self._socket.close()
         # User nobody may not remove it; then the next start does.
@@ -250,7 +260,7 @@ class StreamServer:
         self._greet(ClearChannel(sock, chunk=_CHUNK), b"")
         return True
 
-    def _greet(self, channel: Channel, said: bytes) -> None:
+    def _greet(self, channel: Channel, said: bytes, ask_again: AskAgain | None = None) -> None:
         channel.deadline_s = None
         try:
             _set_up(channel.socket)
@@ -263,6 +273,8 @@ class StreamServer:
         self._selector.register(channel, _READ, client)
         if len(self._clients) > MAX_CLIENTS:
             self._refuse(client, f"{MAX_CLIENTS} clients are connected already")
+            return
+        if ask_again is not None and not self._watch_token(client, ask_again):
             return
         if said:
             self._hear(client, said)
@@ -309,10 +321,24 @@ class StreamServer:
         self._leave(client)
         self._watch(client, client.events & ~_READ)
 
-    def _refuse(self, client: Listener, why: str) -> None:
+    def _watch_token(self, client: Listener, ask_again: AskAgain) -> bool:
+        try:
+            self._recheck.watch(client, ask_again)
+        except RuntimeError as error:
+            _log.warning("a client of the stream finds no thread: %s", error)
+            self._refuse(client, "the agent has no thread that could check its token again")
+            return False
+        return True
+
+    def _turn_out(self, client: Listener, why: str, status: int) -> None:
+        """End the stream of a client whose token does not do any more."""
+        if client in self._clients and not client.is_ending:
+            self._refuse(client, why, status)
+
+    def _refuse(self, client: Listener, why: str, status: int | None = None) -> None:
         self._audience.leave(client)
         self._leave(client)
-        self._tell_last(client, error_line(why))
+        self._tell_last(client, error_line(why, status))
 
     def _leave(self, client: Listener) -> None:
         client.is_ending = True
@@ -349,6 +375,7 @@ class StreamServer:
         if client not in self._clients:
             return
         self._clients.discard(client)
+        self._recheck.forget(client)
         self._audience.leave(client)
         self._lost_before += client.lost
         self._watch(client, 0)

@@ -114,7 +114,12 @@ def _upgraded(agent: HttpsAgent, channel: Channel) -> bytes:
     if not _AGENT_S.search(head):
         raise _not_an_agent(agent, f"HTTP status {status}")
     why = _first_line(channel, rest)
-    raise StreamError(f"the agent at {agent} refuses: {why} ({status}){_HINTS.get(status, '')}")
+    raise StreamError(f"the agent at {agent} refuses: {why}{what_to_do(status)}")
+
+
+def what_to_do(status: object) -> str:
+    """Return what follows the reason of a refusal: its HTTP status and a hint, if there are any."""
+    return f" ({status}){_HINTS.get(status, '')}" if isinstance(status, int) else ""
 
 
 def _head(agent: HttpsAgent, channel: Channel) -> tuple[bytes, bytes]:
