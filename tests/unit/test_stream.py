@@ -593,7 +593,7 @@ def test_the_end_of_the_agent(stream):
 def test_the_socket_is_for_its_group(tmp_path):
     """Owner and group may connect, others not; from the first moment."""
     gid = os.getgroups()[0] if os.getgroups() else os.getgid()
-    path = tmp_path / "new" / "agent.sock"
+    path = tmp_path / "agent.sock"
     server = StreamServer(path, gid)
     found = path.stat()
     assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, gid)
@@ -611,11 +611,24 @@ def test_a_socket_that_was_left(tmp_path):
         stream.listen().close()
 
 
-@pytest.mark.parametrize("name", ["a/b/c/agent.sock", "x" * 200])
+@pytest.mark.parametrize("name", ["a/agent.sock", "file/agent.sock", "x" * 200])
 def test_a_socket_that_cannot_be_made(tmp_path, name):
-    """One line, with what to do."""
+    """One line, with what to do; no directory is made for it."""
+    (tmp_path / "file").touch()
     with pytest.raises(StreamError, match=r"cannot listen on .*--stream-socket"):
         StreamServer(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_directory_of_the_socket(tmp_path, monkeypatch):
+    """That of the default is made; another must be there, and the line says that it is not."""
+    default = tmp_path / "run" / "agent.sock"
+    monkeypatch.setattr(unix_socket, "DEFAULT_SOCKET", str(default))
+    with closing(Stream(default)) as stream:
+        stream.listen().close()
+        assert stat.S_IMODE(default.parent.stat().st_mode) == 0o755
+    with pytest.raises(StreamError, match=f": there is no directory {tmp_path}/nope; choose"):
+        StreamServer(tmp_path / "nope" / "agent.sock")
 
 
 def test_a_file_is_not_removed(tmp_path):

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 from tracer.stream.errors import StreamError
+from tracer.stream.protocol import DEFAULT_SOCKET
 
 
 def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
@@ -21,7 +22,9 @@ def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
+        # Any other directory is whoever's named it: one that is missing may be a slip.
+        if path == Path(DEFAULT_SOCKET):
+            path.parent.mkdir(mode=0o755, exist_ok=True)
         if path.is_socket():
             _remove_stale(path)
         # Nobody may connect before the group is set.
@@ -37,9 +40,11 @@ def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        why = error.strerror or error
+        if isinstance(error, FileNotFoundError):
+            why = f"there is no directory {path.parent}"
         raise StreamError(
-            f"cannot listen on {path}: {error.strerror or error}; choose another with"
-            " --stream-socket, or --no-stream"
+            f"cannot listen on {path}: {why}; choose another with --stream-socket, or --no-stream"
         ) from error
     except StreamError:
         listener.close()
