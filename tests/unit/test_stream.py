@@ -6,8 +6,10 @@ import resource
 import select
 import socket
 import stat
+import subprocess
+import sys
 import threading
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -24,7 +26,7 @@ from tracer.judge.connection import judge_connection
 from tracer.judge.verdict import JudgedConnection, SeenAccept, Verdict
 from tracer.model import PROTOCOLS, Filter
 from tracer.pipeline import Selection, Wanted
-from tracer.stream import audience
+from tracer.stream import audience, unix_socket, upgrade
 from tracer.stream import server as servers
 from tracer.stream.client import AgentStream
 from tracer.stream.errors import StreamError
@@ -644,6 +646,66 @@ def test_no_agent(tmp_path):
     """One line that says what to look for."""
     with pytest.raises(StreamError, match="is 'srcip serve' running on this node"):
         AgentStream(tmp_path / "none", Wanted())
+
+
+@contextmanager
+def hung(path):
+    """A socket on which as many wait as may, and nobody is let in."""
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        yield listener
+
+
+def test_an_agent_that_hangs(tmp_path, monkeypatch):
+    """One line in time where the agent lets nobody in any more, also to who named no time."""
+    with hung(tmp_path / "x"):
+        with pytest.raises(
+            StreamError, match=r"no answer within 0\.2 s; is it overloaded, or does it"
+        ):
+            AgentStream(tmp_path / "x", Wanted(), patience_s=0.2)
+        monkeypatch.setattr(upgrade, "PATIENCE_S", 0.1)
+        for patience_s in (None, 60):
+            with pytest.raises(
+                StreamError, match=r"cannot reach the agent at .*: no answer within 0\.1"
+            ):
+                AgentStream(tmp_path / "x", Wanted(), patience_s=patience_s)
+
+
+def test_an_agent_that_is_late(tmp_path):
+    """A client gets in as soon as there is room among those who wait."""
+    with hung(tmp_path / "x") as listener:
+
+        def let_in():
+            listener.accept()[0].close()
+
+        letting_in = threading.Timer(0.1, let_in)
+        letting_in.start()
+        AgentStream(tmp_path / "x", Wanted()).close()
+        letting_in.join()
+
+
+def test_the_command_does_not_wait_for_long(tmp_path):
+    """`trace --agent --timeout` ends in time with one line, wherever the agent hangs."""
+    with socket.socket(socket.AF_UNIX) as silent, hung(tmp_path / "x"):
+        silent.bind(str(tmp_path / "silent"))
+        silent.listen()
+        for name, why in (
+            ("x", "no answer within 0.5 s"),
+            ("silent", "did not start counting within 0.5 s"),
+        ):
+            agent = ["--agent", str(tmp_path / name)]
+            done = subprocess.run(
+                [sys.executable, "-m", "tracer.cli", "trace", "--timeout", "0.5", *agent],
+                capture_output=True, text=True, check=False, timeout=20,
+            )  # fmt: skip
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+            assert why in done.stderr
 
 
 @pytest.mark.parametrize(

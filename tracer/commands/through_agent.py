@@ -108,15 +108,15 @@ def through_agent(
     Raises:
         StreamError: If there is no agent, or it refuses or closes the stream.
     """
-    end_s = time.monotonic() + timeout_s if timeout_s else None
+    end_s = time.monotonic() + timeout_s if timeout_s else float("inf")
     with AgentStream(agent, wanted, patience_s=timeout_s) as stream:
-        stream.wait(min(_HELLO_S, timeout_s or _HELLO_S))
+        stream.wait(min(_HELLO_S, _left_s(end_s)))
         with stop_on_signals() as stop:
             if ready_file:
                 options.make_ready_file(ready_file)
             nodes = ", ".join(map(printable, stream.nodes))
             click.echo(f"tracing {nodes} through its agent; Ctrl-C ends", err=True)
-            left_s = max(0.0, end_s - time.monotonic()) if end_s else None
+            left_s = _left_s(end_s) if timeout_s else None
             run(stream, stream, writer, expectation, count=count, timeout_s=left_s, stop=stop)
             stream.hang_up()
             if stream.shown != count:
@@ -129,6 +129,10 @@ def through_agent(
 
 _IS_THE_AGENT_S = "cannot be combined with --agent: the agent decides that itself"
 _IS_THE_URL_S = "needs --agent https://HOST:PORT"
+
+
+def _left_s(end_s: float) -> float:
+    return max(0.0, end_s - time.monotonic())
 
 
 def _refuse(names: Iterable[str], why: str) -> None:

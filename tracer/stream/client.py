@@ -22,6 +22,8 @@ from tracer.stream.upgrade import HttpsAgent
 _CHUNK = 1 << 18
 # How long an agent may take to end the stream after being asked to.
 PATIENCE_S = 10.0
+# How long to wait between attempts to connect while a Unix socket's queue is full.
+_AGAIN_S = 0.05
 
 
 class AgentStream:
@@ -70,7 +72,7 @@ class AgentStream:
                 self._begin(parse_object(self._lines.popleft()))
                 return
         raise StreamError(
-            f"the agent at {self._agent} did not start counting within {timeout_s:g} s"
+            f"the agent at {self._agent} did not start counting within {timeout_s:.3g} s"
         )
 
     def read(self, timeout_s: float) -> list[bytes] | None:
@@ -212,15 +214,16 @@ class AgentStream:
 
 def _connected(agent: Path | HttpsAgent, patience_s: float | None) -> tuple[Channel, bytes]:
     """Return the connection, and what was already received on it."""
+    patience_s = min(upgrade.PATIENCE_S, patience_s or upgrade.PATIENCE_S)
     if isinstance(agent, HttpsAgent):
-        patience_s = min(upgrade.PATIENCE_S, patience_s or upgrade.PATIENCE_S)
         return upgrade.connect(agent, chunk=_CHUNK, patience_s=patience_s)
     sock = socket.socket(socket.AF_UNIX)
     try:
-        sock.connect(str(agent))
+        _connect(sock, agent, patience_s)
     except OSError as error:
         sock.close()
         hint = {
+            "TimeoutError": f" within {patience_s:g} s; is it overloaded, or does it hang?",
             "FileNotFoundError": "; is 'srcip serve' running on this node?",
             "ConnectionRefusedError": "; is 'srcip serve' running on this node?",
             "PermissionError": "; only the group of 'srcip serve --stream-group' may connect",
@@ -229,6 +232,22 @@ def _connected(agent: Path | HttpsAgent, patience_s: float | None) -> tuple[Chan
             f"cannot reach the agent at {agent}: {error.strerror or error}{hint}"
         ) from None
     return ClearChannel(sock, chunk=_CHUNK), b""
+
+
+def _connect(sock: socket.socket, path: Path, patience_s: float) -> None:
+    """Connect, or time out while the listener's queue is full (unix_stream_connect: EAGAIN)."""
+    deadline_s = time.monotonic() + patience_s
+    sock.setblocking(False)
+    while True:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("no answer") from None
+            time.sleep(min(_AGAIN_S, left_s))
+        else:
+            return
 
 
 def _losses_of(summary: Mapping[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:

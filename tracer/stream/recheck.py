@@ -1,8 +1,8 @@
 """
 Checks the tokens of running streams again.
 
-The API server takes its time to answer, and the stream's loop must not wait: a thread asks about one
-client after the other, and tells the loop which of them may no longer listen.
+The API server takes its time to answer, and the stream's loop must not wait. So a thread asks about
+one client after the other, and tells the loop which of them may no longer listen.
 """
 
 import logging
