@@ -127,6 +127,8 @@ SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct, 
 	if (!nf_conn || !read_orig(&record->orig, nf_conn))
 		return;
 	record->flags |= SRCIP_DROP_HAS_ORIG;
+	record->zone = srcip_read_u16(nf_conn, SRCIP_OFFSET(nf_conn, zone_id));
+	record->zone_dir = srcip_read_u8(nf_conn, SRCIP_OFFSET(nf_conn, zone_dir));
 	if ((nfct & NFCT_INFOMASK) >= IP_CT_IS_REPLY)
 		record->flags |= SRCIP_DROP_IS_REPLY;
 	if ((nfct & NFCT_INFOMASK) == IP_CT_NEW)

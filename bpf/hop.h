@@ -56,6 +56,8 @@ SRCIP_INLINE void srcip_set_entry(struct srcip_hop *hop, const struct srcip_entr
 {
 	srcip_convert_tuple(&hop->orig, srcip_entry_tuple(entry, 0));
 	srcip_convert_tuple(&hop->reply, srcip_entry_tuple(entry, 1));
+	hop->zone = *(const __u16 *)SRCIP_ENTRY_FIELD(entry, zone_id);
+	hop->zone_dir = *SRCIP_ENTRY_FIELD(entry, zone_dir);
 	hop->flags |= SRCIP_HOP_HAS_ENTRY;
 	if (info >= IP_CT_IS_REPLY)
 		hop->flags |= SRCIP_HOP_IS_REPLY;

@@ -150,25 +150,24 @@ SRCIP_INLINE void hold(struct flight *flight)
 	flight->held = place + 1;
 }
 
-SRCIP_INLINE void set_watch_key(struct watch_key *key, const struct srcip_hop *hop, __u32 netns,
-				__u16 zone)
+SRCIP_INLINE void set_watch_key(struct watch_key *key, const struct srcip_hop *hop, __u32 netns)
 {
 	/* Without an entry each direction is a connection of its own. */
 	key->orig = hop->flags & SRCIP_HOP_HAS_ENTRY ? hop->orig : hop->packet;
 	key->netns = netns;
-	key->zone = zone;
+	key->zone = hop->zone;
 }
 
 /* Count a packet in its direction; 0 if it is past those that are wanted. */
 SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct srcip_hop *hop,
-			     __u32 netns, __u16 zone)
+			     __u32 netns)
 {
 	int kind = hop->flags & SRCIP_HOP_IS_REPLY ? 1 : 0;
 	struct watch none = {}, *watch;
 	struct watch_key key = {};
 	__u32 number;
 
-	set_watch_key(&key, hop, netns, zone);
+	set_watch_key(&key, hop, netns);
 	/* An ICMP error carries the entry of what it speaks of. */
 	if (key.orig.proto != hop->packet.proto)
 		kind = 2;
@@ -197,7 +196,7 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 /* Conntrack keeps an entry behind the last hook of its first packet. One whose packet
  * is dropped before is made again when it is sent again: that is nothing new.
  */
-SRCIP_INLINE void remember_made(const struct srcip_hop *hop, __u32 netns, __u16 zone)
+SRCIP_INLINE void remember_made(const struct srcip_hop *hop, __u32 netns)
 {
 	struct watch_key key = {};
 	struct watch *watch;
@@ -205,7 +204,7 @@ SRCIP_INLINE void remember_made(const struct srcip_hop *hop, __u32 netns, __u16 
 	if (!(hop->flags & SRCIP_HOP_IS_NEW) || !(hop->flags & SRCIP_HOP_AFTER_NAT) ||
 	    (hop->hook != SRCIP_HOOK_NF_POSTROUTING && hop->hook != SRCIP_HOOK_NF_INPUT))
 		return;
-	set_watch_key(&key, hop, netns, zone);
+	set_watch_key(&key, hop, netns);
 	watch = watches.lookup(&key);
 	if (watch)
 		watch->is_made = 1;
@@ -247,7 +246,6 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 	__u64 nf_conn = nfct & ~NFCT_INFOMASK, info = nfct & NFCT_INFOMASK;
 	struct srcip_config *settings;
 	struct srcip_entry entry;
-	__u16 zone = 0;
 	int zero = 0;
 
 	if (nf_conn && info != IP_CT_UNTRACKED) {
@@ -256,7 +254,6 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 			return;
 		}
 		srcip_set_entry(hop, &entry, info);
-		zone = *(const __u16 *)SRCIP_ENTRY_FIELD(&entry, zone_id);
 	}
 	/* A softirq may have come in between, with a packet that has the same slot. */
 	if (flight->skb != (__u64)skb) {
@@ -266,7 +263,7 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 	if (flight->state == WATCHED) {
 		emit(flight, hop, netns);
 		follow(hop);
-		remember_made(hop, netns, zone);
+		remember_made(hop, netns);
 		return;
 	}
 	hop->header.netns = netns;
@@ -282,7 +279,7 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 	flight->state = IGNORED;
 	if (!is_watched(settings, flight))
 		return;
-	flight->number = number_of(settings, hop, netns, zone);
+	flight->number = number_of(settings, hop, netns);
 	if (!flight->number)
 		return;
 	flight->packet_id = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
@@ -541,7 +538,7 @@ int srcip_hop_end(struct bpf_raw_tracepoint_args *ctx)
 	netns = hop->header.netns ? hop->header.netns : srcip_netns_of_device(skb);
 	if (!is_watched(settings, flight))
 		return 0;
-	flight->number = number_of(settings, hop, netns, 0);
+	flight->number = number_of(settings, hop, netns);
 	if (!flight->number)
 		return 0;
 	flight->skb = skb;

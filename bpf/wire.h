@@ -182,7 +182,8 @@ struct srcip_drop {
 	__u32 iif;	   /* interface it came in by, 0 if made here */
 	__u32 dst_ifindex; /* interface its route leads to */
 	__u8 flags;
-	__u8 pad[3];
+	__u8 zone_dir; /* with zone, as of a connection: its entry's */
+	__u16 zone;
 };
 
 struct srcip_accept {
@@ -207,7 +208,8 @@ struct srcip_hop {
 	__u8 hook;
 	__u8 flags;
 	__u8 tcp_flags;
-	__u8 pad[3];
+	__u8 zone_dir; /* with zone, as of a connection: its entry's */
+	__u16 zone;
 };
 
 /* Some of the first bytes of a TCP connection, which follow it. They go no

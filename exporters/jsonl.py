@@ -89,6 +89,8 @@ def path_object(path: Path, direction: Direction, number: int = 1) -> dict[str, 
 
 def _leg(leg: Leg, direction: Direction, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {"node": leg.node, "netns": leg.netns, "orig": tuple_object(leg.orig)}
+    if leg.zone:
+        found["zone"] = leg.zone
     if leg.reply is not None:
         found["reply"] = tuple_object(leg.reply)
     found["verdict"] = str(leg.verdict)
@@ -141,7 +143,8 @@ def _packet(hop: Hop) -> dict[str, Any]:
     packet = tuple_object(hop.packet)
     if hop.is_fragment:
         packet = {"src": packet["src"], "dst": packet["dst"], "fragment": True}
-    return {**packet, "mark": hop.mark, "length": hop.length}
+    zone = {"zone": hop.zone} if hop.zone else {}
+    return {**packet, "mark": hop.mark, **zone, "length": hop.length}
 
 
 def _translation(translation: Translation) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tracer.judge.path import (
     Translated,
     Translation,
 )
-from tracer.model import Hook
+from tracer.model import Hook, Hop
 
 _TC = (Hook.TC_INGRESS, Hook.TC_EGRESS)
 # A packet crosses a node in about ten hops; only a crafted recording has many more.
@@ -39,7 +39,7 @@ _NAMES = {
 class HopRow:
     """
     One hop in words. ``at`` is the time since the first hop, ``changes`` what was translated
-    before it, ``mark`` the packet's mark if it has one.
+    before it, ``mark`` the packet's mark and its conntrack zone if they are not 0.
     """
 
     at: str
@@ -122,9 +122,14 @@ def _rows(passage: Passage, start_ns: int) -> Iterator[HopRow]:
             at=_since(hop.time_ns - start_ns),
             place=_place(hop, has_tc=has_tc),
             packet=hop_text(hop.hop),
-            mark=f"mark {hop.hop.mark:#x}" if hop.hop.mark else "",
+            mark=_mark(hop.hop),
             changes=tuple(map(_change, hop.translations)),
         )
+
+
+def _mark(hop: Hop) -> str:
+    mark = f"mark {hop.mark:#x}" if hop.mark else ""
+    return f"{mark}  zone {hop.zone}".strip() if hop.zone else mark
 
 
 def _since(time_ns: int) -> str:

@@ -182,8 +182,7 @@ def _connection(wire: WireConnection) -> Connection:
         orig=_five_tuple(wire.orig),
         reply=_five_tuple(wire.reply),
         status=Status(wire.status),
-        # A zone can be set for one direction alone: the original one is the connection's.
-        zone=wire.zone if wire.zone_dir & _ZONE_DIR_ORIG else 0,
+        zone=_zone(wire),
         mark=wire.mark if wire.flags & ConnectionFlag.HAS_MARK else None,
         ct_mark=wire.ct_mark,
         iif=wire.iif,
@@ -207,6 +206,7 @@ def _drop(wire: WireDrop) -> Drop:
         ifindex=wire.ifindex,
         iif=wire.iif,
         dst_ifindex=wire.dst_ifindex,
+        zone=_zone(wire),
     )
 
 
@@ -240,7 +240,13 @@ def _hop(wire: WireHop) -> Hop:
         length=wire.length,
         tcp_flags=wire.tcp_flags,
         is_fragment=bool(wire.flags & HopFlag.IS_FRAGMENT),
+        zone=_zone(wire),
     )
+
+
+def _zone(wire: WireConnection | WireDrop | WireHop) -> int:
+    """Return a connection's zone: one can be set for one direction alone, the original counts."""
+    return int(wire.zone) if wire.zone_dir & _ZONE_DIR_ORIG else 0
 
 
 def _declared(record: bytes) -> Declared:

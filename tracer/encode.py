@@ -141,6 +141,8 @@ def encode_hop(hop: Hop) -> bytes:
                 (HopFlag.IS_FRAGMENT, hop.is_fragment),
             ),
             tcp_flags=hop.tcp_flags,
+            zone=hop.zone,
+            zone_dir=_BOTH_DIRECTIONS if hop.orig else 0,
         )
     )
 

@@ -180,7 +180,8 @@ class Drop:
     A packet that the kernel discarded.
 
     ``packet`` is its tuple as it was then, ``orig`` the original tuple of its conntrack entry;
-    either is None where the kernel had none. ``is_new`` says that conntrack had seen no answer yet.
+    either is None where the kernel had none. ``zone`` is the entry's, 0 where there is none.
+    ``is_new`` says that conntrack had seen no answer yet.
     ``reason``, ``location`` and ``dst_input`` are the
     running kernel's numbers and addresses; a source knows their names.
     """
@@ -198,6 +199,7 @@ class Drop:
     ifindex: int
     iif: int
     dst_ifindex: int
+    zone: int = 0
 
     @property
     def flow(self) -> FiveTuple | None:
@@ -227,7 +229,8 @@ class Hop:
 
     ``packet`` is its tuple as it was there. ``orig`` and ``reply`` are those of its conntrack entry
     at that moment (before DNAT of a first packet, ``reply`` is ``orig`` inverted); None where it
-    had none, as at tc ingress. ``packet_id`` is the same for all hops of a packet on its way
+    had none, as at tc ingress. ``zone`` is the entry's, 0 where there is none; a packet may pass
+    several. ``packet_id`` is the same for all hops of a packet on its way
     through a node, ``number`` counts the packets of a direction from 1. ``is_after_nat`` tells the
     two places of a netfilter hook apart, None at tc. ``is_fragment`` says that it is not the first
     fragment, which alone has ports. ``length`` in bytes is that of what the kernel handles at once:
@@ -251,6 +254,7 @@ class Hop:
     length: int
     tcp_flags: int
     is_fragment: bool = False
+    zone: int = 0
 
     @property
     def ifindex(self) -> int:

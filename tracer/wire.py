@@ -152,7 +152,8 @@ class WireDrop(ctypes.Structure):
         ("iif", ctypes.c_uint32),
         ("dst_ifindex", ctypes.c_uint32),
         ("flags", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 3),
+        ("zone_dir", ctypes.c_uint8),
+        ("zone", ctypes.c_uint16),
     )
 
 
@@ -179,7 +180,8 @@ class WireHop(ctypes.Structure):
         ("hook", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
         ("tcp_flags", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 3),
+        ("zone_dir", ctypes.c_uint8),
+        ("zone", ctypes.c_uint16),
     )
 
 

@@ -183,6 +183,39 @@ def test_mark(box, trace):
     assert [hop.mark for hop in packets_of(tracer.hops)[0]] == [0, *(0x4000,) * 4, 0, 0]
 
 
+def test_zones(box, trace):
+    """
+    Connections with one tuple in two zones are told apart, at each place where a packet has its
+    entry and in its drop, by the zones that `conntrack -L` shows.
+    """
+    tracer = trace(packets=1, wanted=Filter(proto=UDP, port=PORT))
+    for zone in (7, 8):
+        box.rules(
+            f"""table ip z {{
+            chain a {{ type filter hook prerouting priority -300; ct zone set {zone}; }}
+            chain b {{ type filter hook postrouting priority 0; meta length 29 drop; }}
+            }}"""
+        )
+        with (
+            box.socket("server", 4, socket.SOCK_DGRAM) as server,
+            box.socket("client", 4, socket.SOCK_DGRAM) as client,
+        ):
+            server.bind(("", PORT))
+            client.bind((CLIENT[4], PORT + 1))
+            client.sendto(b"??", (SERVER[4], PORT))
+            tracer.wait_for(lambda t, zone=zone: any(c.zone == zone for c in t.connections))
+            client.sendto(b"?", (SERVER[4], PORT))
+            tracer.wait_for(lambda t, zone=zone: any(drop.zone == zone for drop in t.drops))
+        (entry,) = box.conntrack("-w", str(zone), "-p", "udp")
+        assert entry["zone"] == zone
+    tracer.flush()
+    packets = packets_of(tracer.hops)
+    assert len({hop.orig for hop in tracer.hops if hop.orig}) == 1
+    assert [{hop.zone for hop in hops if hop.orig} for hops in packets] == [{7}, {8}]
+    assert all(places(hops) == FORWARDED for hops in packets)
+    assert [drop.zone for drop in tracer.drops if drop.orig] == [7, 8]
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_local(box, trace, version):
     """A connection to the node's own socket ends at INPUT; its answer begins at OUTPUT."""

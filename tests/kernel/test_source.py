@@ -20,6 +20,7 @@ from tracer.errors import LoadError, NetnsError
 from tracer.kernel import probing, programs
 from tracer.kernel.attach import CONNECTION_PLACES
 from tracer.kernel.netns import Netns
+from tracer.model import Connection
 
 PORT = 8080
 TRACK = "table inet t { chain f { type filter hook forward priority 0; ct state new } }"
@@ -64,7 +65,7 @@ def test_several_namespaces(box, trace):
 
         def both():
             records.extend(map(decode, source.read(0.05)))
-            return {r.netns for r in records if hasattr(r, "zone")} == set(source.info.nodes)
+            return {r.netns for r in records if isinstance(r, Connection)} == set(source.info.nodes)
 
         wait_until(both)
         assert sorted(source.info.nodes.values()) == ["node", "server"]

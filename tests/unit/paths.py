@@ -357,6 +357,28 @@ def changed():
     )
 
 
+def in_zone(zone=7):
+    """S3, by nodes that keep it in a conntrack zone."""
+    path = s3()
+    return replace(path, legs=tuple(_in_zone(leg, zone) for leg in path.legs))
+
+
+def _in_zone(leg, zone):
+    passages = tuple(
+        replace(
+            each,
+            hops=tuple(
+                hop
+                if hop.hop.hook is Hook.TC_INGRESS
+                else replace(hop, hop=replace(hop.hop, zone=zone))
+                for hop in each.hops
+            ),
+        )
+        for each in leg.passages
+    )
+    return replace(leg, zone=zone, passages=passages)
+
+
 def in_fragments():
     """S3, where each packet leaves each node in two parts, of which only the first has ports."""
     path = s3()

@@ -263,8 +263,13 @@ def drop_bytes(value):
         + tuple_bytes(value.orig)
         + struct.pack("=QQ", value.location, value.dst_input or 0)
         + struct.pack("=II", value.reason, value.mark)
-        + struct.pack("=IIIB3x", value.ifindex, value.iif, value.dst_ifindex, flags)
+        + struct.pack("=IIIBBH", value.ifindex, value.iif, value.dst_ifindex, flags, *_zone(value))
     )
+
+
+def _zone(value):
+    """Its direction, which is both where there is an entry, and its number."""
+    return 3 * (value.orig is not None), value.zone
 
 
 def hop_bytes(value):
@@ -281,7 +286,7 @@ def hop_bytes(value):
         + tuple_bytes(value.reply)
         + struct.pack("=QII", value.packet_id, value.mark, value.iif)
         + struct.pack("=IIH", value.oif, value.length, value.number)
-        + struct.pack("=BBB3x", value.hook, flags, value.tcp_flags)
+        + struct.pack("=BBBBH", value.hook, flags, value.tcp_flags, *_zone(value))
     )
 
 
@@ -371,7 +376,8 @@ drops = st.builds(
     ifindex=_u32,
     iif=_u32,
     dst_ifindex=_u32,
-)
+    zone=_u16,
+).map(lambda drop: drop if drop.orig else replace(drop, zone=0))
 _TC = (Hook.TC_INGRESS, Hook.TC_EGRESS)
 
 
@@ -396,6 +402,7 @@ def hops(draw):
         oif=draw(_u32),
         length=draw(_u32),
         tcp_flags=draw(_u8),
+        zone=draw(_u16) if has_entry else 0,
     )
 
 

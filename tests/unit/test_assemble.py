@@ -115,6 +115,64 @@ def test_ports_that_come_back():
     assert [leg.judged for leg in assembled(CONNECTION, new)] == [CONNECTION, new]
 
 
+def in_zone(zone, told, *, packet_id, later_us):
+    """The same connection in another conntrack zone, some time later: tc sees no zone come in."""
+    for each in told:
+        time_ns = each.time_ns + later_us * 1000
+        if isinstance(each, SeenHop):
+            hop = replace(
+                each.hop,
+                packet_id=each.hop.packet_id + packet_id,
+                zone=zone if each.hop.orig else 0,
+            )
+            yield replace(each, time_ns=time_ns, hop=hop)
+        else:
+            connection = replace(each.connection, zone=zone)
+            yield replace(each, time_ns=time_ns, connection=connection)
+
+
+def test_zones():
+    """Connections with one tuple in several zones are several, however their packets mix."""
+    told = [*FIRST, CONNECTION, *ANSWER]
+    # The second one's packets come between the first one's.
+    zones = [list(in_zone(zone, told, packet_id=10 * zone, later_us=0)) for zone in (0, 7, 8)]
+    mixed = [each for together in zip(*zones, strict=True) for each in together]
+    legs = assembled(*mixed)
+    alone = [leg for each in zones for leg in assembled(*each)]
+    assert legs == alone
+    assert [leg.zone for leg in legs] == [0, 7, 8]
+    assert all(len(leg.passages) == 2 and leg.judged.connection.zone == leg.zone for leg in legs)
+
+
+def test_a_packet_that_passes_several_zones():
+    """It is one packet, of the connection of the first: Open vSwitch goes through several."""
+    told = [
+        replace(seen, hop=replace(seen.hop, zone=7 if seen.hop.hook is Hook.TC_EGRESS else 5))
+        if seen.hop.orig
+        else seen
+        for seen in FIRST
+    ]
+    (leg,) = assembled(*told)
+    assert (leg.zone, len(leg.passages), len(leg.passages[0].hops)) == (5, 1, len(FIRST))
+
+
+def test_a_drop_that_does_not_know_its_zone():
+    """A packet without an entry, as where a socket is looked for, is of the zone told of last."""
+    came = list(in_zone(7, FIRST[:4], packet_id=0, later_us=0))
+    drop = samples.judged_drop(
+        samples.drop(packet=FIRST[3].hop.packet, orig=None), time_ns=START_NS + 5000
+    )
+    known = samples.judged_drop(
+        samples.drop(packet=FIRST[3].hop.packet, orig=ORIG, zone=7), time_ns=START_NS + 5000
+    )
+    (leg,) = assembled(*came, known)
+    assert (leg.zone, leg.drop) == (7, known)
+    connection = samples.judged(FIRST[3].hop.packet, FIRST[3].hop.packet.inverted, zone=7)
+    connection = replace(connection, time_ns=START_NS)
+    (leg,) = assembled(connection, drop)
+    assert (leg.zone, leg.drop) == (7, drop)
+
+
 def test_leg():
     """Both directions of a connection: where each address was replaced, and where undone."""
     (leg,) = assembled(*FIRST, CONNECTION, *ANSWER)

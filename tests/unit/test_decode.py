@@ -92,7 +92,8 @@ DROP = (
     + host(5, 4)  # u32 iif
     + host(6, 4)  # u32 dst_ifindex
     + b"\x15"  # u8 flags: HAS_TUPLE, HAS_DST, IS_NEW
-    + bytes(3)
+    + b"\x03"  # u8 zone_dir
+    + host(7, 2)  # u16 zone
 )
 ACCEPT = record_header(56, 3) + ANSWERED6
 PATH_KEY = (
@@ -119,8 +120,8 @@ HOP = (
     + host(3, 4)  # u32 oif
     + host(60, 4)  # u32 length
     + host(1, 2)  # u16 number
-    + bytes([5, 13, 2])  # u8 hook, flags, tcp_flags
-    + b"\0\0\0"
+    + bytes([5, 13, 2, 3])  # u8 hook, flags, tcp_flags, zone_dir
+    + host(7, 2)  # u16 zone
 )
 DECLARED = (
     record_header(64 + 2 * 36, 6)
@@ -205,6 +206,7 @@ def test_drop():
         ifindex=4,
         iif=5,
         dst_ifindex=6,
+        zone=7,
     )
 
 
@@ -228,7 +230,17 @@ def test_hop():
         oif=3,
         length=60,
         tcp_flags=2,
+        zone=7,
     )
+
+
+@pytest.mark.parametrize(
+    ("record", "at"), [(CONNECTION, 118), (DROP, 133), (HOP, 165)], ids=["connection", "drop", "hop"]
+)
+def test_zone_of_one_direction(record, at):
+    """A zone of the reply direction alone is not the connection's."""
+    assert record[at] == 3
+    assert [decode(changed(record, at, direction)).zone for direction in (1, 2)] == [7, 0]
 
 
 def test_accept():

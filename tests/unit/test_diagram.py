@@ -185,6 +185,16 @@ def answered(ending, packet):
     return drawn(replace(path, legs=(replace(leg, passages=(*leg.passages, back)),)))[-1]
 
 
+def test_zone():
+    """The conntrack zone of a packet's entry stands behind its mark, from where it has one."""
+    path = paths.in_zone()
+    told = " ".join(" ".join(drawn(path)).split())
+    first = [hop for way in Direction for _, hop in path.hops(way)]
+    assert told.count(" zone 7") == sum(hop.hop.zone == 7 for hop in first) < len(first)
+    assert told.count("mark 0x4000 zone 7") == sum(hop.hop.mark == 0x4000 for hop in first)
+    assert "zone" not in " ".join(drawn(paths.s3()))
+
+
 def test_fragments():
     """A later fragment has no ports, and the answer is compared by the first."""
     lines = drawn(paths.in_fragments())

@@ -219,6 +219,7 @@ def path_lines():
         paths.ping(),
         paths.changed(),
         paths.in_fragments(),
+        paths.in_zone(),
         paths.s3_first_half(),
     )
     found = [line for path in told for line in path_to_lines(path)]
@@ -231,7 +232,8 @@ def path_lines():
     )
     ping = replace(hop, hop=replace(hop.hop, packet=samples.PING))
     fragment = replace(hop, hop=replace(hop.hop, is_fragment=True))
-    return [*found, *map(to_line, (hop, ping, fragment))]
+    zoned = replace(hop, hop=replace(hop.hop, zone=7))
+    return [*found, *map(to_line, (hop, ping, fragment, zoned))]
 
 
 def contradiction():

@@ -30,7 +30,7 @@ _OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
 # recording may hold anything. Of a flood of drops the first few are enough.
 _HOPS, _PACKETS, _DROPS = 256, 4096, 64
 
-# A network namespace, and `FiveTuple.numbers`.
+# A network namespace, a conntrack zone, and `FiveTuple.numbers`.
 _Key = tuple[int, ...]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -43,6 +43,7 @@ class _Open:
     key: _Key
     node: str
     netns: int
+    zone: int
     orig: FiveTuple
     last_ns: int
     first_ns: int
@@ -66,7 +67,9 @@ class Assembler:
         self._done: OrderedDict[_Key, None] = OrderedDict()
         # Hops of packets whose connection is not known yet, and the connection of the others.
         self._strays: OrderedDict[int, list[SeenHop]] = OrderedDict()
-        self._owners: OrderedDict[int, FiveTuple] = OrderedDict()
+        self._owners: OrderedDict[int, tuple[int, FiveTuple]] = OrderedDict()
+        # The zone in which a tuple was last seen, if it is not 0.
+        self._zones: OrderedDict[_Key, int] = OrderedDict()
         # A first packet on a finished tuple: a new leg if a new conntrack entry follows.
         self._again: OrderedDict[_Key, _Open] = OrderedDict()
         self._pushed_out: list[Leg] = []
@@ -78,12 +81,14 @@ class Assembler:
             case SeenHop():
                 self._add_hop(judged)
             case JudgedConnection():
-                self._begin_anew(_key(judged.connection.netns, judged.connection.orig))
-                leg = self._leg(judged.connection.netns, judged.connection.orig, judged)
+                connection = judged.connection
+                self._begin_anew(_key(connection.netns, connection.zone, connection.orig))
+                leg = self._leg(connection.netns, connection.zone, connection.orig, judged)
                 if leg is not None:
                     leg.judged = judged
             case JudgedDrop() if judged.flow is not None:
-                leg = self._leg(judged.drop.netns, judged.flow, judged)
+                zone = judged.drop.zone if judged.flow == judged.drop.orig else None
+                leg = self._leg(judged.drop.netns, zone, judged.flow, judged)
                 if leg is not None and len(leg.drops) < _DROPS:
                     leg.drops.append(judged)
 
@@ -135,7 +140,8 @@ class Assembler:
         if hops and _is_on_its_way(hops):
             del former.packets[latest]
             first_ns, last_ns = hops[0].time_ns, hops[-1].time_ns
-            new = _Open(key, former.node, former.netns, former.orig, last_ns, first_ns)
+            about = former.node, former.netns, former.zone, former.orig
+            new = _Open(key, *about, last_ns, first_ns)
             new.packets[latest] = hops
             self._open[key] = new
         self._pushed_out.append(_leg(former))
@@ -144,7 +150,7 @@ class Assembler:
         hop = seen.hop
         owner = self._owners.get(hop.packet_id)
         if owner is None and hop.orig is not None:
-            owner = hop.orig
+            owner = hop.zone, hop.orig
             _put(self._owners, hop.packet_id, owner, _STRAYS)
         if owner is None:
             # The packet has no entry yet, or never gets one.
@@ -154,7 +160,7 @@ class Assembler:
             self._append(self._strays.setdefault(hop.packet_id, []), seen)
             return
         before = self._strays.pop(hop.packet_id, [])
-        leg = self._leg(hop.netns, owner, seen, is_first=hop.is_new and not hop.is_reply)
+        leg = self._leg(hop.netns, *owner, seen, is_first=hop.is_new and not hop.is_reply)
         if leg is None:
             return
         if hop.packet_id not in leg.packets and len(leg.packets) >= _PACKETS:
@@ -177,7 +183,7 @@ class Assembler:
             first = hops[0]
             if _is_housekeeping(first.hop.packet):
                 continue
-            leg = self._leg(first.hop.netns, first.hop.packet, first)
+            leg = self._leg(first.hop.netns, None, first.hop.packet, first)
             if leg is not None:
                 leg.packets[packet_id] = hops
                 leg.last_ns = max(leg.last_ns, hops[-1].time_ns)
@@ -185,6 +191,7 @@ class Assembler:
     def _leg(
         self,
         netns: int,
+        zone: int | None,
         orig: FiveTuple,
         told: JudgedConnection | JudgedDrop | SeenHop,
         *,
@@ -194,9 +201,13 @@ class Assembler:
         Return the leg of a tuple, None if it is finished.
 
         On a finished tuple a first packet may be of a new connection with the same ports: it is
-        set aside.
+        set aside. A packet without an entry is taken for one of the zone last seen.
         """
-        key = _key(netns, orig)
+        if zone is None:
+            zone = self._zones.get(_key(netns, 0, orig), 0)
+        elif zone:
+            _put(self._zones, _key(netns, 0, orig), zone, _OPEN)
+        key = _key(netns, zone, orig)
         table = self._open
         if key in self._done:
             if not is_first and key not in self._again:
@@ -206,7 +217,8 @@ class Assembler:
         if leg is None:
             if len(table) >= _OPEN:
                 self._make_room(table)
-            leg = table[key] = _Open(key, told.node, netns, orig, told.time_ns, told.time_ns)
+            leg = _Open(key, told.node, netns, zone, orig, told.time_ns, told.time_ns)
+            table[key] = leg
         else:
             table.move_to_end(key)
             leg.last_ns = max(leg.last_ns, told.time_ns)
@@ -223,8 +235,8 @@ class Assembler:
         return _leg(leg)
 
 
-def _key(netns: int, flow: FiveTuple) -> _Key:
-    return netns, *flow.numbers
+def _key(netns: int, zone: int, flow: FiveTuple) -> _Key:
+    return netns, zone, *flow.numbers
 
 
 def _pop_whole(legs: OrderedDict[_Key, _Open], now_ns: int | None) -> list[_Open]:
@@ -264,6 +276,7 @@ def _leg(leg: _Open) -> Leg:
             orig=leg.orig,
             reply=leg.judged.connection.reply,
             judged=leg.judged,
+            zone=leg.zone,
         )
     packets = _without_errors(_whole(leg.packets.values()), leg.orig)
     passages, left = [], list(leg.drops)
@@ -284,6 +297,7 @@ def _leg(leg: _Open) -> Leg:
         judged=leg.judged,
         passages=tuple(passages),
         drop=_drop(leg, passages),
+        zone=leg.zone,
     )
 
 

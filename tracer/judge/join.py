@@ -313,6 +313,7 @@ def _is_twin(held: _Held, leg: Leg, teller: int) -> bool:
     return (
         held.teller != teller
         and held.place == (leg.node, leg.netns)
+        and known.zone == leg.zone
         and abs(known.time_ns - leg.time_ns) <= TWICE_NS
         and known.reply == leg.reply
         and (known.drop is None) == (leg.drop is None)

@@ -93,8 +93,9 @@ class Leg:
 
     ``orig`` is what it received, ``reply`` the reply that it expects, None if the packet never got
     that far. ``judged`` is its conntrack entry, None if the packet was dropped earlier or no entry
-    was reported. ``passages`` are the watched packets in order of time, empty if only the entry is
-    known. ``drop`` is where the connection's first packet was dropped, if that was here.
+    was reported, ``zone`` the entry's. ``passages`` are the watched packets in order of time, empty
+    if only the entry is known. ``drop`` is where the connection's first packet was dropped, if that
+    was here.
     """
 
     node: str
@@ -105,6 +106,7 @@ class Leg:
     judged: JudgedConnection | None = None
     passages: tuple[Passage, ...] = ()
     drop: JudgedDrop | None = None
+    zone: int = 0
 
     @property
     def opinion(self) -> Opinion | None:
