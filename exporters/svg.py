@@ -38,13 +38,8 @@ _NOT_SEEN = (Role.UNSEEN, Role.DECLARED)
 _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
 
 
-def path_svg(path: Path, *, is_detailed: bool) -> str:
-    """Return a path as an SVG document; ``is_detailed`` adds evidence, advice and each hop."""
-    return path_drawing(path, is_detailed=is_detailed).svg(is_styled=True)
-
-
 def path_drawing(path: Path, *, is_detailed: bool) -> Drawing:
-    """Return a path as a picture for a page, which holds the style for dark mode once."""
+    """Return a path as a picture; ``is_detailed`` adds evidence, advice and each hop."""
     drawn, told = sketch(path), ways(path)
     picture = _Picture(len(drawn.stations))
     picture.headline(drawn)

@@ -9,7 +9,6 @@ from tracer.model import (
     DeclaredClient,
     Filter,
     FiveTuple,
-    Hop,
     IPAddress,
     IPNetwork,
 )
@@ -18,7 +17,6 @@ from tracer.wire import (
     WIRE_VERSION,
     ConnectionFlag,
     DeclaredFlag,
-    HopFlag,
     Kind,
     WireClient,
     WireConfig,
@@ -26,7 +24,6 @@ from tracer.wire import (
     WireDeclared,
     WireFilter,
     WireHeader,
-    WireHop,
     WirePrefix,
     WireTuple,
 )
@@ -118,35 +115,6 @@ def encode_connection(connection: Connection) -> bytes:
     )
 
 
-def encode_hop(hop: Hop) -> bytes:
-    """Encode a hop as the kernel would: the inverse of ``decode``."""
-    return bytes(
-        WireHop(
-            header=_header(hop, Kind.HOP),
-            packet=encode_tuple(hop.packet),
-            orig=encode_tuple(hop.orig) if hop.orig else WireTuple(),
-            reply=encode_tuple(hop.reply) if hop.reply else WireTuple(),
-            packet_id=hop.packet_id,
-            mark=hop.mark,
-            iif=hop.iif,
-            oif=hop.oif,
-            length=hop.length,
-            number=hop.number,
-            hook=hop.hook,
-            flags=_flags(
-                (HopFlag.HAS_ENTRY, hop.orig is not None),
-                (HopFlag.IS_REPLY, hop.is_reply),
-                (HopFlag.IS_NEW, hop.is_new),
-                (HopFlag.AFTER_NAT, bool(hop.is_after_nat)),
-                (HopFlag.IS_FRAGMENT, hop.is_fragment),
-            ),
-            tcp_flags=hop.tcp_flags,
-            zone=hop.zone,
-            zone_dir=_BOTH_DIRECTIONS if hop.orig else 0,
-        )
-    )
-
-
 def encode_declared(declared: Declared) -> bytes:
     """Encode what a connection's first bytes declare, its clients behind it."""
     clients = b"".join(map(_client, declared.clients))
@@ -160,7 +128,7 @@ def encode_declared(declared: Declared) -> bytes:
     return bytes(head) + clients
 
 
-def _header(record: Connection | Hop | Declared, kind: Kind, *, more: int = 0) -> WireHeader:
+def _header(record: Connection | Declared, kind: Kind, *, more: int = 0) -> WireHeader:
     """Return how a record begins; ``more`` bytes follow its fixed part."""
     return WireHeader(
         ktime_ns=record.ktime_ns,

@@ -1,4 +1,4 @@
-"""Where records come from: the kernel, conntrack, a recording, or a test."""
+"""Where records come from: the kernel, conntrack, or a recording."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,35 +47,3 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release everything. Reading afterwards is an error."""
-
-
-class FakeSource:
-    """Records from memory, for tests."""
-
-    def __init__(
-        self,
-        batches: Sequence[list[bytes]],
-        info: SourceInfo,
-        *,
-        lost: Mapping[str, int] | None = None,
-        symbols: Mapping[int, str] | None = None,
-    ) -> None:
-        self.info = info
-        self._batches = list(batches)
-        self._lost = dict(lost or {})
-        self._symbols = dict(symbols or {})
-
-    def read(self, timeout_s: float) -> list[bytes] | None:  # noqa: ARG002 - the protocol's
-        """Return the next batch, None after the last."""
-        return self._batches.pop(0) if self._batches else None
-
-    def lost(self) -> Mapping[str, int]:
-        """What the test said was lost."""
-        return self._lost
-
-    def symbol(self, address: int) -> str | None:
-        """Look an address up in what the test gave."""
-        return self._symbols.get(address)
-
-    def close(self) -> None:
-        """Do nothing."""

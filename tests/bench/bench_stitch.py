@@ -11,11 +11,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.kernel.box import package_root
+from tests.unit.fake_source import FakeSource
 from tracer.decode import decode
 from tracer.encode import encode_connection
 from tracer.model import TCP, Connection, FiveTuple, Hook, Status
 from tracer.recording import Recorder, RecordingSource
-from tracer.source import FakeSource, SourceInfo
+from tracer.source import SourceInfo
 
 RECORDS, NODES, RATE = 1_000_000, 10, 2000
 # node-3's clock is behind: that is to be found out.

@@ -3,8 +3,8 @@
 import pytest
 
 from exporters.report import Report
-from exporters.svg import path_svg
 from tests.unit import paths
+from tests.unit.pictures import path_svg
 from tracer.judge.verdict import Summary
 
 # Each would show that it ran by a global, a title or a request.

@@ -37,6 +37,12 @@ def paths(tracer):
     return {decode_path_key(key): total for key, total in tracer.source.counters.read()}
 
 
+def classify(box, tracer, classes):
+    """Have these prefixes mean these classes."""
+    prefixes = {ip_network(prefix): AddressClass(told) for prefix, told in classes.items()}
+    assert tracer.source.counters.replace_classes({box.target().inode: prefixes}) == 0
+
+
 def send_flows(box, count, dport, address=NODE[4], first=1024):
     with box.socket("client", 4, socket.SOCK_RAW, socket.IPPROTO_UDP) as sent:
         for i in range(count):
@@ -47,7 +53,7 @@ def test_counts_by_path(box, trace):
     """However many clients' ports, a Service's path is one key with an exact total."""
     box.rules(SERVICE)
     tracer = trace(**COUNTING)
-    tracer.source.counters.set_classes([(ip_network("198.51.100.0/24"), ClientClass.POD)])
+    classify(box, tracer, {"198.51.100.0/24": ClientClass.POD})
     send_flows(box, 3000, 80)
     send_flows(box, 500, 81, first=10000)
 
@@ -106,14 +112,16 @@ def test_longest_prefix_decides(box, trace):
     """The class of a client is that of the longest prefix; without one it is external."""
     box.rules(SERVICE)
     tracer = trace(**COUNTING)
-    counters = tracer.source.counters
+    classes = {}
     send_flows(box, 1, 80, first=1)
-    counters.set_classes([(ip_network("198.51.0.0/16"), ClientClass.POD)])
-    send_flows(box, 1, 80, first=2)
-    counters.set_classes([(ip_network(CLIENT[4]), ClientClass.NODE)])
-    send_flows(box, 1, 80, first=3)
-    counters.set_classes([(ip_network("2001:db8::/32"), ClientClass.LOADBALANCER)])
-    send_flows(box, 1, 80, first=4)
+    for first, prefix, client_class in (
+        (2, "198.51.0.0/16", ClientClass.POD),
+        (3, CLIENT[4], ClientClass.NODE),
+        (4, "2001:db8::/32", ClientClass.LOADBALANCER),
+    ):
+        classes[prefix] = client_class
+        classify(box, tracer, classes)
+        send_flows(box, 1, 80, first=first)
 
     assert {key.client_class: total for key, total in paths(tracer).items()} == {
         ClientClass.EXTERNAL: 1,

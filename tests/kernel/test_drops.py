@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from tests.kernel.box import CLIENT, NODE, SERVER, udp_datagram, wait_until
-from tracer.judge.place import drop_hook
+from tracer.judge.place import possible_hooks
 from tracer.kernel.programs import Sizes
 from tracer.model import UDP, Filter, Hook
 
@@ -27,9 +27,9 @@ def dropped_by_rule(box):
     return int(re.search(r"counter packets (\d+)", printed)[1])
 
 
-def hook_of(tracer, drop):
+def hooks_of(tracer, drop):
     dst_input = tracer.source.symbol(drop.dst_input) if drop.dst_input else None
-    return drop_hook(drop, dst_input)
+    return possible_hooks(drop, dst_input)
 
 
 def reason_of(tracer, drop):
@@ -68,7 +68,7 @@ def test_dropped_by_a_rule(box, trace, version, hook, sender, address, expected)
     assert len(tracer.drops) == 3
     for drop in tracer.drops:
         assert reason_of(tracer, drop) == "NETFILTER_DROP"
-        assert hook_of(tracer, drop) is expected
+        assert hooks_of(tracer, drop) == (expected,)
         assert drop.packet == drop.orig
         assert (drop.packet.sport, drop.packet.dport, drop.packet.proto) == (40000, PORT, UDP)
         assert str(drop.packet.dst) == address[version]

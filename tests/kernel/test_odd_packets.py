@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, echo_request, udp_datagram
 from tests.kernel.test_connections import load_nat
 from tests.kernel.test_hops import FORWARDED, PORT, exchange, packets_of, places
+from tests.unit.fake_source import FakeSource
 from tracer.decode import decode
 from tracer.judge.path import Direction, Ending, Translated
 from tracer.kernel import netns
@@ -19,7 +20,7 @@ from tracer.kernel import source as sources
 from tracer.kernel.source import KernelSource, Settings
 from tracer.model import ICMP, UDP, Filter, Hook, Hop
 from tracer.paths import PathPipeline
-from tracer.source import FakeSource, SourceInfo
+from tracer.source import SourceInfo
 
 SPORT = 4711
 INFO = SourceInfo(clock_offset_ns=0, nodes={}, rung="test")

@@ -15,6 +15,7 @@ from lab import hosts, kube_proxy, probe, scenarios, topology
 from lab.scenarios import cases
 from tests.kernel.box import wait_until
 from tests.kernel.trace import open_source
+from tests.unit.rules import names_port
 from tracer.decode import decode
 from tracer.kernel import netns
 from tracer.kernel.source import Settings
@@ -190,8 +191,7 @@ def test_certain_drop_is_the_one_that_counted(lab, mode, scenario):
         hook = HOOKS.get(scenario) or ("forward" if mode == "iptables" else "prerouting")
         rule = read(path).drop_candidates(flow, hook).certain
         assert rule is not None, case
-        port = {"tcp": "http", "udp": "dns"}[case.proto]
-        assert rule.service_port == f"default/{case.scenario.service}:{port}"
+        assert names_port(rule, case)
         # An element of a map has no counter.
         if " # " not in rule.text:
             took = counted(before, counts(run_on(lab, node)))

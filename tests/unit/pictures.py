@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
-from exporters.svg import path_svg
+from exporters.svg import path_drawing
 from tests.unit import paths
+
+
+def path_svg(path, *, is_detailed):
+    """A path as a document of its own."""
+    return path_drawing(path, is_detailed=is_detailed).svg(is_styled=True)
+
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 PICTURES = {

@@ -278,6 +278,7 @@ def hop_bytes(value):
         | value.is_reply << 1
         | value.is_new << 2
         | bool(value.is_after_nat) << 3
+        | value.is_fragment << 4
     )
     return (
         header_bytes(value, 168, 4)
@@ -402,6 +403,7 @@ def hops(draw):
         oif=draw(_u32),
         length=draw(_u32),
         tcp_flags=draw(_u8),
+        is_fragment=draw(st.booleans()),
         zone=draw(_u16) if has_entry else 0,
     )
 

@@ -12,8 +12,8 @@ from exporters.diagram import diagram_lines
 from exporters.otlp_ids import link_ids, parent_id, trace_id
 from exporters.otlp_spans import node_span
 from exporters.report import Report
-from exporters.svg import path_svg
 from tests.unit import paths, samples
+from tests.unit.pictures import path_svg
 from tracer.cluster.match import PodRef
 from tracer.judge.path import (
     Device,

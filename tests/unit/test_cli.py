@@ -13,13 +13,13 @@ import pytest
 
 from lab.services import OBJECTS
 from tests.unit import samples
+from tests.unit.fake_source import FakeSource
 from tests.unit.samples import flow
 from tracer import cli
 from tracer.errors import NetnsError
 from tracer.judge.verdict import Verdict
 from tracer.kernel import netns
 from tracer.recording import Recorder
-from tracer.source import FakeSource
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("trace", "flows", "doctor", "replay", "demo")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit import samples
 from tracer.decode import decode, decode_path_key, decode_segment
-from tracer.encode import encode_connection, encode_declared, encode_hop
+from tracer.encode import encode_connection, encode_declared
 from tracer.errors import DecodeError
 from tracer.model import (
     Accept,
@@ -235,7 +235,9 @@ def test_hop():
 
 
 @pytest.mark.parametrize(
-    ("record", "at"), [(CONNECTION, 118), (DROP, 133), (HOP, 165)], ids=["connection", "drop", "hop"]
+    ("record", "at"),
+    [(CONNECTION, 118), (DROP, 133), (HOP, 165)],
+    ids=["connection", "drop", "hop"],
 )
 def test_zone_of_one_direction(record, at):
     """A zone of the reply direction alone is not the connection's."""
@@ -420,10 +422,8 @@ def test_drop_round_trip(drop):
 
 @given(samples.hops())
 def test_hop_round_trip(hop):
-    """Any hop is read as it was, and written as the kernel writes it."""
-    raw = samples.hop_bytes(hop)
-    assert decode(raw) == hop
-    assert encode_hop(hop) == raw
+    """Any hop that the kernel can write is read as it was."""
+    assert decode(samples.hop_bytes(hop)) == hop
 
 
 @given(samples.accepts)

@@ -253,8 +253,8 @@ HIDDEN = "_hidden"
 
 
 def recorded(tmp_path):
+    from tests.unit.fake_source import FakeSource  # noqa: PLC0415
     from tracer.recording import Recorder  # noqa: PLC0415
-    from tracer.source import FakeSource  # noqa: PLC0415
 
     info = SourceInfo(clock_offset_ns=0, nodes={samples.NETNS: "node2"}, rung="x")
     recorder = Recorder(tmp_path / "night.srcip", FakeSource([], info))

@@ -14,6 +14,7 @@ from lab.agreement import Traced
 from lab.probe import Answer
 from lab.scenarios import cases
 from tests.unit import samples, world
+from tests.unit.rules import names_port
 from tests.unit.samples import FiveTuple
 from tests.unit.world import ETH0, MARK, POD_A, POD_B, dumped, view
 from tracer.judge.cause import Cause
@@ -212,8 +213,7 @@ def test_dropped(case):
     assert (opinion.rule is None) == (case.cause == "no-listener")
     if opinion.rule is not None:
         assert opinion.rule.owner is Owner.KUBE_PROXY
-        port = {"tcp": "http", "udp": "dns"}[case.proto]
-        assert opinion.rule.service_port == f"default/{case.scenario.service}:{port}"
+        assert names_port(opinion.rule, case)
     assert opinion.advice
 
 

@@ -6,8 +6,8 @@ from ipaddress import ip_network
 import pytest
 
 from tests.unit import samples
+from tests.unit.fake_source import FakeSource
 from tests.unit.samples import CLOCK_OFFSET_NS, INFO, KTIME_NS, REPLACED, flow
-from tracer.encode import encode_hop
 from tracer.judge.assemble import QUIET_NS
 from tracer.judge.cause import Cause
 from tracer.judge.path import Direction
@@ -15,7 +15,6 @@ from tracer.judge.verdict import Verdict
 from tracer.model import Filter, Hook, Hop
 from tracer.paths import PathPipeline
 from tracer.pipeline import Wanted
-from tracer.source import FakeSource
 
 NEXT_NETNS = samples.NETNS + 1
 NODES = replace(INFO, nodes={samples.NETNS: "node2", NEXT_NETNS: "node1"})
@@ -26,7 +25,7 @@ WINDOW_NS = 1_000_000
 
 
 def hop(packet, *, netns=samples.NETNS, entry=REPLACED, after_ns=0, packet_id=1):
-    return encode_hop(
+    return samples.hop_bytes(
         Hop(
             ktime_ns=KTIME_NS + after_ns,
             netns=netns,

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from lab.kube_proxy import DATA
 from tests.unit import samples, world
+from tests.unit.fake_source import FakeSource
 from tracer import recording
 from tracer.errors import RecordingError
 from tracer.recording import MAGIC, Recorder, RecordingSource
 from tracer.ruleset import printed
 from tracer.ruleset.printed import Output, Printed, pack, unpack
-from tracer.source import FakeSource
 from tracer.views import FixedViews, Place
 
 SAVED = {

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit import samples
+from tests.unit.fake_source import FakeSource
 from tracer.decode import decode
 from tracer.errors import DecodeError, RecordingError
 from tracer.recording import MAGIC, Recorder, RecordingSource
 from tracer.ruleset.model import Flow
-from tracer.source import FakeSource
 from tracer.views import FixedViews
 
 INFO, RECORD, SYMBOL, LOST, END = 1, 2, 3, 4, 5

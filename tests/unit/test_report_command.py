@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit import samples
+from tests.unit.fake_source import FakeSource
 from tracer.recording import Recorder
-from tracer.source import FakeSource
 
 
 @pytest.fixture

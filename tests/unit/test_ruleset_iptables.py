@@ -394,7 +394,6 @@ def test_unowned_masquerade_is_of_unknown_owner():
     """A rule without a name of anybody's is nobody's."""
     (rule,) = ruleset("-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE").rules
     assert rule.owner is Owner.UNKNOWN
-    assert rule.service_port is None
 
 
 def tuple_(src, dst, sport, dport, proto=UDP):

@@ -10,6 +10,7 @@ import pytest
 from lab import hosts, scenarios
 from lab.kube_proxy import DATA
 from lab.scenarios import cases
+from tests.unit.rules import names_port
 from tracer.model import TCP, UDP
 from tracer.ruleset.iptables import parse_save
 from tracer.ruleset.model import Action, Flow, Owner, Ruleset
@@ -158,8 +159,7 @@ def test_dropped_packet_has_its_certain_rule(case):
     assert rule is not None, candidates.reason
     assert rule.owner is Owner.KUBE_PROXY
     assert rule.hook == hook
-    port = {"tcp": "http", "udp": "dns"}[case.proto]
-    assert rule.service_port == f"default/{case.scenario.service}:{port}"
+    assert names_port(rule, case)
     is_refused = case.scenario.id in {"S15a", "S15b"}
     assert rule.action is (Action.REJECT if is_refused else Action.DROP)
 

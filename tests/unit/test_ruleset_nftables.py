@@ -362,7 +362,6 @@ def test_drops_in_maps_have_the_comment_of_their_element():
     for rules, action in ((direct, Action.DROP), (helped, Action.REJECT)):
         rule = rules.drop_candidates(FLOW, "forward").certain
         assert (rule.action, rule.comment) == (action, "default/echo:http")
-        assert rule.service_port == "default/echo:http"
     assert direct.rules[0].text.endswith("# 80 : drop")
 
 

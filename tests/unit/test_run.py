@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit import samples
+from tests.unit.fake_source import FakeSource
 from tracer.commands.output import Expectation
 from tracer.commands.run import run_and_sum_up, stop_on_signals
 from tracer.errors import RecordingError
 from tracer.pipeline import Pipeline
 from tracer.recording import Recorder
-from tracer.source import FakeSource
 
 REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from lab.services import OBJECTS
 from tests.unit import samples, world
+from tests.unit.fake_source import FakeSource
 from tests.unit.samples import CLOCK_OFFSET_NS, flow
 from tracer import clocks
 from tracer.judge.join import Joiner
 from tracer.model import Opening, Status
 from tracer.recording import Recorder
-from tracer.source import FakeSource
 
 MS, S = 1_000_000, 1_000_000_000
 NETNS = {"node1": 4026532001, "node2": 4026532002, "node3": 4026532003}

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters.sketch import sketch
-from exporters.svg import path_drawing, path_svg
+from exporters.svg import path_drawing
 from exporters.svg_canvas import wrapped
 from exporters.svg_file import MOST_PICTURES, SvgFile
 from tests.unit import paths, pictures
+from tests.unit.pictures import path_svg
 from tracer.errors import TracerError
 
 NS = "{http://www.w3.org/2000/svg}"

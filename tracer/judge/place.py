@@ -38,9 +38,3 @@ def possible_hooks(drop: Drop, dst_input: str | None) -> tuple[Hook, ...]:
     if drop.iif == drop.dst_ifindex:
         return (Hook.NF_FORWARD, Hook.NF_POSTROUTING)
     return (Hook.NF_FORWARD if drop.ifindex == drop.iif else Hook.NF_POSTROUTING,)
-
-
-def drop_hook(drop: Drop, dst_input: str | None) -> Hook | None:
-    """Return the hook by the packet's state; None if that does not decide."""
-    hooks = possible_hooks(drop, dst_input)
-    return hooks[0] if len(hooks) == 1 else None

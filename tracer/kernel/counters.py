@@ -2,7 +2,7 @@
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -63,7 +63,6 @@ class PathCounters:
     def __init__(
         self,
         loaded: Loaded,
-        namespaces: Iterable[int],
         sizes: Sizes,
         configure: Callable[[Turn], None],
     ) -> None:
@@ -77,7 +76,6 @@ class PathCounters:
         )
         self._classes = Map(loaded.map(CONNECTIONS, "classes"), ctypes.sizeof(WirePrefix), 4)
         self._known: dict[bytes, bytes] = {}
-        self._namespaces = tuple(namespaces)
         self._configure = configure
         self._turn = Turn()
         self._is_idle_full = False
@@ -126,18 +124,6 @@ class PathCounters:
         """Delete a path's sample: its next connection becomes the new one."""
         self._samples.delete(key)
         self._look_for_samples()
-
-    def set_classes(self, prefixes: Iterable[tuple[IPNetwork, ClientClass]]) -> None:
-        """
-        Set which addresses are pods, nodes, load balancers or loopback; the rest is external.
-
-        Raises:
-            OSError: ENOSPC if there are more prefixes than ``Sizes.prefixes``.
-        """
-        for network, client_class in prefixes:
-            for netns in self._namespaces:
-                self._put(encode_prefix(netns, network), AddressClass(client_class).wire)
-        self._look_for_classes()
 
     def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
         """

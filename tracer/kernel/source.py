@@ -158,9 +158,7 @@ class KernelSource:
             if self._loaded.drop_reasons == programs.NO_REASONS:
                 self._not_seen.append(probing.NO_REASONS)
             self._configure()
-            self.counters = PathCounters(
-                self._loaded, self._namespaces, self._settings.sizes, self._set_turn
-            )
+            self.counters = PathCounters(self._loaded, self._settings.sizes, self._set_turn)
             self._attach()
         except BaseException:
             self.close()

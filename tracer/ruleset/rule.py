@@ -1,6 +1,5 @@
 """A rule that replaces the source or drops packets, and its owner."""
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -13,11 +12,6 @@ RuleFamily = Literal["ipv4", "ipv6", "both"]
 Tool = Literal["iptables", "iptables-legacy", "nftables"]
 HookName = Literal["prerouting", "input", "forward", "output", "postrouting"]
 HOOKS: tuple[HookName, ...] = ("prerouting", "input", "forward", "output", "postrouting")
-
-# kube-proxy's comments begin with the name of the Service's port ("default/echo:http has no
-# endpoints"); its nftables chains end in it ("firewall-LZQZAOED-default/echo/tcp/http").
-_COMMENTED_PORT = re.compile(r"([a-z0-9-]+/[a-z0-9.-]+(?::[a-z0-9-]+)?)(?: |$)")
-_CHAIN_PORT = re.compile(r"[a-z]+-[A-Z0-9]{8}-([a-z0-9-]+/[a-z0-9.-]+)/[a-z]+/([a-z0-9-]*)$")
 
 
 class Owner(StrEnum):
@@ -119,17 +113,6 @@ class Rule:
     def is_drop(self) -> bool:
         """Whether it drops packets."""
         return self.action in (Action.DROP, Action.REJECT)
-
-    @property
-    def service_port(self) -> str | None:
-        """The Service port that kube-proxy made it for, ``NAMESPACE/NAME:PORT``, or None."""
-        if self.owner is not Owner.KUBE_PROXY:
-            return None
-        if found := _COMMENTED_PORT.match(self.comment or ""):
-            return found[1]
-        if found := _CHAIN_PORT.match(self.chain):
-            return f"{found[1]}:{found[2]}" if found[2] else found[1]
-        return None
 
     def __str__(self) -> str:
         return f"{self.tool} {self.table} {self.chain}: {self.text}"
