@@ -43,6 +43,9 @@ class Certificate:
             return self._context
 
     def _load(self) -> ssl.SSLContext:
+        # OpenSSL's error about an unreadable file does not name it.
+        for file in self._files:
+            file.open("rb").close()
         # Always a new context: a load that fails half way leaves a certificate without its key.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # Handshakes are what costs: one for each connection.
@@ -57,7 +60,9 @@ class Certificate:
     def _trouble(self, error: OSError | ValueError) -> str:
         cert, key = self._files
         why = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
-        return f"cannot use the certificate {cert} with the key {key}: {why or error}"
+        file = getattr(error, "filename", None)
+        where = f"{file}: " if file else ""
+        return f"cannot use the certificate {cert} with the key {key}: {where}{why or error}"
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

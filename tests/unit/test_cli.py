@@ -16,9 +16,10 @@ from tests.unit import samples
 from tests.unit.fake_source import FakeSource
 from tests.unit.samples import flow
 from tracer import cli
+from tracer.commands import serve
 from tracer.errors import NetnsError
 from tracer.judge.verdict import Verdict
-from tracer.kernel import netns
+from tracer.kernel import ladder, netns, privileges
 from tracer.recording import Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +185,41 @@ def test_wrong_usage(srcip, arguments, message):
     assert (code, out) == (2, "")
     assert message in err
     assert re.fullmatch(r"srcip: [^\n\x1b]+; see 'srcip( \w+)? --help'\n", err)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--bind", "nope.invalid"],
+            r"cannot listen on nope\.invalid port 9464: .+; choose another with --bind and --port",
+        ),
+        (
+            ["--tls-cert", "{}/none", "--tls-key", "{}/there"],
+            r"cannot use the certificate \S+ with the key \S+: \S+/none: No such file or directory",
+        ),
+        (
+            ["--tls-cert", "{}/there", "--tls-key", "{}/none"],
+            r"cannot use the certificate \S+ with the key \S+: \S+/none: No such file or directory",
+        ),
+        (
+            ["--tls-cert", "{}/there", "--tls-key", "{}/there"],
+            r"cannot use the certificate \S+ with the key \S+: .+",
+        ),
+    ],
+    ids=["bind", "no certificate", "no key", "neither of them is one"],
+)
+def test_what_serve_cannot_use(srcip, tmp_path, monkeypatch, options, message):
+    """One line and exit 1, before a socket is made, an object is asked for or a program loaded."""
+    (tmp_path / "there").write_text("nothing\n")
+    monkeypatch.setattr(privileges, "require_for_tracing", lambda: None)
+    monkeypatch.setattr(ladder, "require_programs", lambda _asked: None)
+    begun = []
+    for where, name in ((serve, "live_views"), (serve, "StreamServer"), (ladder, "open_programs")):
+        monkeypatch.setattr(where, name, lambda *_, name=name, **__: begun.append(name))
+    code, out, err = srcip("serve", *(each.format(tmp_path) for each in options))
+    assert (code, out, begun) == (1, "", [])
+    assert re.fullmatch(rf"srcip: {message}\n", err), err
 
 
 @pytest.mark.parametrize("path", ["/no/such/agent.sock", "unix:/no/such/agent.sock"])
