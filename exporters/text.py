@@ -17,7 +17,8 @@ from tracer.judge.verdict import (
     SeenHop,
     Summary,
 )
-from tracer.model import DeclaredClient, FiveTuple, IPAddress, protocol_name
+from tracer.model import FiveTuple, IPAddress, protocol_name
+from tracer.proxy_headers import DeclaredClient
 from tracer.ruleset.rule import Owner, Rule
 
 # Most addresses are IPv4: "255.255.255.255:65535".

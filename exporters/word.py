@@ -3,7 +3,7 @@
 from typing import Any
 
 from tracer.judge.proxy_word import ProxyWord
-from tracer.model import DeclaredClient, ProxyHeader
+from tracer.proxy_headers import DeclaredClient, ProxyHeader
 
 
 def word_object(word: ProxyWord) -> dict[str, Any]:

@@ -7,25 +7,26 @@ from ipaddress import IPv4Address, IPv6Address
 
 from tracer.errors import DecodeError
 from tracer.model import (
-    CLIENT_TOKEN,
     Accept,
     AddressFlag,
     ClientClass,
-    ClientForm,
     Connection,
-    Declared,
-    DeclaredClient,
     Drop,
     FiveTuple,
     Hook,
     Hop,
     IPAddress,
-    Opening,
     PathKey,
-    ProxyHeader,
-    Record,
-    Segment,
     Status,
+)
+from tracer.proxy_headers import (
+    CLIENT_TOKEN,
+    ClientForm,
+    Declared,
+    DeclaredClient,
+    Opening,
+    ProxyHeader,
+    Segment,
 )
 from tracer.wire import (
     HEADER_SIZE,
@@ -49,6 +50,8 @@ from tracer.wire import (
     WireSegment,
     WireTuple,
 )
+
+Record = Connection | Drop | Accept | Hop | Declared
 
 AF_INET, AF_INET6 = 2, 10
 # NF_CT_ZONE_DIR_ORIG, include/net/netfilter/nf_conntrack_zones.h

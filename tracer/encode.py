@@ -3,15 +3,9 @@
 import ctypes
 from collections.abc import Iterable
 
-from tracer.model import (
-    Connection,
-    Declared,
-    DeclaredClient,
-    Filter,
-    FiveTuple,
-    IPAddress,
-    IPNetwork,
-)
+from tracer.filter import Filter
+from tracer.model import Connection, FiveTuple, IPAddress, IPNetwork
+from tracer.proxy_headers import Declared, DeclaredClient
 from tracer.wire import (
     RECORDS,
     WIRE_VERSION,

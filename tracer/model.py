@@ -1,6 +1,5 @@
 """What the tracer knows, in the kernel's own terms: connections, drops, accepts."""
 
-import re
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -262,108 +261,6 @@ class Hop:
         return self.oif or self.iif
 
 
-class ProxyHeader(IntEnum):
-    """In which header a proxy names its client. Values are ``enum srcip_proxy_header``."""
-
-    PROXY_V1 = 1
-    PROXY_V2 = 2
-    X_FORWARDED_FOR = 3
-    FORWARDED = 4
-
-    @property
-    def is_proxy_protocol(self) -> bool:
-        """Whether it stands before all bytes of the connection, once."""
-        return self in (ProxyHeader.PROXY_V1, ProxyHeader.PROXY_V2)
-
-    @property
-    def label(self) -> str:
-        """The name as its specification spells it."""
-        return _HEADER_LABELS[self]
-
-
-_HEADER_LABELS = {
-    ProxyHeader.PROXY_V1: "PROXY v1",
-    ProxyHeader.PROXY_V2: "PROXY v2",
-    ProxyHeader.X_FORWARDED_FOR: "X-Forwarded-For",
-    ProxyHeader.FORWARDED: "Forwarded",
-}
-
-
-# A name that hides a client's address: obfnode of RFC 7239, section 6.3, with a bound.
-CLIENT_TOKEN = re.compile(r"_[A-Za-z0-9._-]{1,31}", re.ASCII)
-
-
-class ClientForm(IntEnum):
-    """How a header names a client. Values are ``enum srcip_client_form``."""
-
-    ADDRESS = 1
-    TOKEN = 2  # a name that hides the address
-    UNKNOWN = 3  # the proxy does not know, or does not tell
-    LOCAL = 4  # PROXY's LOCAL: the proxy speaks for itself, as in a health check
-    INVALID = 5  # nothing that the header may hold; its text is not kept
-
-
-class Opening(IntEnum):
-    """What a connection's first bytes were. Values are ``enum srcip_opening``."""
-
-    HTTP = 1  # the head of an HTTP/1 request, read to its end
-    OTHER = 2  # after a PROXY header, if there was one: TLS, HTTP/2, another protocol
-    CUT = 3  # they ended, or were too many, before all that was wanted
-    MALFORMED = 4  # they began as a PROXY header, and are none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeclaredClient:
-    """Whom one header names: ``address`` is there for an ADDRESS, ``token`` for a TOKEN."""
-
-    header: ProxyHeader
-    form: ClientForm
-    address: IPAddress | None = None
-    port: int | None = None
-    token: str | None = None
-
-    def __str__(self) -> str:
-        return str(self.address or self.token or self.form.name.lower())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """
-    Some of the first bytes of a TCP connection, at an offset from its first.
-
-    ``is_end`` says that the peer sends nothing after it, ``is_cut`` that no more will be told.
-    """
-
-    ktime_ns: int
-    netns: int
-    flow: FiveTuple
-    offset: int
-    payload: bytes
-    is_end: bool
-    is_cut: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
-    """
-    What a TCP connection's first bytes say of clients behind its peer.
-
-    ``flow`` is what the peer sent, as the connection's ``orig``. ``clients`` are in the order in
-    which they were added, so the last is the peer's own word; ``has_more`` says that earlier ones
-    were left out.
-    """
-
-    ktime_ns: int
-    netns: int
-    flow: FiveTuple
-    opening: Opening
-    clients: tuple[DeclaredClient, ...] = ()
-    has_more: bool = False
-
-
-Record = Connection | Drop | Accept | Hop | Declared
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathKey:
     """
@@ -393,73 +290,5 @@ class PathKey:
     client_flags: AddressFlag = NO_FLAGS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """
-    Which connections are wanted; an empty filter wants all.
-
-    ``client`` holds for the original source, ``backend`` for the address that answers, and
-    ``port`` for the one the client addressed or the one that answers; ICMP has none.
-    """
-
-    client: IPNetwork | None = None
-    backend: IPNetwork | None = None
-    port: int | None = None
-    proto: int | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether everything is wanted."""
-        return self == Filter()
-
-    def covering(self, other: "Filter") -> "Filter":
-        """Return the narrowest filter that wants all that either of two wants."""
-        return Filter(
-            client=_covering(self.client, other.client),
-            backend=_covering(self.backend, other.backend),
-            port=self.port if self.port == other.port else None,
-            proto=self.proto if self.proto == other.proto else None,
-        )
-
-    def matches(self, connection: Connection) -> bool:
-        """Whether a connection is wanted: what ``connections.c`` decides in the kernel."""
-        return self.matches_tuples(connection.orig, connection.reply)
-
-    def matches_tuples(self, orig: FiveTuple, reply: FiveTuple) -> bool:
-        """Whether what a client sent and the answer to it belong to a wanted connection."""
-        return (
-            self.proto in (None, orig.proto)
-            and (self.port is None or (not orig.is_icmp and self.port in (orig.dport, reply.sport)))
-            and _is_in(orig.src, self.client)
-            and _is_in(reply.src, self.backend)
-        )
-
-    def matches_packet(self, packet: FiveTuple) -> bool:
-        """Whether a packet belongs to a wanted flow, in either direction (``drops.c``)."""
-        return (
-            self.proto in (None, packet.proto)
-            and (
-                self.port is None
-                or (not packet.is_icmp and self.port in (packet.dport, packet.sport))
-            )
-            and (_is_in(packet.src, self.client) or _is_in(packet.dst, self.client))
-            and (_is_in(packet.src, self.backend) or _is_in(packet.dst, self.backend))
-        )
-
-
 def _answer(proto: int, icmp_type: int) -> int:
     return _ICMP_ANSWERS.get((proto, icmp_type), icmp_type)
-
-
-def _covering(one: IPNetwork | None, other: IPNetwork | None) -> IPNetwork | None:
-    """Return the longest prefix that holds both; None for everything."""
-    if one is None or other is None or one.version != other.version:
-        return None
-    length = min(one.prefixlen, other.prefixlen)
-    differing = int(one.network_address) ^ int(other.network_address)
-    length = min(length, one.max_prefixlen - differing.bit_length())
-    return one.supernet(new_prefix=length)
-
-
-def _is_in(address: IPAddress, network: IPNetwork | None) -> bool:
-    return network is None or address in network

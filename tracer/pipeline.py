@@ -4,8 +4,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tracer.decode import decode
+from tracer.decode import Record, decode
 from tracer.errors import DecodeError
+from tracer.filter import Filter
 from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.drop import judge_drop
@@ -23,8 +24,9 @@ from tracer.judge.verdict import (
     Verdict,
 )
 from tracer.judge.view import View
-from tracer.model import Accept, Connection, Declared, Drop, Filter, FiveTuple, Hop, Record
+from tracer.model import Accept, Connection, Drop, FiveTuple, Hop
 from tracer.proxies import Proxies
+from tracer.proxy_headers import Declared
 from tracer.source import Source
 from tracer.undecodable import Undecodable
 from tracer.views import FixedViews, Views

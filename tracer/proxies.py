@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tracer.judge.proxy_word import ProxyWord, weigh
-from tracer.model import Connection, Declared, FiveTuple, IPAddress, IPNetwork, ProxyHeader
+from tracer.model import Connection, FiveTuple, IPAddress, IPNetwork
+from tracer.proxy_headers import Declared, ProxyHeader
 
 # Backends are endpoints, and connections that are on their way to the next node are few.
 _BACKENDS = 8192

@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tracer.model import TCP, Accept, Connection, Declared, FiveTuple
+from tracer.model import TCP, Accept, Connection, FiveTuple
+from tracer.proxy_headers import Declared
 
 # What a client sends first follows the handshake; a server that speaks first keeps it waiting.
 PATIENCE_NS = 2_000_000_000

@@ -12,7 +12,7 @@ from tests.bench import node as nodes
 from tests.bench.__main__ import compare, kernel_source, no_tracer
 from tests.bench.bench_headers import PORT, TRACK, long_ns, serve
 from tests.kernel.box import SERVER
-from tracer.model import Filter
+from tracer.filter import Filter
 
 PACKETS, ROUNDS = 320_000, 15
 # One connection of another client: every packet of the benchmark has to be told from it.

@@ -16,7 +16,8 @@ from tests.bench.bench_agent import flows
 from tests.bench.served import RULES, SILENCE, agent, objects
 from tests.unit.apiserver import running
 from tests.unit.test_page_server import Issued
-from tracer.model import UDP, Filter
+from tracer.filter import Filter
+from tracer.model import UDP
 from tracer.pipeline import Wanted
 from tracer.stream.client import AgentStream
 from tracer.stream.upgrade import HttpsAgent

@@ -19,7 +19,8 @@ from tracer.declared.opening import read_opening
 from tracer.declared.stream import Stream
 from tracer.decode import decode
 from tracer.encode import encode_declared
-from tracer.model import CLIENT_TOKEN, ClientForm, Declared, FiveTuple
+from tracer.model import FiveTuple
+from tracer.proxy_headers import CLIENT_TOKEN, ClientForm, Declared
 
 SEEDS = [
     *WHOLE,

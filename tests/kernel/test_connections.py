@@ -18,8 +18,9 @@ from tests.kernel.box import (
     udp_datagram,
     wait_until,
 )
+from tracer.filter import Filter
 from tracer.kernel.programs import Sizes
-from tracer.model import PROTOCOLS, Filter, Hook, Status
+from tracer.model import PROTOCOLS, Hook, Status
 
 COUNT = 23
 PORT = 8080

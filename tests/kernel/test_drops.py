@@ -7,9 +7,10 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from tests.kernel.box import CLIENT, NODE, SERVER, udp_datagram, wait_until
+from tracer.filter import Filter
 from tracer.judge.place import possible_hooks
 from tracer.kernel.programs import Sizes
-from tracer.model import UDP, Filter, Hook
+from tracer.model import UDP, Hook
 
 PORT = 8080
 

@@ -15,9 +15,10 @@ from tests.kernel.box import CLIENT, NODE, SERVER, wait_until
 from tests.kernel.test_bypasses import SCHED_CLS, program
 from tests.kernel.test_connections import load_nat
 from tests.kernel.trace import Trace
+from tracer.filter import Filter
 from tracer.kernel import bpf_syscall, privileges
 from tracer.kernel.netns import inside
-from tracer.model import TCP, UDP, Filter, Hook
+from tracer.model import TCP, UDP, Hook
 
 PORT = 8080
 PATIENCE_S = 20

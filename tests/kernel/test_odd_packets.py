@@ -14,11 +14,12 @@ from tests.kernel.test_connections import load_nat
 from tests.kernel.test_hops import FORWARDED, PORT, exchange, packets_of, places
 from tests.unit.fake_source import FakeSource
 from tracer.decode import decode
+from tracer.filter import Filter
 from tracer.judge.path import Direction, Ending, Translated
 from tracer.kernel import netns
 from tracer.kernel import source as sources
 from tracer.kernel.source import KernelSource, Settings
-from tracer.model import ICMP, UDP, Filter, Hook, Hop
+from tracer.model import ICMP, UDP, Hook, Hop
 from tracer.paths import PathPipeline
 from tracer.source import SourceInfo
 

@@ -11,10 +11,11 @@ import pytest
 from tests.kernel.box import NODE, NODE_INSIDE, SERVER, wait_until
 from tests.unit.declared.test_proxy_protocol import INET, TLV, v2
 from tests.unit.declared.test_request import get
+from tracer.filter import Filter
 from tracer.kernel.bpf_syscall import Map
 from tracer.kernel.programs import SEGMENTS
 from tracer.kernel.source import KernelSource, Settings
-from tracer.model import Filter, Opening
+from tracer.proxy_headers import Opening
 from tracer.wire import Kind
 
 pytestmark = pytest.mark.usefixtures("kernel")

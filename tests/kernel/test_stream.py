@@ -13,9 +13,10 @@ from tests.kernel.box import SERVER, udp_datagram, wait_until
 from tests.kernel.trace import open_source
 from tests.unit.test_page_server import Issued
 from tracer.agent import Agent
+from tracer.filter import Filter
 from tracer.kernel.programs import Sizes
 from tracer.kernel.source import Settings
-from tracer.model import UDP, Filter
+from tracer.model import UDP
 from tracer.pipeline import Wanted
 from tracer.stream.client import AgentStream
 from tracer.stream.protocol import request_line

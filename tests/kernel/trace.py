@@ -7,7 +7,8 @@ from tracer.decode import decode
 from tracer.kernel import ladder
 from tracer.kernel.ladder import Rung
 from tracer.kernel.source import Settings
-from tracer.model import Accept, Connection, Declared, Drop, Hop
+from tracer.model import Accept, Connection, Drop, Hop
+from tracer.proxy_headers import Declared
 
 # The way to look in these tests, if not the first that the kernel offers.
 RUNG = os.environ.get("SRCIP_TEST_RUNG")

@@ -20,7 +20,8 @@ from tracer.judge.path import (
     Translation,
 )
 from tracer.judge.verdict import JudgedConnection, Opinion, SeenAccept, ServiceRef, Verdict
-from tracer.model import ClientClass, ClientForm, Hook, Hop, ProxyHeader
+from tracer.model import ClientClass, Hook, Hop
+from tracer.proxy_headers import ClientForm, ProxyHeader
 
 START_NS = CLOCK_OFFSET_NS + KTIME_NS
 NODE1_NETNS, NODE2_NETNS = 4026532002, samples.NETNS

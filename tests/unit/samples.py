@@ -15,21 +15,14 @@ from tracer.judge.drop import judge_drop
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, Opinion, ServiceRef, Verdict
 from tracer.judge.view import View
-from tracer.model import (
+from tracer.model import Accept, ClientClass, Connection, Drop, FiveTuple, Hook, Hop, Status
+from tracer.proxy_headers import (
     CLIENT_TOKEN,
-    Accept,
-    ClientClass,
     ClientForm,
-    Connection,
     Declared,
     DeclaredClient,
-    Drop,
-    FiveTuple,
-    Hook,
-    Hop,
     Opening,
     ProxyHeader,
-    Status,
 )
 from tracer.ruleset.rule import Action, Owner, Rule
 from tracer.source import SourceInfo

@@ -11,8 +11,8 @@ from tests.unit.world import CLIENT, NODE2, NODE_PORT
 from tracer.agent import Agent
 from tracer.cluster.status import ClusterStatus
 from tracer.encode import encode_connection
+from tracer.filter import Filter
 from tracer.judge.verdict import Verdict
-from tracer.model import Filter
 from tracer.pipeline import Wanted
 from tracer.stream.client import AgentStream
 from tracer.stream.live import AT_ONCE_S, SHARE, LiveStream

@@ -15,20 +15,15 @@ from tracer.model import (
     Accept,
     AddressFlag,
     ClientClass,
-    ClientForm,
     Connection,
-    Declared,
-    DeclaredClient,
     Drop,
     FiveTuple,
     Hook,
     Hop,
-    Opening,
     PathKey,
-    ProxyHeader,
-    Segment,
     Status,
 )
+from tracer.proxy_headers import ClientForm, Declared, DeclaredClient, Opening, ProxyHeader, Segment
 
 
 def host(value, size):

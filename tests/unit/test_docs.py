@@ -23,7 +23,8 @@ from tracer.judge.cause import MEANINGS
 from tracer.judge.verdict import SeenAccept, SeenHop, Summary, Verdict
 from tracer.kernel.features import Check, Report
 from tracer.kernel.health import Health
-from tracer.model import ClientForm, Hook, ProxyHeader
+from tracer.model import Hook
+from tracer.proxy_headers import ClientForm, ProxyHeader
 from tracer.source import SourceInfo
 from tracer.wire import Lost
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit import samples
 from tracer.encode import encode_config, encode_prefix, encode_tuple, mapped
-from tracer.model import Filter
+from tracer.filter import Filter
 from tracer.wire import WireConfig, WirePrefix
 
 ANY = Filter()

@@ -19,7 +19,8 @@ from tracer.judge.drop import judge_drop
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import SeenAccept, Summary
 from tracer.judge.view import View
-from tracer.model import ClientClass, Hook, ProxyHeader
+from tracer.model import ClientClass, Hook
+from tracer.proxy_headers import ProxyHeader
 
 TIME = "2026-01-01T00:00:00.123456789Z"
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.unit import samples
 from tests.unit.samples import BACKEND, CLIENT, NODE, flow
-from tracer.model import ICMP, ICMPV6, PROTOCOLS, Filter, Hook, protocol_name
+from tracer.filter import Filter
+from tracer.model import ICMP, ICMPV6, PROTOCOLS, Hook, protocol_name
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import pytest
 from tests.unit import samples
 from tests.unit.fake_source import FakeSource
 from tests.unit.samples import CLOCK_OFFSET_NS, INFO, KTIME_NS, REPLACED, flow
+from tracer.filter import Filter
 from tracer.judge.assemble import QUIET_NS
 from tracer.judge.cause import Cause
 from tracer.judge.path import Direction
 from tracer.judge.verdict import Verdict
-from tracer.model import Filter, Hook, Hop
+from tracer.model import Hook, Hop
 from tracer.paths import PathPipeline
 from tracer.pipeline import Wanted
 

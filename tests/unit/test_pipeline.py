@@ -12,9 +12,10 @@ from tests.unit import samples, world
 from tests.unit.fake_source import FakeSource
 from tests.unit.samples import CLOCK_OFFSET_NS, INFO, KTIME_NS, flow
 from tracer import pipeline as pipeline_module
+from tracer.filter import Filter
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenAccept, Verdict
-from tracer.model import ClientClass, Filter, Hook
+from tracer.model import ClientClass, Hook
 from tracer.pipeline import Pipeline, Wanted
 from tracer.views import FixedViews, Place
 

@@ -16,8 +16,9 @@ from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.proxy_word import weigh
 from tracer.judge.verdict import Verdict
-from tracer.model import ClientForm, Declared, ProxyHeader, Status
+from tracer.model import Status
 from tracer.proxies import Proxies
+from tracer.proxy_headers import ClientForm, Declared, ProxyHeader
 
 CLIENT, PROXY, FAR_PROXY, STRANGER = "198.51.100.7", "10.0.0.9", "10.0.0.8", "192.0.2.66"
 TRUSTED = (ip_network("10.0.0.8/31"), ip_network("2001:db8:10::/64"))

@@ -16,7 +16,8 @@ from tests.unit.fake_source import FakeSource
 from tests.unit.samples import CLOCK_OFFSET_NS, flow
 from tracer import clocks
 from tracer.judge.join import Joiner
-from tracer.model import Opening, Status
+from tracer.model import Status
+from tracer.proxy_headers import Opening
 from tracer.recording import Recorder
 
 MS, S = 1_000_000, 1_000_000_000

@@ -21,10 +21,11 @@ from exporters.jsonl import to_line
 from tests.unit import samples
 from tests.unit.samples import flow
 from tests.unit.test_judge_properties import connections, views
+from tracer.filter import Filter
 from tracer.judge.cause import Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.verdict import JudgedConnection, SeenAccept, Verdict
-from tracer.model import PROTOCOLS, Filter
+from tracer.model import PROTOCOLS
 from tracer.pipeline import Selection, Wanted
 from tracer.stream import audience, unix_socket, upgrade
 from tracer.stream import server as servers

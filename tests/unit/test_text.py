@@ -15,7 +15,8 @@ from tracer.judge.cause import Cause
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.verdict import SeenAccept, Summary
 from tracer.judge.view import View
-from tracer.model import ClientForm, ProxyHeader, Status
+from tracer.model import Status
+from tracer.proxy_headers import ClientForm, ProxyHeader
 from tracer.ruleset.rule import Owner
 
 NARROW = Screen(width=80, height=24)

@@ -6,9 +6,11 @@ from tests.unit import samples
 from tests.unit.fake_source import FakeSource
 from tests.unit.samples import INFO, KTIME_NS
 from tracer.encode import encode_declared
+from tracer.filter import Filter
 from tracer.judge.verdict import SeenAccept
-from tracer.model import Accept, Declared, Filter, Opening
+from tracer.model import Accept
 from tracer.pipeline import Pipeline, Wanted
+from tracer.proxy_headers import Declared, Opening
 from tracer.waiting import _WAITING, PATIENCE_NS, Waiting
 
 READING = replace(INFO, has_proxy_headers=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer import model, wire
+from tracer import model, proxy_headers, wire
 
 BPF = Path(__file__).parents[2] / "bpf"
 HEADER = re.sub(r"/\*.*?\*/", "", (BPF / "wire.h").read_text(), flags=re.DOTALL)
@@ -42,9 +42,9 @@ ENUM_MIRRORS = {
     "srcip_drop_flag": (wire.DropFlag, "SRCIP_DROP_"),
     "srcip_hop_flag": (wire.HopFlag, "SRCIP_HOP_"),
     "srcip_segment_flag": (wire.SegmentFlag, "SRCIP_SEGMENT_"),
-    "srcip_proxy_header": (model.ProxyHeader, "SRCIP_PROXY_HEADER_"),
-    "srcip_client_form": (model.ClientForm, "SRCIP_CLIENT_"),
-    "srcip_opening": (model.Opening, "SRCIP_OPENING_"),
+    "srcip_proxy_header": (proxy_headers.ProxyHeader, "SRCIP_PROXY_HEADER_"),
+    "srcip_client_form": (proxy_headers.ClientForm, "SRCIP_CLIENT_"),
+    "srcip_opening": (proxy_headers.Opening, "SRCIP_OPENING_"),
     "srcip_declared_flag": (wire.DeclaredFlag, "SRCIP_DECLARED_"),
     "srcip_path_flag": (wire.PathFlag, "SRCIP_PATH_"),
 }

@@ -19,10 +19,11 @@ from tests.kernel.box import NODE, SERVER, wait_until
 from tests.vm.test_any_kernel import NAT, START_S
 from tracer.decode import decode
 from tracer.errors import LoadError
+from tracer.filter import Filter
 from tracer.kernel import kprobe, ladder, probing, sources
 from tracer.kernel.ladder import Rung
 from tracer.kernel.source import Settings
-from tracer.model import UDP, Filter
+from tracer.model import UDP
 
 COUNT = 5
 PACKETS = 200

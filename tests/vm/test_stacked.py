@@ -13,8 +13,9 @@ from tests.kernel.box import CLIENT, NODE, SERVER, wait_until
 from tests.kernel.conftest import box, trace  # noqa: F401 - fixtures
 from tests.kernel.test_connections import load_nat
 from tests.kernel.test_hops import FORWARDED, exchange, names_of, packets_of, places
+from tracer.filter import Filter
 from tracer.kernel.netns import inside
-from tracer.model import UDP, Filter, Hook
+from tracer.model import UDP, Hook
 
 pytestmark = pytest.mark.usefixtures("kernel")
 

@@ -9,12 +9,13 @@ import click
 
 from tracer.commands.values import Cidr, Number, ServiceName
 from tracer.errors import TracerError
+from tracer.filter import Filter
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
 from tracer.kernel import netns
 from tracer.kernel.ladder import Rung
 from tracer.kernel.netns import Netns
-from tracer.model import PROTOCOLS, Filter
+from tracer.model import PROTOCOLS
 from tracer.pipeline import Wanted
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

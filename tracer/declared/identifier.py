@@ -3,7 +3,8 @@
 import re
 from ipaddress import IPv6Address, ip_address
 
-from tracer.model import CLIENT_TOKEN, ClientForm, DeclaredClient, IPAddress, ProxyHeader
+from tracer.model import IPAddress
+from tracer.proxy_headers import CLIENT_TOKEN, ClientForm, DeclaredClient, ProxyHeader
 
 # Longer than any address with brackets and port.
 _LONGEST = 64

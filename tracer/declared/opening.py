@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tracer.declared.proxy_protocol import Header, proxy_header
 from tracer.declared.request import request
-from tracer.model import DeclaredClient, Opening
+from tracer.proxy_headers import DeclaredClient, Opening
 
 # The most bytes to keep until they are understood. Servers accept request heads of 8 KiB by default
 # (nginx: large_client_header_buffers).

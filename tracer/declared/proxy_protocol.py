@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from tracer.declared.identifier import address_of, unmapped
-from tracer.model import ClientForm, DeclaredClient, IPAddress, ProxyHeader
+from tracer.model import IPAddress
+from tracer.proxy_headers import ClientForm, DeclaredClient, ProxyHeader
 
 V1_SIGNATURE = b"PROXY "
 V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

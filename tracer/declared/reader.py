@@ -8,7 +8,8 @@ from tracer.declared.stream import Stream
 from tracer.decode import decode_segment
 from tracer.encode import encode_declared
 from tracer.errors import DecodeError
-from tracer.model import TCP, Declared, Segment
+from tracer.model import TCP
+from tracer.proxy_headers import Declared, Segment
 from tracer.wire import Kind, WireConnection, WireHeader, WireSegment, WireTuple
 
 # After this time what has come is parsed as it is: a peer may send half a header, or nothing after

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tracer.declared.identifier import identifier
-from tracer.model import ClientForm, DeclaredClient, ProxyHeader
+from tracer.proxy_headers import ClientForm, DeclaredClient, ProxyHeader
 
 # RFC 9110 allows any token as method; those in use have only capitals and hyphens.
 _REQUEST_LINE = re.compile(rb"[A-Z][A-Z-]{0,23} [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?")

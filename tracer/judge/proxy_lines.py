@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from tracer.judge.proxy_word import ProxyWord
-from tracer.model import ClientForm, Connection, DeclaredClient, Opening, ProxyHeader
+from tracer.model import Connection
+from tracer.proxy_headers import ClientForm, DeclaredClient, Opening, ProxyHeader
 
 _FORMS = {
     ClientForm.UNKNOWN: "an unknown client",

@@ -3,15 +3,8 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from tracer.model import (
-    ClientForm,
-    Declared,
-    DeclaredClient,
-    IPAddress,
-    IPNetwork,
-    Opening,
-    ProxyHeader,
-)
+from tracer.model import IPAddress, IPNetwork
+from tracer.proxy_headers import ClientForm, Declared, DeclaredClient, Opening, ProxyHeader
 
 _PROXY_PROTOCOL = {header for header in ProxyHeader if header.is_proxy_protocol}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from tracer.declared.reader import DeclaredReader
 from tracer.encode import encode_config
 from tracer.errors import LoadError
+from tracer.filter import Filter
 from tracer.kernel import probing, programs
 from tracer.kernel.attach import CONNECTION_PLACES, HOP_PLACES, Links
 from tracer.kernel.bpf_syscall import (
@@ -38,7 +39,6 @@ from tracer.kernel.programs import (
 )
 from tracer.kernel.ring import RingReader
 from tracer.kernel.tc import TcLinks
-from tracer.model import Filter
 from tracer.source import SourceInfo
 from tracer.wire import Lost
 

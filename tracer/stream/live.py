@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from tracer.budget import Budget
+from tracer.filter import Filter
 from tracer.judge.verdict import Judged
-from tracer.model import Filter
 from tracer.source import Source
 from tracer.stream.server import Origin, StreamServer
 

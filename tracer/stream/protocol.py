@@ -14,9 +14,10 @@ from enum import StrEnum
 from ipaddress import ip_network
 from typing import Any, TypeVar
 
+from tracer.filter import Filter
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Verdict
-from tracer.model import PROTOCOLS, Filter, IPNetwork, protocol_name
+from tracer.model import PROTOCOLS, IPNetwork, protocol_name
 from tracer.pipeline import Wanted
 from tracer.stream.errors import StreamError
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from exporters.jsonl import summary_to_line, to_line
 from tracer.channel import Channel, ClearChannel, keep_alive
+from tracer.filter import Filter
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
-from tracer.model import Filter
 from tracer.pipeline import untold
 from tracer.stream import unix_socket
 from tracer.stream.audience import Audience

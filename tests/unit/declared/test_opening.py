@@ -10,7 +10,7 @@ from tests.unit.declared.test_proxy_protocol import INET, TLV, v2
 from tests.unit.declared.test_request import get
 from tracer.declared.opening import LIMIT, read_opening
 from tracer.declared.stream import Stream
-from tracer.model import ClientForm, Opening
+from tracer.proxy_headers import ClientForm, Opening
 
 V1 = b"PROXY TCP4 198.51.100.7 203.0.113.50 56324 443\r\n"
 HTTP = get("X-Forwarded-For: 192.0.2.1, 192.0.2.2", "Cookie: secret")

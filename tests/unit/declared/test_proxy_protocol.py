@@ -16,7 +16,7 @@ from tracer.declared.proxy_protocol import (
     Header,
     proxy_header,
 )
-from tracer.model import ClientForm, DeclaredClient, ProxyHeader
+from tracer.proxy_headers import ClientForm, DeclaredClient, ProxyHeader
 
 
 def v2(command=1, family=1, protocol=1, body=b"", length=None):

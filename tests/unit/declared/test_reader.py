@@ -12,7 +12,8 @@ from tests.unit.declared.test_opening import HTTP, TLS, V1
 from tests.unit.samples import KTIME_NS, connection_bytes, segment_bytes
 from tracer.declared.reader import _STREAMS, PATIENCE_NS, DeclaredReader
 from tracer.decode import decode
-from tracer.model import Declared, FiveTuple, Opening
+from tracer.model import FiveTuple
+from tracer.proxy_headers import Declared, Opening
 
 FLOW = samples.SENT
 CONNECTION = connection_bytes(samples.connection())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tracer.declared.identifier import identifier
 from tracer.declared.request import KEPT, request
-from tracer.model import CLIENT_TOKEN, ClientForm, ProxyHeader
+from tracer.proxy_headers import CLIENT_TOKEN, ClientForm, ProxyHeader
 
 XFF, FORWARDED = ProxyHeader.X_FORWARDED_FOR, ProxyHeader.FORWARDED
 
