@@ -1,30 +1,19 @@
-"""Assembles what one node reported of a connection into its leg of the path."""
+"""Collects what one node reports of connections, and completes their legs."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tracer.judge.path import (
-    Device,
-    Direction,
-    Ending,
-    Leg,
-    Passage,
-    PathHop,
-    Translated,
-    Translation,
-)
+from tracer.judge.leg import Pieces, is_on_its_way, leg_of
+from tracer.judge.path import Leg
 from tracer.judge.verdict import JudgedConnection, JudgedDrop, SeenHop
-from tracer.model import ICMPV6, FiveTuple, Hook, Hop, IPAddress
+from tracer.model import ICMPV6, FiveTuple
 
 # A flow that keeps retransmitting is reported after this time.
 LONGEST_NS = 5_000_000_000
 # A first packet and its reply take milliseconds. An unanswered SYN is sent again only after a
 # second (RFC 6298), and the retransmission tells nothing new.
 QUIET_NS = 1_000_000_000
-# From conntrack's last hook to a socket of the same host.
-_TO_SOCKET_NS = 10_000_000
 _OPEN, _DONE, _STRAYS = 16_384, 16_384, 16_384
 # A packet crosses a node in about ten hops, and --packets bounds the packets of a direction. A
 # recording may hold anything. Of a flood of drops the first few are enough.
@@ -34,23 +23,6 @@ _HOPS, _PACKETS, _DROPS = 256, 4096, 64
 _Key = tuple[int, ...]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-
-
-@dataclass(slots=True)
-class _Open:
-    """A leg that is not complete yet."""
-
-    key: _Key
-    node: str
-    netns: int
-    zone: int
-    orig: FiveTuple
-    last_ns: int
-    first_ns: int
-    judged: JudgedConnection | None = None
-    # By packet, in order of arrival.
-    packets: dict[int, list[SeenHop]] = field(default_factory=dict)
-    drops: list[JudgedDrop] = field(default_factory=list)
 
 
 class Assembler:
@@ -63,7 +35,7 @@ class Assembler:
     """
 
     def __init__(self) -> None:
-        self._open: OrderedDict[_Key, _Open] = OrderedDict()
+        self._open: OrderedDict[_Key, Pieces] = OrderedDict()
         self._done: OrderedDict[_Key, None] = OrderedDict()
         # Hops of packets whose connection is not known yet, and the connection of the others.
         self._strays: OrderedDict[int, list[SeenHop]] = OrderedDict()
@@ -71,7 +43,7 @@ class Assembler:
         # The zone in which a tuple was last seen, if it is not 0.
         self._zones: OrderedDict[_Key, int] = OrderedDict()
         # A first packet on a finished tuple: a new leg if a new conntrack entry follows.
-        self._again: OrderedDict[_Key, _Open] = OrderedDict()
+        self._again: OrderedDict[_Key, Pieces] = OrderedDict()
         self._pushed_out: list[Leg] = []
         self._cut_short = self._left_out = 0
 
@@ -137,14 +109,14 @@ class Assembler:
         del self._open[key]
         latest = max(former.packets, key=lambda each: former.packets[each][-1].time_ns, default=0)
         hops = former.packets.get(latest, [])
-        if hops and _is_on_its_way(hops):
+        if hops and is_on_its_way(hops):
             del former.packets[latest]
             first_ns, last_ns = hops[0].time_ns, hops[-1].time_ns
             about = former.node, former.netns, former.zone, former.orig
-            new = _Open(key, *about, last_ns, first_ns)
+            new = Pieces(key, *about, last_ns, first_ns)
             new.packets[latest] = hops
             self._open[key] = new
-        self._pushed_out.append(_leg(former))
+        self._pushed_out.append(leg_of(former))
 
     def _add_hop(self, seen: SeenHop) -> None:
         hop = seen.hop
@@ -196,7 +168,7 @@ class Assembler:
         told: JudgedConnection | JudgedDrop | SeenHop,
         *,
         is_first: bool = False,
-    ) -> _Open | None:
+    ) -> Pieces | None:
         """
         Return the leg of a tuple, None if it is finished.
 
@@ -217,29 +189,29 @@ class Assembler:
         if leg is None:
             if len(table) >= _OPEN:
                 self._make_room(table)
-            leg = _Open(key, told.node, netns, zone, orig, told.time_ns, told.time_ns)
+            leg = Pieces(key, told.node, netns, zone, orig, told.time_ns, told.time_ns)
             table[key] = leg
         else:
             table.move_to_end(key)
             leg.last_ns = max(leg.last_ns, told.time_ns)
         return leg
 
-    def _make_room(self, table: OrderedDict[_Key, _Open]) -> None:
+    def _make_room(self, table: OrderedDict[_Key, Pieces]) -> None:
         _, oldest = table.popitem(last=False)
         if table is self._open:
             self._pushed_out.append(self._close(oldest))
         self._cut_short += 1
 
-    def _close(self, leg: _Open) -> Leg:
+    def _close(self, leg: Pieces) -> Leg:
         _put(self._done, leg.key, None, _DONE)
-        return _leg(leg)
+        return leg_of(leg)
 
 
 def _key(netns: int, zone: int, flow: FiveTuple) -> _Key:
     return netns, zone, *flow.numbers
 
 
-def _pop_whole(legs: OrderedDict[_Key, _Open], now_ns: int | None) -> list[_Open]:
+def _pop_whole(legs: OrderedDict[_Key, Pieces], now_ns: int | None) -> list[Pieces]:
     """Remove and return the legs that are complete at a time; all if it is None."""
     whole = [leg for leg in legs.values() if now_ns is None or _is_whole(leg, now_ns)]
     for leg in whole:
@@ -247,7 +219,7 @@ def _pop_whole(legs: OrderedDict[_Key, _Open], now_ns: int | None) -> list[_Open
     return whole
 
 
-def _is_whole(leg: _Open, now_ns: int) -> bool:
+def _is_whole(leg: Pieces, now_ns: int) -> bool:
     return now_ns - leg.last_ns >= QUIET_NS or now_ns - leg.first_ns >= LONGEST_NS
 
 
@@ -265,232 +237,3 @@ def _is_housekeeping(packet: FiveTuple) -> bool:
     """Whether conntrack skips the packet, and it is no connection in the usual sense."""
     is_neighbour = packet.proto == ICMPV6 and packet.dport >> 8 in _NEIGHBOURS
     return is_neighbour or packet.dst.is_multicast
-
-
-def _leg(leg: _Open) -> Leg:
-    if leg.judged is not None and not leg.packets and not leg.drops:
-        return Leg(
-            node=leg.node,
-            netns=leg.netns,
-            time_ns=leg.first_ns,
-            orig=leg.orig,
-            reply=leg.judged.connection.reply,
-            judged=leg.judged,
-            zone=leg.zone,
-        )
-    packets = _without_errors(_whole(leg.packets.values()), leg.orig)
-    passages, left = [], list(leg.drops)
-    numbers = dict.fromkeys(Direction, 0)
-    for hops in packets:
-        direction = _direction(hops)
-        numbers[direction] += 1
-        drop = next((each for each in left if _ends_in(hops, direction, each)), None)
-        if drop is not None:
-            left.remove(drop)
-        passages.append(_passage(hops, direction, numbers[direction], drop))
-    return Leg(
-        node=leg.node,
-        netns=leg.netns,
-        time_ns=leg.first_ns,
-        orig=leg.orig,
-        reply=_reply(leg, packets),
-        judged=leg.judged,
-        passages=tuple(passages),
-        drop=_drop(leg, passages),
-        zone=leg.zone,
-    )
-
-
-def _whole(packets: Iterable[list[SeenHop]]) -> list[list[SeenHop]]:
-    """
-    Join the parts of a packet.
-
-    A packet that waited for neighbour resolution leaves later, perhaps on another CPU, under a new
-    packet id: its hop at tc egress continues the packet that ended before it. A fragmented packet
-    leaves as its fragments.
-    """
-    whole: list[list[SeenHop]] = []
-    fragments: list[list[SeenHop]] = []
-    for hops in sorted(packets, key=lambda hops: hops[0].time_ns):
-        first = hops[0].hop
-        if all(seen.hop.is_fragment for seen in hops):
-            fragments.append(hops)
-            continue
-        if first.hook is Hook.TC_EGRESS and first.orig is not None:
-            before = next((each for each in reversed(whole) if _waits(each, hops[0])), None)
-            if before is not None:
-                before += hops
-                continue
-        whole.append(list(hops))
-    for hops in fragments:
-        packet = next((each for each in reversed(whole) if _is_cut_from(hops, each)), None)
-        if packet is None:
-            whole.append(hops)
-        else:
-            packet += hops
-            packet.sort(key=lambda seen: seen.time_ns)
-    return sorted(whole, key=lambda hops: hops[0].time_ns)
-
-
-def _is_cut_from(fragment: list[SeenHop], hops: list[SeenHop]) -> bool:
-    """Whether a fragment left as part of a packet; it may reuse the memory of one that came in."""
-    sent = fragment[-1].hop
-    return sent.hook is Hook.TC_EGRESS and any(
-        seen.hop.hook is Hook.TC_EGRESS
-        and not seen.hop.is_fragment
-        and seen.time_ns <= fragment[-1].time_ns
-        and (seen.hop.packet.src, seen.hop.packet.dst) == (sent.packet.src, sent.packet.dst)
-        and seen.hop.is_reply == sent.is_reply
-        for seen in hops
-    )
-
-
-def _without_errors(packets: list[list[SeenHop]], orig: FiveTuple) -> list[list[SeenHop]]:
-    """
-    Leave out ICMP errors about a connection, unless they are the only reply it got.
-
-    A redirect comes beside the real reply; port unreachable, from a REJECT, is the reply.
-    """
-    own = [hops for hops in packets if hops[0].hop.packet.proto == orig.proto]
-    has_answer = any(_direction(hops) is Direction.REPLY for hops in own)
-    return own if has_answer or not own else packets
-
-
-def _waits(hops: list[SeenHop], seen: SeenHop) -> bool:
-    last = hops[-1].hop
-    return (
-        last.hook is Hook.NF_POSTROUTING
-        and last.packet == seen.hop.packet
-        and last.is_reply == seen.hop.is_reply
-    )
-
-
-def _direction(hops: list[SeenHop]) -> Direction:
-    is_reply = any(seen.hop.is_reply for seen in hops)
-    return Direction.REPLY if is_reply else Direction.ORIGINAL
-
-
-def _ends_in(hops: list[SeenHop], direction: Direction, drop: JudgedDrop) -> bool:
-    last = hops[-1]
-    return (
-        (direction is Direction.REPLY) == drop.drop.is_reply
-        and last.hop.hook is not Hook.TC_EGRESS
-        and last.time_ns <= drop.time_ns
-        and drop.drop.packet in (None, last.hop.packet)
-    )
-
-
-def _passage(
-    hops: list[SeenHop], direction: Direction, number: int, drop: JudgedDrop | None
-) -> Passage:
-    found = []
-    before: SeenHop | None = None
-    for seen in hops:
-        found.append(
-            PathHop(
-                hop=seen.hop,
-                time_ns=seen.time_ns,
-                device=Device(name=seen.device, kind=seen.device_kind, pod=seen.pod)
-                if seen.device
-                else None,
-                translations=_translations(before, seen, direction),
-            )
-        )
-        before = seen
-    return Passage(
-        direction=direction,
-        number=number,
-        hops=tuple(found),
-        ending=Ending.DROPPED if drop else _ending(hops),
-        drop=drop,
-    )
-
-
-def _is_on_its_way(hops: list[SeenHop]) -> bool:
-    last = hops[-1].hop
-    return last.is_new and not last.is_reply and _ending(hops) is Ending.UNKNOWN
-
-
-def _ending(hops: list[SeenHop]) -> Ending:
-    last = hops[-1].hop
-    if last.hook is Hook.TC_EGRESS:
-        return Ending.SENT
-    if last.hook is Hook.NF_INPUT and last.is_after_nat:
-        return Ending.DELIVERED
-    return Ending.UNKNOWN
-
-
-def _translations(
-    before: SeenHop | None, seen: SeenHop, direction: Direction
-) -> tuple[Translation, ...]:
-    if before is None:
-        return ()
-    was, now = before.hop.packet, seen.hop.packet
-    # NAT acts between the two places of a hook; nothing else in netfilter changes a tuple.
-    is_netfilter = bool(seen.hop.is_after_nat) and seen.hop.orig is not None
-    is_netfilter = is_netfilter and seen.hop.hook is not Hook.NF_FORWARD
-    has_ports = not (before.hop.is_fragment or seen.hop.is_fragment)
-    found = []
-    for is_source in (False, True):
-        one = _end(was, is_source=is_source, has_ports=has_ports)
-        other = _end(now, is_source=is_source, has_ports=has_ports)
-        if one != other:
-            is_nat = is_netfilter or _is_by_entry(seen.hop, was, is_source=is_source)
-            by = _BY[direction is Direction.REPLY, is_source] if is_nat else Translated.OTHER
-            found.append(Translation(by=by, is_source=is_source, before=one, after=other))
-    return tuple(found)
-
-
-def _is_by_entry(hop: Hop, was: FiveTuple, *, is_source: bool) -> bool:
-    """Whether a conntrack entry explains a packet's change: a hop in between may be lost."""
-    if hop.orig is None or hop.reply is None:
-        return False
-    told = (hop.orig, hop.reply.inverted)
-    if hop.is_reply:
-        told = (hop.reply, hop.orig.inverted)
-    ends = [_end(flow, is_source=is_source, has_ports=True) for flow in (was, hop.packet)]
-    return ends == [_end(flow, is_source=is_source, has_ports=True) for flow in told]
-
-
-_BY = {
-    (False, False): Translated.DNAT,
-    (False, True): Translated.SNAT,
-    (True, False): Translated.UNDO_SNAT,
-    (True, True): Translated.UNDO_DNAT,
-}
-
-
-def _end(flow: FiveTuple, *, is_source: bool, has_ports: bool) -> tuple[IPAddress, int | None]:
-    address, port = (flow.src, flow.sport) if is_source else (flow.dst, flow.dport)
-    return address, port if has_ports and not flow.is_icmp else None
-
-
-def _reply(leg: _Open, packets: list[list[SeenHop]]) -> FiveTuple | None:
-    if leg.judged is not None:
-        return leg.judged.connection.reply
-    told = [seen.hop for hops in packets for seen in hops if seen.hop.reply is not None]
-    if told and not leg.drops:
-        return told[-1].reply
-    if told or leg.drops:
-        return None
-    # It was not tracked: what was seen last is what was sent on.
-    return packets[0][-1].hop.packet.inverted if packets else None
-
-
-def _drop(leg: _Open, passages: list[Passage]) -> JudgedDrop | None:
-    first = next((each for each in passages if each.direction is Direction.ORIGINAL), None)
-    if first is not None:
-        return first.drop
-    lost = (each for each in leg.drops if not each.drop.is_reply)
-    return next((each for each in lost if _is_of_first(each, leg.judged)), None)
-
-
-def _is_of_first(drop: JudgedDrop, judged: JudgedConnection | None) -> bool:
-    """
-    Tell without hops whether a connection's first packet was dropped, or a later one.
-
-    At the socket lookup the packet no longer has its entry, which would tell.
-    """
-    if judged is None or drop.drop.is_new:
-        return True
-    return drop.drop.orig is None and 0 <= drop.time_ns - judged.time_ns <= _TO_SOCKET_NS
