@@ -68,14 +68,6 @@ class Cluster:
         """Index objects; of several with the same identity the last wins."""
         return cls().changed(put=objects, updated_ns=updated_ns)
 
-    def apply(self, obj: Object, *, updated_ns: int = 0) -> "Cluster":
-        """Return a snapshot with an object added or replaced."""
-        return self.changed(put=(obj,), updated_ns=updated_ns)
-
-    def remove(self, kind: Kind, namespace: str, name: str, *, updated_ns: int = 0) -> "Cluster":
-        """Return a snapshot with an object removed; a Node's namespace is empty."""
-        return self.changed(remove=(Owner(kind, namespace, name),), updated_ns=updated_ns)
-
     def changed(
         self, *, put: Iterable[Object] = (), remove: Iterable[Owner] = (), updated_ns: int = 0
     ) -> "Cluster":

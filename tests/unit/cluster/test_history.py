@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 from tests.unit.cluster import kube
 from tracer.cluster import history as module
-from tracer.cluster.claims import Kind
+from tracer.cluster.claims import Kind, Owner
 from tracer.cluster.history import History
 from tracer.cluster.index import Cluster
 from tracer.cluster.objects import Policy
@@ -14,8 +14,8 @@ from tracer.model import TCP
 SECOND = 10**9
 ADDRESS = ip_address("10.0.0.10")
 LOCAL = Cluster.build([parse(kube.service("web", type="NodePort", externalTrafficPolicy="Local"))])
-CLUSTER = LOCAL.apply(parse(kube.service("web", type="NodePort")))
-GONE = CLUSTER.remove(Kind.SERVICE, "default", "web")
+CLUSTER = LOCAL.changed(put=[parse(kube.service("web", type="NodePort"))])
+GONE = CLUSTER.changed(remove=[Owner(Kind.SERVICE, "default", "web")])
 
 
 def asked(history, at_s):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.cluster import kube
-from tracer.cluster.claims import Kind, number, owner_of, prefix
+from tracer.cluster.claims import Kind, Owner, number, owner_of, prefix
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import HostPortMatch, PodRef
 from tracer.cluster.objects import Policy
@@ -252,7 +252,7 @@ def test_one_address_claimed_twice():
     )
     assert cluster.service_at(ip_address("10.0.0.2"), 80, TCP).service.name == "b"
     assert cluster.service_at(ip_address("10.0.0.9"), 80, TCP).service.name == "a"
-    without = cluster.remove(Kind.SERVICE, "default", "a")
+    without = cluster.changed(remove=[Owner(Kind.SERVICE, "default", "a")])
     assert without.service_at(ip_address("10.0.0.9"), 80, TCP).service.name == "c"
     assert cluster.service_at(ip_address("10.0.0.9"), 80, TCP).service.name == "a"
 
@@ -260,8 +260,8 @@ def test_one_address_claimed_twice():
 def test_snapshots_share():
     """A change that changes nothing is the same snapshot."""
     before = cluster_of(kube.service("web"))
-    assert before.apply(parse(kube.service("web"))) is before
-    assert before.remove(Kind.POD, "default", "none") is before
+    assert before.changed(put=[parse(kube.service("web"))]) is before
+    assert before.changed(remove=[Owner(Kind.POD, "default", "none")]) is before
 
 
 # Few values, so that objects meet each other.
@@ -319,10 +319,10 @@ def test_changes_equal_a_rebuild(changes):
     for obj, is_gone in changes:
         owner = owner_of(obj)
         if is_gone:
-            cluster = cluster.remove(owner.kind, owner.namespace, owner.name)
+            cluster = cluster.changed(remove=[owner])
             there.pop(owner, None)
         else:
-            cluster = cluster.apply(obj)
+            cluster = cluster.changed(put=[obj])
             there[owner] = obj
     assert cluster == Cluster.build(there.values())
     assert Cluster.build([]) == cluster.changed(remove=there)
