@@ -13,22 +13,11 @@ from exporters.sketch import Mark, Role, Sketch, Station, sketch
 from exporters.terminal import paint, printable
 from exporters.text import VERDICT_COLOURS
 from exporters.ways import Crossing, HopRow, Way, ways
-from tracer.judge.path import Direction, Path
+from tracer.judge.path import Path
 
 WIDTH = 100
 _ARROW = " --> "
 _COMMAND = "kubectl "
-_MARK_COLOURS = {
-    Mark.SNAT: "yellow",
-    Mark.DNAT: "cyan",
-    Mark.CHANGED: "yellow",
-    Mark.KEPT: "green",
-    Mark.DROPPED: "red",
-}
-_DIRECTIONS = {
-    Direction.ORIGINAL: "the client's first packet",
-    Direction.REPLY: "the first reply packet",
-}
 _INDENT = "    "
 # As wide as what precedes a hop's place.
 _AT = " " * 17
@@ -92,7 +81,7 @@ class _Pen:
             return
         self.line(_ARROW.join(names), "red" if drawn.stations[-1].drop else None)
         for at, text, mark in notes:
-            self.line(" " * at + text, _MARK_COLOURS[mark])
+            self.line(" " * at + text, mark.colour)
 
     def _column(self, stations: Sequence[Station]) -> None:
         for i, station in enumerate(stations):
@@ -100,7 +89,7 @@ class _Pen:
             self.text(arrow + _label(station), indent="  " if i else "")
             for note in station.notes:
                 if note.mark not in (Mark.DROPPED, Mark.DNAT):
-                    self.text(note.text, indent=" " * 6, colour=_MARK_COLOURS[note.mark])
+                    self.text(note.text, indent=" " * 6, colour=note.mark.colour)
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> None:
         """Write labels and their texts, one below the other."""
@@ -124,7 +113,7 @@ class _Pen:
     def way(self, way: Way) -> None:
         """Write one direction: its hops, node by node."""
         self.line("")
-        self.line(_DIRECTIONS[way.direction], "bold")
+        self.line(way.title, "bold")
         for crossing in way.crossings:
             self._crossing(crossing)
         if way.outcome:

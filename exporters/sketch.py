@@ -31,6 +31,20 @@ class Mark(StrEnum):
     KEPT = "kept"
     DROPPED = "dropped"
 
+    @property
+    def colour(self) -> str:
+        """The name of its colour in a picture."""
+        return _COLOURS[self]
+
+
+_COLOURS = {
+    Mark.SNAT: "yellow",
+    Mark.DNAT: "cyan",
+    Mark.CHANGED: "yellow",
+    Mark.KEPT: "green",
+    Mark.DROPPED: "red",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:

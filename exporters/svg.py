@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from exporters.path_words import packet_text
-from exporters.sketch import Mark, Role, Sketch, Station, sketch
+from exporters.sketch import Role, Sketch, Station, sketch
 from exporters.svg_canvas import Canvas, Drawing, text_width, wrapped
 from exporters.text import VERDICT_COLOURS, ends
 from exporters.ways import Crossing, HopRow, Way, ways
@@ -22,17 +22,6 @@ _GAP, _WIDEST, _NARROWEST = 64.0, 200.0, 116.0
 _NAME, _SMALL, _ROW = 13.0, 11.0, 17.0
 # A fact may be a whole rule.
 _MOST_LINES = 8
-_MARK_COLOURS = {
-    Mark.SNAT: "yellow",
-    Mark.DNAT: "cyan",
-    Mark.CHANGED: "yellow",
-    Mark.KEPT: "green",
-    Mark.DROPPED: "red",
-}
-_DIRECTIONS = {
-    Direction.ORIGINAL: "The client's first packet",
-    Direction.REPLY: "The first reply packet",
-}
 _ROLES = {Role.UNSEEN: "not seen", Role.DECLARED: "declared"}
 _NOT_SEEN = (Role.UNSEEN, Role.DECLARED)
 _TIME, _PLACE, _WIDEST_PLACE = 82.0, 96.0, 300.0
@@ -125,7 +114,7 @@ class _Picture:
             lines = wrapped(note.there, width + _GAP - 12, 12, most=5, is_mono=False, is_bold=True)
             y = self.canvas.rows(
                 left + 2, y, lines,
-                leading=_ROW, size=12, colour=_MARK_COLOURS[note.mark], is_mono=False, is_bold=True,
+                leading=_ROW, size=12, colour=note.mark.colour, is_mono=False, is_bold=True,
             )  # fmt: skip
         return y
 
@@ -205,9 +194,8 @@ class _Picture:
         """List one direction's hops, node by node."""
         self.canvas.rule(self.y, _MARGIN, self._inner)
         self.y += 24
-        self.canvas.text(
-            _MARGIN, self.y, _DIRECTIONS[way.direction], size=14, is_mono=False, is_bold=True
-        )
+        title = f"{way.title[0].upper()}{way.title[1:]}"
+        self.canvas.text(_MARGIN, self.y, title, size=14, is_mono=False, is_bold=True)
         self.y += 22
         rows = [row for crossing in way.crossings for row in crossing.rows]
         widest = max((text_width(row.place, _SMALL) for row in rows), default=0)

@@ -26,6 +26,10 @@ _MOST_ROWS = 100
 _KINDS = {"vxlan": "VXLAN tunnel", "geneve": "Geneve tunnel", "ipip": "IPIP tunnel"}
 # How a reply reaches the client: over the wire, or as a process on the node itself.
 _ARRIVES = {Ending.SENT: "left", Ending.DELIVERED: "was delivered"}
+_TITLES = {
+    Direction.ORIGINAL: "the client's first packet",
+    Direction.REPLY: "the first reply packet",
+}
 _NAMES = {
     Translated.DNAT: "DNAT",
     Translated.SNAT: "SNAT",
@@ -67,6 +71,11 @@ class Way:
     direction: Direction
     crossings: tuple[Crossing, ...]
     outcome: str = ""
+
+    @property
+    def title(self) -> str:
+        """Which packet it shows."""
+        return _TITLES[self.direction]
 
 
 def ways(path: Path) -> tuple[Way, ...]:

@@ -6,7 +6,6 @@ import socket
 import struct
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tracer.kernel import netlink
@@ -90,12 +89,7 @@ class Nftables:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
