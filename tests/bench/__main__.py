@@ -69,7 +69,7 @@ def compare(setups, measure, rounds, unit):
         for name in names:
             with setups[name]():
                 samples[name].append(measure())
-        # Whoever comes first, after a pause, or after the heaviest is slower for that alone.
+        # The first one, one after a pause, or one after the heaviest is slower for that alone.
         names.rotate()
     medians = {name: statistics.median(values) for name, values in samples.items()}
     base = next(iter(medians.values()))
@@ -86,7 +86,7 @@ def no_tracer():
 
 
 def kernel_source(node, **settings):
-    """The programs attached by this process; nobody reads while traffic runs."""
+    """The programs, attached by this process; nothing reads while traffic runs."""
     return closing(open_source([node.box.target()], Settings(**settings)))
 
 
@@ -106,7 +106,7 @@ def conntrack_events(node):
     """The usual way to follow connections."""
     name = node.box.names["node"]
     with beside(["ip", "netns", "exec", name, "conntrack", "-E", "-b", "4194304"]) as process:
-        # It has no word for being ready; its socket shows.
+        # It does not say when it is ready; its socket shows that.
         wait_until(lambda: "conntrack" in Path(f"/proc/{process.pid}/comm").read_text())
         time.sleep(0.2)
         yield process

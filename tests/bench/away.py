@@ -1,4 +1,4 @@
-"""Where the API server can be away: a node of the lab, an agent, and what is between the two."""
+"""An API server that can go away: a node of the lab, an agent, and the link between them."""
 
 import json
 import re
@@ -24,7 +24,7 @@ API_PORT = 6443
 NODE = "node1"
 # A bookmark, as a real server sends them.
 BOOKMARK_S = 30.0
-# The agent and the API server live here, so that what crosses between them can be counted and cut.
+# The agent and the API server run here, so that traffic between them can be counted and cut.
 GATE = f"""
 table ip gate {{
   counter asked {{ }}
@@ -82,7 +82,7 @@ class Gate:
         self._run("nft", "-f", "-", stdin="\n".join(lines).replace("}", "\n}\n"))
 
     def attempts(self):
-        """How many connections were asked for so far; one that is sent again counts again."""
+        """How many connections were attempted so far; a retransmission counts again."""
         printed = self._run("nft", "list", "counter", "ip", "gate", "asked")
         return int(re.search(r"packets (\d+)", printed)[1])
 
@@ -124,7 +124,7 @@ class Cluster:
         self.api.stop()
 
     def come_back(self):
-        """Be another: versions begin anew, and the objects are others."""
+        """Become another server: versions begin anew, and the objects are different."""
         self.api = ApiServer()
         self.api.authority = self._authority
         for item in json.loads(OBJECTS.read_text())["items"]:
@@ -186,20 +186,20 @@ def port_of(log):
 
 @contextmanager
 def conntrack_events(lab, directory):
-    """What conntrack itself tells of new entries of the node, by protocol."""
+    """What conntrack itself reports of the node's new entries, by protocol."""
     command = ["conntrack", "-E", "-e", "NEW", "--buffer-size", "33554432"]
     output, errors = directory / "events", directory / "complaints"
     with output.open("w") as stdout, errors.open("w") as stderr:
         with netns.inside(lab.netns(NODE)):
             process = subprocess.Popen(["stdbuf", "-oL", *command], stdout=stdout, stderr=stderr)
         try:
-            # It is there when it tells of a connection.
+            # The entry exists when conntrack reports a connection.
             wait_for(lambda: knock(lab) or output.stat().st_size)
             yield lambda: Counter(re.findall(r"\[NEW\] (\w+)", output.read_text()))
         finally:
             process.terminate()
             process.wait()
-    # What it says when it could not keep up.
+    # What conntrack prints when it could not keep up.
     assert "WARNING" not in errors.read_text(), errors.read_text()
 
 

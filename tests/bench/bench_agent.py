@@ -90,7 +90,7 @@ def cost(node, options, seconds):
 
 def row(served, node, rate, paths, seconds, note=""):
     """Print what one kind of traffic costs."""
-    # A drain before and one after: in between are as many as there are in so many seconds.
+    # A drain before and one after: in between are as many as fit into that time.
     served.drained()
     made_before, cpu_before, began_s = served.total(), served.cpu_s(), time.monotonic()
     made = flows(node, rate, paths, seconds)

@@ -1,4 +1,4 @@
-"""What path mode costs the packets of a node that nobody watches: small ones, and TCP in bulk."""
+"""What path mode costs packets that are not watched: small ones, and TCP in bulk."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from tests.kernel.box import SERVER
 from tracer.filter import Filter
 
 PACKETS, ROUNDS = 320_000, 15
-# One connection of another client: every packet of the benchmark has to be told from it.
+# A connection of another client: every packet of the benchmark must be compared with it.
 WATCHED = Filter(client=ip_network("198.51.100.77/32"), port=443)
 
 

@@ -19,7 +19,7 @@ from tracer.recording import Recorder, RecordingSource
 from tracer.source import SourceInfo
 
 RECORDS, NODES, RATE = 1_000_000, 10, 2000
-# node-3's clock is behind: that is to be found out.
+# node-3's clock is behind, which stitching must find out.
 CLOCKS_NS = {3: -7_500_000_000}
 START_NS = 1_767_225_600_000_000_000
 POD = int(IPv4Address("10.244.0.0"))

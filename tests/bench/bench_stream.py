@@ -38,7 +38,7 @@ def main():
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        # The certificate is looked at by nobody (65534), too.
+        # The agent reads the certificate as nobody (65534), too.
         directory.chmod(0o755)
         node = stack.enter_context(nodes.built(directory))
         node.box.rules(RULES)

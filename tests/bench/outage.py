@@ -171,7 +171,7 @@ def outage(directory, *, away_s, between_s, keeps_gone_s=None):
 def away(watcher, cluster, gate_, traffic, mode, away_s, *, is_cut):
     """Take the API server away, change kube-proxy's mode meanwhile, bring another one back."""
     told = Outage()
-    # It has come further than another will have that begins anew.
+    # It is ahead of the versions of another server that begins anew.
     cluster.api.bookmark()
     watcher.ages, watcher.is_stale = [], False
     began, cpu_s, asked = time.monotonic(), watcher._served.cpu_s(), [gate_.attempts()]
@@ -229,7 +229,7 @@ def usage(served, seen):
 
 
 def settled(events):
-    """What was told once nothing is told any more."""
+    """The state once nothing new is reported."""
     before, told = None, events()
     while told != before:
         time.sleep(1)

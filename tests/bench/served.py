@@ -102,7 +102,7 @@ def agent(node, *arguments, environ=None, context=None, token=None):
         text=True,
         env={**os.environ, **(environ or {})},
     )
-    # What it says later must not fill the pipe.
+    # Later output must not fill the pipe.
     reader = threading.Thread(target=process.stderr.read)
     try:
         for line in process.stderr:

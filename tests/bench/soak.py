@@ -1,4 +1,4 @@
-"""make soak: a million connections while Services change and others look on. None is lost."""
+"""make soak: a million connections while Services change and clients watch. None is lost."""
 
 import argparse
 import json
@@ -105,7 +105,7 @@ def traffic(node, connections, seconds, seen):
         threading.Thread(target=accept, args=(listener, seen), daemon=True).start()
         tcp_share = share // TCP_SHARE
         for number in range(1, rounds + 1):
-            # Nothing is under way: what goes on after its entry is gone would be new again.
+            # Nothing is in flight: a packet after its entry has gone would be new again.
             node.flush()
             tcp = threading.Thread(target=connect, args=(node, tcp_share))
             tcp.start()
@@ -181,7 +181,7 @@ def scrape(served, seen, stop):
 
 @contextmanager
 def streams(path, seen):
-    """Two who listen to the live stream: one to all, one to TCP."""
+    """Two clients of the live stream: one for everything, one for TCP."""
     with ExitStack() as stack:
         listeners = [
             stack.enter_context(listening(path, *options))
@@ -222,7 +222,7 @@ def account(node, served, seen):
         counted[re.search(r'proto="(\w+)"', series)[1]] += int(number)
     seen.udp_counted, seen.tcp_counted = counted["udp"], counted["tcp"]
     seen.other_counted = counted.total() - seen.udp_counted - seen.tcp_counted
-    # What finds no room in the map is counted twice: here, and among the connections as 'other'.
+    # What does not fit into the map counts twice: here, and as 'other' among the connections.
     lost = served.samples("srcip_lost_records_total")
     seen.lost = int(lost['srcip_lost_records_total{reason="unreadable",stage="connections"}'])
 
@@ -235,7 +235,7 @@ def main():
     chosen = arguments.parse_args()
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
     with tempfile.TemporaryDirectory() as directory, nodes.built(directory) as node:
-        # Who the agent becomes must reach its socket.
+        # The user that the agent becomes must reach its socket.
         Path(directory).chmod(0o755)
         seen = soak(node, Path(directory), chosen.connections, chosen.seconds)
     rows = {

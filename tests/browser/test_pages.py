@@ -1,4 +1,4 @@
-"""The report and the pictures in a real browser: they work, fetch nothing, and obey nobody."""
+"""The report and the pictures in a real browser: they work, fetch nothing, and run nothing."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def search(browser, text):
 
 
 def test_quiet(page, browser):
-    """The page asks for itself alone, and the console stays empty: no error, nothing forbidden."""
+    """The page requests only itself, and the console stays empty: no error, no violation."""
     assert [url.split("/")[-1] for url in browser.requested()] == ["report.html"]
     assert browser.log("browser") == []
 
@@ -78,7 +78,7 @@ def test_quiet(page, browser):
     ],
 )
 def test_search(page, text, count):
-    """Rows that hold all words stay; the number is told."""
+    """Rows that contain all words stay; their number is shown."""
     search(page, text)
     assert len(visible(page)) == count
     assert page.execute("return document.getElementById('found').innerText") == (

@@ -31,7 +31,7 @@ VERSIONS = [f"1.{minor}" for minor in range(25, 38)]
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING, SERVICE_MONITOR], ids=["no", "all", "other"])
 def test_lint(values):
-    """Helm finds nothing to complain of but that there is no picture."""
+    """Helm lints it without findings, except that there is no icon."""
     messages = helm.lint(str(CHART), values, namespace="srcip", strict=True)["messages"]
     assert [each["error"] for each in messages] == ["icon is recommended"]
 
@@ -115,7 +115,7 @@ def test_the_pod_may_no_more_than_it_needs():
     assert context["readOnlyRootFilesystem"] is True
     assert context["allowPrivilegeEscalation"] is context["privileged"] is False
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-    # The kubelet would give the renewed token to that user alone.
+    # Otherwise the kubelet would give the renewed token to that user only.
     assert "runAsUser" not in context
     assert "securityContext" not in spec
 
@@ -132,7 +132,7 @@ REVIEWED = {(each.group, each.plural, "create") for each in (TOKENS, ACCESS)}
     ids=["default", "authorize"],
 )
 def test_cluster_role(values, used):
-    """It lists and watches what the watch does, has tokens reviewed if asked to, and no more."""
+    """It may list and watch what the agent watches, review tokens if configured, and no more."""
     allowed = {
         (group, resource, verb)
         for rule in objects(values)["ClusterRole"]["rules"]
@@ -144,14 +144,14 @@ def test_cluster_role(values, used):
 
 
 def test_role_of_those_who_scrape():
-    """Where tokens are asked for there is a role that may scrape; else there is none."""
+    """If tokens are required there is a role that may scrape; otherwise there is none."""
     reader = objects(EVERYTHING)["MetricsReader"]
     assert reader["rules"] == [{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]
     assert "MetricsReader" not in objects()
 
 
 def test_role_of_those_who_listen():
-    """It is there where the port hands out the stream, gives that and nothing else, to nobody."""
+    """It exists if the port serves the stream, grants only that, and is bound to no account."""
     everything = objects(EVERYTHING)
     assert everything["StreamReader"]["rules"] == [
         {"nonResourceURLs": ["/stream"], "verbs": ["get"]}
@@ -179,7 +179,7 @@ def test_role_of_those_who_listen():
     ],
 )
 def test_a_stream_that_would_be_open(values, why):
-    """It is refused when it is rendered, as the agent would refuse it."""
+    """Rendering refuses it, as the agent would."""
     with pytest.raises(helm.HelmError, match=why):
         render.render({"stream": {"https": True}} | values)
 
@@ -191,7 +191,7 @@ def test_https():
     assert f"--tls-cert={mount['mountPath']}/tls.crt" in container["args"]
     for probe in PROBES:
         assert container[probe]["httpGet"]["scheme"] == "HTTPS"
-    # Nobody reads it again when it is renewed.
+    # Otherwise it is not read again when it is renewed.
     (volume,) = (each for each in spec["volumes"] if each["name"] == "tls")
     assert volume["secret"] == {"secretName": "srcip-tls", "defaultMode": 0o444}
     (endpoint,) = objects(EVERYTHING)["PodMonitor"]["spec"]["podMetricsEndpoints"]
@@ -234,13 +234,13 @@ def test_probes():
     ("bind", "host"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("$(HOST_IP)", None)]
 )
 def test_probes_of_one_that_listens_on_loopback(bind, host):
-    """The kubelet asks there, too, and not at the pod's address, where nobody listens."""
+    """The kubelet asks there, too, and not at the pod's address, where nothing listens."""
     _, container = daemonset({"agent": {"bind": bind}})
     assert {container[probe]["httpGet"].get("host") for probe in PROBES} == {host}
 
 
 def test_stream():
-    """The socket stands in the pod, or on the node if it is named; its group takes CAP_CHOWN."""
+    """The socket is in the pod, or on the node if it is named; its group needs CAP_CHOWN."""
     spec, container = daemonset()
     assert "--stream-socket=/run/srcip/agent.sock" in container["args"]
     assert "emptyDir" in next(each for each in spec["volumes"] if each["name"] == "run")
@@ -258,7 +258,7 @@ def test_stream():
 
 
 def test_names():
-    """Two releases can stand beside each other: what has no namespace has the release's name."""
+    """Two releases can coexist: cluster-wide objects have the release's name."""
     found = objects(EVERYTHING, name="other", namespace="monitoring")
     for kind in ("ClusterRole", "ClusterRoleBinding", "PriorityClass", "DaemonSet"):
         assert found[kind]["metadata"]["name"] == "other"

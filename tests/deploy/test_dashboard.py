@@ -18,7 +18,7 @@ PANELS = DASHBOARD["panels"]
 
 
 def test_schema():
-    """Read and written by Grafana's own library nothing is lost: it knows every field."""
+    """Grafana's own library reads and writes it without loss: it knows every field."""
     register_default_plugins()
     read = models.Dashboard.from_json(DASHBOARD)
     written = json.loads(JSONEncoder().encode(read))
@@ -61,7 +61,7 @@ def test_metrics_are_documented():
 
 
 def test_legends_name_labels_that_are_there():
-    """What a legend names, its query keeps; what a table's column shows, too."""
+    """The labels in legends and table columns are those that the query keeps."""
     for panel in PANELS:
         for target in panel.get("targets", []):
             named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))

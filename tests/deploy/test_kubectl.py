@@ -194,7 +194,7 @@ def test_no_agent(plugin):
 
 
 def test_kubectl_fails(plugin):
-    """What kubectl says stands alone."""
+    """kubectl's own message is shown unchanged."""
     for arguments in (["node1"], ["--list"]):
         done = plugin.run(*arguments, REFUSED="1")
         assert done.returncode == 1
@@ -202,7 +202,7 @@ def test_kubectl_fails(plugin):
 
 
 def test_help(plugin):
-    """It says what it can, and asks nobody."""
+    """It answers by itself, without asking the cluster."""
     done = plugin.run("--help")
     assert done.returncode == 0
     assert "kubectl srcip node2 trace" in done.stdout

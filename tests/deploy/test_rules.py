@@ -1,4 +1,4 @@
-"""Prometheus' rules: they are sound, every alert fires when it shall, and has its page."""
+"""Prometheus' rules: they are sound, every alert fires when it should, and has its page."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_runbook(name):
     text = (RUNBOOKS / f"{name}.md").read_text()
     headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
     assert headings == [name, "What to check", "What to do", "When it is harmless"]
-    # Its meaning stands first, in one sentence.
+    # Its meaning comes first, in one sentence.
     meaning = re.match(r"# \w+\n\n([A-Z][^#]+?)\n\n", text)
     assert meaning, text
     assert re.fullmatch(r"[^.]*(?:\.\w[^.]*)*\.", meaning[1]), meaning[1]

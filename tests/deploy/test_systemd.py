@@ -76,7 +76,7 @@ def test_verify(tmp_path):
 
 
 def test_exposure():
-    """By systemd's own measure it is closed rather well: 3.3 of 10, below what it calls medium."""
+    """By systemd's own measure its exposure is low: 3.3 of 10, below what it calls medium."""
     command = [tool("systemd-analyze"), "security", "--offline=true", "--threshold=40", str(UNIT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout[-500:]
@@ -183,7 +183,7 @@ def booted(files):
 
 
 def test_under_systemd(files):
-    """The unit starts, attaches, is nobody, and ends when told to, whatever it forbids."""
+    """The unit starts, attaches, runs as nobody, and stops on request, despite its restrictions."""
     tool("systemctl")
     with booted(files) as machine:
         try:

@@ -1,4 +1,4 @@
-"""What carries packets past netfilter is found, and is not where there is none."""
+"""What carries packets past netfilter is found, and not where there is nothing."""
 
 import ctypes
 import os
@@ -47,7 +47,7 @@ def test_xdp(box):
 
 
 def test_tcx(box):
-    """Another's program at tc is named; ours is none."""
+    """Another program at tc is named; ours does not count."""
     theirs, ours = program(SCHED_CLS, b"somebodys"), program(SCHED_CLS, b"srcip_x")
     with inside(box.path("node")):
         links = [

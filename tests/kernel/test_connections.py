@@ -128,7 +128,7 @@ def test_accepts_are_the_servers_peers(box, trace, version, nat):
         peers = connect_tcp(box, version, address, stack)
         tracer.flush()
 
-    # Every socket of the machine is heard: others' accepts are not the test's.
+    # Accepts of every socket on the machine are seen: others are not the test's.
     server_netns = box.path("server").stat().st_ino
     accepts = [a for a in tracer.accepts if a.netns == server_netns]
     assert sorted((str(a.peer.src), a.peer.sport) for a in accepts) == sorted(peers)
@@ -136,7 +136,7 @@ def test_accepts_are_the_servers_peers(box, trace, version, nat):
 
 
 def test_interfaces_and_namespace(box, trace):
-    """A record names the namespace, and the interfaces that the packet came in and went out by."""
+    """A record names the namespace, and the packet's incoming and outgoing interface."""
     box.rules(TRACK)
     tracer = trace()
     sent = box.socket("client", 4, socket.SOCK_DGRAM)
@@ -185,7 +185,7 @@ def test_a_connection_over_loopback_is_one(box, trace):
 
 
 def test_unanswered_udp_flow(box, trace):
-    """1,000 packets of one flow that nobody answers are one connection."""
+    """1,000 unanswered packets of one flow are one connection."""
     box.rules("table inet t { chain f { type filter hook forward priority 0; counter; } }" + TRACK)
     tracer = trace()
     with box.socket("client", 4, socket.SOCK_DGRAM) as sent:
@@ -273,7 +273,7 @@ table inet t {
 
 
 def test_untracked_packets_are_counted(box, trace):
-    """What conntrack was told to skip is no connection, and is counted."""
+    """Untracked packets are no connection, and are counted."""
     box.rules(
         "table inet t { chain pre { type filter hook prerouting priority -300; notrack; } }" + TRACK
     )

@@ -71,7 +71,7 @@ def test_counts_by_path(box, trace):
 
 
 def test_streaming_off_writes_no_records(box, trace):
-    """Counting alone wakes nobody and fills no ring."""
+    """Counting alone wakes no reader and fills no ring."""
     box.rules(SERVICE)
     tracer = trace(**COUNTING)
     send_flows(box, 10, 80)
@@ -82,7 +82,7 @@ def test_streaming_off_writes_no_records(box, trace):
 
 
 def test_outsiders_cannot_fill_the_map(box, trace):
-    """Neither addresses out in the world nor ports of the node make new keys."""
+    """Neither external addresses nor the node's ports make new keys."""
     box.rules(SERVICE)
     tracer = trace(**COUNTING)
     for i in range(1, 200):
@@ -131,7 +131,7 @@ def test_longest_prefix_decides(box, trace):
 
 
 def test_full_map_is_counted(box, trace):
-    """What finds no room is counted as such: the sum stays exact."""
+    """What does not fit is counted as such: the sum stays exact."""
     box.rules(SERVICE.replace("80 dnat", "82-89 dnat"))
     tracer = trace(**COUNTING, sizes=Sizes(paths=4))
     for port in range(82, 90):
@@ -143,7 +143,7 @@ def test_full_map_is_counted(box, trace):
 
 
 def test_drains_lose_nothing_while_maps_take_turns(box, trace):
-    """What many drains bring is what was sent, though the maps were emptied between them."""
+    """Over many drains the sum is what was sent, although the maps were emptied between them."""
     box.rules(SERVICE.replace("80 dnat", "82-89 dnat"))
     tracer = trace(**COUNTING, sizes=Sizes(paths=6))
     counters = tracer.source.counters

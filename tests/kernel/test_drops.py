@@ -59,7 +59,7 @@ def test_dropped_by_a_rule(box, trace, version, hook, sender, address, expected)
     with box.socket(sender, version, socket.SOCK_DGRAM) as sent:
         sent.bind(("", 40000))
         for _ in range(3):
-            # This is how a local sender is told.
+            # This is how a local sender is recognised.
             with suppress(PermissionError):
                 sent.sendto(b"x", (address[version], PORT))
     wait_until(lambda: dropped_by_rule(box) == 3)
@@ -78,7 +78,7 @@ def test_dropped_by_a_rule(box, trace, version, hook, sender, address, expected)
 
 
 def test_original_tuple_behind_dnat(box, trace):
-    """A packet dropped after DNAT still tells what its client addressed."""
+    """A packet dropped after DNAT still shows what its client addressed."""
     box.rules(
         drop_rule("forward") + f"table ip n {{ chain c {{ type nat hook prerouting priority -100\n"
         f"udp dport 80 dnat to {SERVER[4]}:{PORT} }} }}"
@@ -95,7 +95,7 @@ def test_original_tuple_behind_dnat(box, trace):
 
 
 def test_dropped_reply(box, trace):
-    """A dropped answer is told from a dropped request."""
+    """A dropped reply is distinguished from a dropped request."""
     box.rules(drop_rule("forward", "udp sport 8080"))
     tracer = trace()
     with ExitStack() as stack:
@@ -112,7 +112,7 @@ def test_dropped_reply(box, trace):
 
 
 def test_nobody_listens(box, trace):
-    """A closed port is a drop with its own reason; its place is told by name."""
+    """A closed port is a drop with its own reason; its place has a name."""
     box.rules(drop_rule("forward"))
     tracer = trace()
     with (
@@ -128,12 +128,12 @@ def test_nobody_listens(box, trace):
 
 
 def test_reverse_path_filter(box, trace):
-    """A source that should come in elsewhere is discarded before conntrack: no original tuple."""
+    """A source that should come in elsewhere is dropped before conntrack: no original tuple."""
     for name in ("all", "n0"):
         box.set("node", f"ipv4/conf/{name}/rp_filter", 1)
     tracer = trace()
     box.run("client", "ip", "addr", "add", "10.9.0.99/32", "dev", "lo")
-    # The node would not even answer who-has from there.
+    # The node would not even answer ARP requests from there.
     mac = box.run("node", "cat", "/sys/class/net/n0/address").strip()
     box.run("client", "ip", "neigh", "add", NODE[4], "lladdr", mac, "dev", "c0")
     with box.socket("client", 4, socket.SOCK_DGRAM) as sent:
@@ -176,7 +176,7 @@ def test_every_reason_of_a_watched_flow(box, trace):
         another.bind(("", PORT + 1))
         for port in (PORT + 1, PORT):
             sent.sendto(udp_datagram(40000, port, checksum=1), (NODE[4], 0))
-        # A wrong checksum is found out when someone reads.
+        # A wrong checksum is found when the socket is read.
         bound.setblocking(False)
         with pytest.raises(BlockingIOError):
             bound.recv(1)

@@ -61,7 +61,7 @@ def capturing(box):
                 found.append((device, way, *ends))
         return found
 
-    # A reader that waits in vain gets an end instead.
+    # A reader that waits too long gets an end instead.
     watchdog = threading.Timer(PATIENCE_S, process.kill)
     watchdog.start()
     try:
@@ -219,7 +219,7 @@ def test_zones(box, trace):
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_local(box, trace, version):
-    """A connection to the node's own socket ends at INPUT; its answer begins at OUTPUT."""
+    """A connection to the node's own socket ends at INPUT; its reply begins at OUTPUT."""
     load_nat(box, "neither")
     tracer = trace(packets=1, wanted=Filter(port=PORT))
     with ExitStack() as stack:
@@ -311,7 +311,7 @@ def test_filter(box, trace, wanted):
     ],
 )
 def test_filter_leaves_out(box, trace, unwanted):
-    """Nothing is told of connections that the filter does not want."""
+    """Hops of connections that the filter does not want are not reported."""
     load_nat(box, "both")
     tracer = trace(packets=9, wanted=unwanted)
     exchange(box, 4, socket.SOCK_STREAM, NODE[4])
@@ -321,7 +321,7 @@ def test_filter_leaves_out(box, trace, unwanted):
 
 
 def test_limit(box, trace):
-    """No more packets of a direction than asked for; the rest is counted."""
+    """No more packets of a direction than requested; the rest is counted."""
     load_nat(box, "both")
     tracer = trace(packets=3, wanted=Filter(proto=UDP))
     exchange(box, 4, socket.SOCK_DGRAM, NODE[4], datagrams=10)
@@ -370,7 +370,7 @@ def test_bridge(box, trace):
 
 
 def test_changed_by_others(box, trace):
-    """An address that something else than NAT replaces differs between two hops all the same."""
+    """An address that something other than NAT replaces still differs between two hops."""
     box.run(
         *("node", "nft", "-f", "-"),
         stdin=f"""table netdev x {{
@@ -474,7 +474,7 @@ def test_untracked(box, trace):
 
 
 def test_interface_that_refuses(box, trace):
-    """An interface that comes later with all places at tc taken is told under what is not seen."""
+    """If a new interface has all its places at tc taken, it is listed under what is not seen."""
     tracer = trace(packets=1, wanted=Filter(proto=UDP))
     devices, before = tracer.source.devices, tracer.source.info.not_seen
     box.run("server", "ip", "link", "add", "n2", "type", "veth", "peer", "name", "s2")

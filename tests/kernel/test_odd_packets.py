@@ -1,4 +1,4 @@
-"""Hops of packets that are not plain: fragments, tags, bytes out of reach, memory used again."""
+"""Hops of unusual packets: fragments, tags, non-linear headers, reused memory."""
 
 import mmap
 import re
@@ -41,7 +41,7 @@ def neighbours(box):
 
 
 def paths(tracer):
-    """What a reader of paths is told of all that was seen so far."""
+    """What a reader of paths gets for all that was seen so far."""
     records = tracer.source.read(0)
     pipeline = PathPipeline(FakeSource([records], INFO))
     return [*pipeline.judge(records), *pipeline.rest()]
@@ -100,7 +100,7 @@ def packet_socket(box, host, device):
     ("send", "tags"), [(send_in_pages, b""), (send_frame, TAGS)], ids=["in pages", "tagged"]
 )
 def test_wherever_its_bytes_lie(box, trace, version, send, tags):
-    """A packet is read where its headers are out of the linear part, and behind VLAN tags."""
+    """Headers are read outside the linear part, and behind VLAN tags."""
     load_nat(box, "neither")
     tracer = trace(packets=1, wanted=Filter(client=ip_network(CLIENT[version]), proto=UDP))
     link = mac(box, "node", "n0") + mac(box, "client", "c0") + tags + ETHERTYPES[version]
@@ -132,7 +132,7 @@ def test_ports_used_again(box, trace):
 
 
 def test_dropped_again_and_again(box, trace):
-    """What is dropped before conntrack keeps it is no new connection each time it is sent."""
+    """A packet that is dropped before conntrack keeps it is no new connection each time."""
     box.rules(f"table ip d {{ chain c {{ type filter hook forward priority 0; udp dport {PORT}"
               " ct state new drop; } }")  # fmt: skip
     tracer = trace(packets=2, wanted=Filter(proto=UDP))
@@ -176,7 +176,7 @@ def test_fragments(box, trace, version):
 
 
 def test_without_programs_at_tc(box, trace, monkeypatch):
-    """Where no interface can be attached to, memory of a packet that is gone is told anew."""
+    """If no interface can be attached to, reused packet memory is still recognised as new."""
     monkeypatch.setattr(sources, "has_tcx_links", lambda: False)
     load_nat(box, "neither")
     tracer = trace(packets=1, wanted=Filter(port=PORT, proto=UDP))

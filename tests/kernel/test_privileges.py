@@ -94,7 +94,7 @@ def serving(box, *arguments, prefix=(), cluster=("--no-cluster",)):
 
 
 def statuses(pid):
-    """What /proc says of each thread of a process."""
+    """What /proc shows of each thread of a process."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         lines = (task / "status").read_text().splitlines()
         yield dict(line.split(":\t", 1) for line in lines if ":\t" in line)
@@ -118,7 +118,7 @@ def assert_powerless(pid, *, uid=NOBODY):
 
 
 def test_with_only_what_is_listed(box):
-    """It starts, counts, and has nothing left; its child keeps what reading rules takes."""
+    """It starts, counts, and keeps no capability; its child keeps those for reading rules."""
     with serving(box, prefix=with_only(*TO_TRACE, *TO_DROP)) as served:
         assert len(served.messages) == 1
         wait_until(lambda: "srcip_ready 1.0" in served.get("/metrics"))
@@ -146,7 +146,7 @@ def test_without_one_of_them(box, command, missing):
 
 @pytest.mark.parametrize("missing", TO_DROP)
 def test_without_what_dropping_takes(box, missing):
-    """It runs all the same, has no capability in any thread, and a line names what stays."""
+    """It still runs, has no capability in any thread, and a line names what remains."""
     kept = [each for each in (*TO_TRACE, *TO_DROP) if each != missing]
     with running() as api, tempfile.TemporaryDirectory() as directory:
         cluster = ["--kubeconfig", api.kubeconfig(Path(directory) / "config")]
@@ -174,7 +174,7 @@ def test_another_namespace_takes_sys_admin(box):
 def test_every_thread(box, tmp_path):
     """The watch's thread starts while we are root; it has nothing left either."""
     with running() as api:
-        # The box has no way to this server: its own loopback has another one.
+        # The server is on the host: the box's own loopback is another one.
         config = api.kubeconfig(tmp_path / "config")
         with serving(box, cluster=["--kubeconfig", config]) as served:
             pid, _ = served.family()
@@ -257,7 +257,7 @@ def test_a_read_only_root(box, has_tmp):
 
 
 def test_what_comes_after_the_drop(box):
-    """An interface and an address made afterwards are known: who comes from it is of the node."""
+    """A later interface and address are known: a client there counts as the node's."""
     with serving(box, prefix=with_only(*TO_TRACE, *TO_DROP)) as served:
         wait_until(lambda: "srcip_ready 1.0" in served.get("/metrics"))
         box.run("node", "ip", "link", "add", "late0", "type", "veth")

@@ -1,4 +1,4 @@
-"""The named rule against the kernel's own counters, and reading that leaves no trace."""
+"""The named rule against the kernel's own counters, and readings that change nothing."""
 
 import json
 import random
@@ -259,7 +259,7 @@ LEGACY_TABLES = ("ip_tables_names", "ip6_tables_names")
 
 
 def test_reading_a_fresh_namespace_leaves_it_unchanged(namespace):
-    """No table comes into being by reading: not of nf_tables, not of legacy iptables."""
+    """Reading creates no table, neither of nf_tables nor of legacy iptables."""
     before = namespace.generation()
     rules = read(namespace.path)
     assert (rules.rules, rules.unread, rules.proxy_mode) == ((), (), None)
@@ -269,7 +269,7 @@ def test_reading_a_fresh_namespace_leaves_it_unchanged(namespace):
 
 
 def test_reading_rules_leaves_them_unchanged(lab):
-    """Nor do rules that are there change by it."""
+    """Nor does it change existing rules."""
     load(lab, "iptables")
     with netns.inside(lab.netns("node1")), Nftables() as netlink:
         before = netlink.generation(), netlink.tables()

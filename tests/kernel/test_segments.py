@@ -133,7 +133,7 @@ def test_the_server_got_the_same(box, reading):
 
 
 def test_behind_dnat(box, trace):
-    """The tuple is what the client sent, not where DNAT led it; a filter on the backend holds."""
+    """The tuple is what the client sent, not the DNAT target; a filter on the backend works."""
     box.rules(DNAT.format(rule=f"ip daddr {NODE[4]} tcp dport {PORT} dnat to {SERVER[4]}"))
     wanted = Filter(backend=ip_network(SERVER[4]))
     reading = trace(has_proxy_headers=True, wanted=wanted)
@@ -144,7 +144,7 @@ def test_behind_dnat(box, trace):
 
 
 def test_filters(box, trace):
-    """Of connections that the filter leaves out nothing is told, wherever the filter works."""
+    """Nothing is reported of connections that the filter leaves out, wherever it is applied."""
     box.rules(TRACK)
     server = Server(box, "server", SERVER[4])
     elsewhere = ip_network("192.0.2.0/24")
@@ -197,7 +197,7 @@ class Passing:
 
 
 def test_understood_is_forgotten(box, reading):
-    """Once a connection is understood, the kernel stops with it: no body leaves it."""
+    """Once a connection is understood, the kernel stops sending: no body leaves it."""
     server = Server(box, "server", SERVER[4])
     streams = Map(reading.source._loaded.map(SEGMENTS, "streams"), 44, 16)
     with closing(server.sock), closing(send(box, "client", SERVER[4])) as sock:
@@ -208,7 +208,7 @@ def test_understood_is_forgotten(box, reading):
 
 
 def test_client_that_ends(box, reading):
-    """A client that goes in the middle of a header leaves a connection that is cut."""
+    """A client that goes away in the middle of a header leaves a connection that is cut."""
     server = Server(box, "server", SERVER[4])
     with closing(server.sock):
         send(box, "client", SERVER[4], V1[:20]).close()
@@ -216,7 +216,7 @@ def test_client_that_ends(box, reading):
 
 
 def test_answers_are_not_read(box, reading):
-    """What the server sends is not taken for the client's word."""
+    """Data from the server is not taken for the client's."""
     server = Server(box, "server", SERVER[4])
     with closing(server.sock), closing(send(box, "client", SERVER[4])) as sock:
         connection, _ = server.sock.accept()

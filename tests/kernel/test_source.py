@@ -72,7 +72,7 @@ def test_several_namespaces(box, trace):
 
 
 def test_everything_goes_with_the_source(box, trace):
-    """Nothing of ours is left in the kernel after close."""
+    """No object of ours is left in the kernel after close."""
     tracer = trace()
     held = bpf_objects.held_by(os.getpid())
     kinds = Counter(kind for kind, _ in held)
@@ -115,7 +115,7 @@ def test_nothing_is_left_after_sigkill(box, tmp_path):
 
 
 def test_namespace_removed_while_tracing(box, trace):
-    """A namespace that is removed is let go, so that it can end: its cables go with it."""
+    """A removed namespace is released, so that it can end, and its cables with it."""
     tracer = trace()
     send(box)
     subprocess.run(["ip", "netns", "del", box.names["node"]], check=True)
@@ -191,14 +191,14 @@ def test_programs_for_probes_load(kernel):
 
 
 def test_compiler_error(kernel):
-    """What the compiler says is kept for those who ask for it."""
+    """The compiler's output is kept for --verbose."""
     broken = programs.Program(file="no_such.c", functions=(), maps=())
     with pytest.raises(LoadError, match=r"cannot compile no_such\.c"):
         programs.load((broken,))
 
 
 def test_verifier_error(kernel):
-    """A program that the kernel refuses is named, and the verifier's words are kept."""
+    """A program that the kernel refuses is named, and the verifier's output is kept."""
     wrong = programs.Program(file="accepts.c", functions=(("srcip_accept", 32, 45),), maps=())
     with pytest.raises(LoadError, match="rejects srcip_accept") as caught:
         programs.load((wrong,))

@@ -1,4 +1,4 @@
-"""An agent that streams under a flood: its counts stay exact, and clients can add up theirs."""
+"""An agent that streams under a flood: its counts stay exact, and clients' numbers add up."""
 
 import socket
 import threading
@@ -138,7 +138,7 @@ def test_a_flood(box, running, is_secure):
 
 
 def test_nobody_listens(box, running):
-    """Then nothing is written, so nothing of it is lost."""
+    """Then nothing is written, so nothing can be lost."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(running.path))
         sock.sendall(request_line(UDP_ONLY))

@@ -54,7 +54,7 @@ class Engine:
 
 @contextmanager
 def engine():
-    """An engine that holds nothing yet, and is gone afterwards."""
+    """An engine that is empty, and removed afterwards."""
     tool("podman")
     # Podman takes no long path there.
     with tempfile.TemporaryDirectory(prefix="srcip-", dir=_place()) as directory:

@@ -1,15 +1,15 @@
-"""Which lines of JSON tell of which connection that a test made."""
+"""Which lines of JSON belong to which of a test's connections."""
 
 from lab import hosts
 from lab.hosts import FAMILIES
 
-# The proxy of S9 is on the router, and its word counts.
+# The proxy of S9 is on the router, and is trusted.
 HEADERS = ["--read-proxy-headers"]
 TRUSTED = [f"--trusted-proxy={hosts.ROUTER_TO_NODES.of(family)}" for family in FAMILIES]
 
 
 def keys(line):
-    """Yield what a connection's or path's line can be known by: its tuple, the client named."""
+    """Yield what identifies a connection's or path's line: its tuple, the declared client."""
     orig = line.get("orig", {})
     if "sport" in orig:
         yield line["proto"], orig["src"], orig["sport"], orig["dst"], orig["dport"]

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 SHORTER = {"5m": "15s", "10m": "20s", "15m": "20s", "1h": "2m", "1d": "5m"}
 # Policy Cluster; policy Local on a node with an endpoint and on one without; no endpoint anywhere.
 CHOSEN = cases(modes=["iptables"], families=["ipv4"], scenarios=["S4", "S5", "S6", "S15a"])
-# Somebody's rule: it replaces what policy Local keeps.
+# A rule of another program, which replaces what policy Local keeps.
 SOMEBODYS = """
 table ip somebodys {
   chain post { type nat hook postrouting priority 90
@@ -74,7 +74,7 @@ def in_seconds(directory):
 
 @dataclass(slots=True, kw_only=True)
 class Trouble:
-    """What went wrong, as an operator has it before him."""
+    """What went wrong, as an operator sees it."""
 
     alerts: dict = field(default_factory=dict)
     # What agents have written.
@@ -123,7 +123,7 @@ def of_another_version(directory):
 
 @contextmanager
 def standing_still(pid):
-    """Stop a process's first thread, and it alone, as one that waits for ever."""
+    """Stop the first thread of a process, as if it waited for ever."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
     for request in (_PTRACE_SEIZE, _PTRACE_INTERRUPT):
@@ -267,7 +267,7 @@ def trouble(lab, tmp_path_factory):
 
 
 def test_every_alert_fires(trouble):
-    """Each of them; and each says of whom, without a gap in its text."""
+    """Each of them fires, and names its subject, without a gap in its text."""
     assert trouble.alerts.keys() == ALERTS
     for alerts in trouble.alerts.values():
         for alert in alerts:
@@ -292,14 +292,14 @@ AGENTS = {
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_it_names_the_agent(trouble, name):
-    """The agent in trouble is among those that it fires for."""
+    """The agent in trouble is among those that the alert fires for."""
     instances = {alert["labels"]["instance"] for alert in trouble.alerts[name]}
     assert AGENTS[name] in instances
     assert "node1" not in instances
 
 
 def test_losses_by_reason(trouble):
-    """A flood, and a map without room: where it was lost and why is in the labels."""
+    """A flood, and a full map: the labels tell where records were lost, and why."""
     found = {
         (alert["labels"]["instance"], alert["labels"]["stage"], alert["labels"]["reason"])
         for alert in trouble.alerts["SrcipRecordsLost"]
@@ -335,7 +335,7 @@ def test_policy_local_loses_clients(trouble):
 
 
 def test_connections_black_holed(trouble):
-    """The runbook's trace says where they are dropped, and what mends it."""
+    """The runbook's trace says where packets are dropped, and how to fix it."""
     assert "no-local-endpoint" in trouble.traces["dropped"]
     assert (
         "to fix   run an endpoint of default/nodeport-local on node2" in trouble.traces["dropped"]

@@ -64,7 +64,7 @@ def test_demo_agrees_with_every_backend_and_the_record():
         key = (seen["mode"], seen["scenario"], seen["family"], seen["proto"])
         told = seen["client_address"]
         assert saw.pop(key) == (None if told in ("TIMEOUT", "REFUSED") else told), key
-    # What is left is not in the record: the lab's own proxy, and pod egress.
+    # The others are not in the record: the lab's own proxy, and pod egress.
     assert {key[1] for key in saw} == {"S9a", "S9b", "S9c", "S13"}
     behind = [line["proxy"] for line in found if line["scenario"].startswith("S9")]
     assert {told["client"]["address"] for told in behind} == {"198.51.100.10", "2001:db8:c::10"}
@@ -173,7 +173,7 @@ def test_record_and_replay(lab, tmp_path, public_directory, mode):
 
 
 def untimed(line):
-    """A line without its time: a trace asks for the clock again and again, a recording once."""
+    """A line without its time: a trace reads the clock repeatedly, a recording once."""
     return {key: value for key, value in line.items() if key != "time"}
 
 
@@ -298,14 +298,14 @@ def test_doctor_counts_other_tracers(lab, tmp_path):
 
 
 def test_a_stray_drop_is_no_answer():
-    """The demo's comparison asks for evidence: without records nothing agrees."""
+    """The demo's comparison needs evidence: without records nothing agrees."""
     (case,) = cases(modes=["iptables"], scenarios=["S6"], families=["ipv4"], protos=["tcp"])
     answer = probe.Answer(outcome="timeout", local=(case.destination, 1))
     assert not Traced().find(case, answer).agrees
 
 
 def test_explain_without_a_cluster():
-    """A Service that is not there, and a file that is none, are one line each."""
+    """A Service that does not exist, and a file that is invalid, are one line each."""
     done = srcip("explain", "default/no-such", *OPTIONS)
     assert (done.returncode, done.stderr) == (
         1,
@@ -379,7 +379,7 @@ def test_health_checks_are_compared_with_the_objects(lab):
 
 
 def test_kube_proxys_own_word_on_its_mode(lab):
-    """What kube-proxy says of its mode counts before what its rules look like."""
+    """The mode that kube-proxy reports takes precedence over its rules."""
     kube_proxy.load(lab, "nftables")
     with answering(lab, "node1", ("127.0.0.1", 10249), 200, b"iptables"):
         done = srcip("explain", "default/nodeport", *OPTIONS, *netns_options(lab))

@@ -28,7 +28,7 @@ def test_counted_and_lost_are_what_was_made():
     assert not seen.backwards
     assert seen.changes > 10
     assert seen.scrapes > 1
-    # Who asks for TCP alone gets it, or is told what he did not get.
+    # A client that wants only TCP gets it, or is told what it did not get.
     everything, tcp = seen.streams
     assert all(told["connections"] for told in (everything, tcp))
     assert tcp["connections"] == seen.tcp_made or any(tcp["lost"].values())

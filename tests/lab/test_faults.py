@@ -1,4 +1,4 @@
-"""What goes wrong around an agent in months: none of it ends the agent or goes uncounted."""
+"""Faults around a long-running agent: none of them ends the agent or goes uncounted."""
 
 import copy
 import json
@@ -33,10 +33,10 @@ def mode_of(served):
 
 
 def test_kube_proxy_restarts_in_another_mode(lab):
-    """The agent asks at the start and when the rules are another mode's, and judges by it."""
+    """The agent asks at the start and when the rules change mode, and judges by the answer."""
     kube_proxy.load(lab, "iptables")
     with kube_proxy_of(lab, "node1") as proxy:
-        # It is believed before its rules are.
+        # Its answer counts before its rules are read.
         proxy.start(said("ipvs"))
         with serving(lab, nodes=["node1"]) as served:
             wait_until(lambda: mode_of(served) == "ipvs")
@@ -54,7 +54,7 @@ def test_kube_proxy_restarts_in_another_mode(lab):
 
 
 def test_kube_proxy_is_away(lab):
-    """Where it does not answer any more its rules have the word."""
+    """When it no longer answers, its rules decide."""
     kube_proxy.load(lab, "iptables")
     with kube_proxy_of(lab, "node1") as proxy:
         proxy.start(said("ipvs"))
@@ -71,7 +71,7 @@ def test_kube_proxy_is_away(lab):
     ids=["too much", "an error"],
 )
 def test_something_else_on_its_port(lab, answer):
-    """Whatever answers there, the rules have the word."""
+    """Whatever else answers there, the rules decide."""
     kube_proxy.load(lab, "iptables")
     with kube_proxy_of(lab, "node1") as proxy:
         proxy.start(answer)
@@ -139,7 +139,7 @@ def policies(served):
 
 
 def test_the_clock_is_set(lab, monkeypatch):
-    """What is seen after a step of the clock is told by the new time."""
+    """What is seen after a step of the clock has the new time."""
     kube_proxy.load(lab, "iptables")
     namespaces = [netns.find(f"{lab.netns('node1')}=node1", "node1")]
     chosen = cases(modes=["iptables"], **S4)

@@ -252,7 +252,7 @@ NEEDED = ("BPF", "PERFMON", "NET_ADMIN", "SYSLOG")
 
 @pytest.mark.parametrize("capability", NEEDED)
 def test_without_a_capability(podman, pod, capability):
-    """Without one that it cannot do without it ends, with a line that names it."""
+    """Without a required capability it exits, with a line that names it."""
     options, arguments = pod.options(without=[capability])
     done = podman.run(
         "run", "--rm", "--pull=never", *options, IMAGE, *arguments, is_checked=False, timeout=60
@@ -264,7 +264,7 @@ def test_without_a_capability(podman, pod, capability):
 
 
 def test_an_older_seccomp_profile(podman, pod):
-    """Where bpf() takes CAP_SYS_ADMIN it ends, and says that it is not for want of a capability."""
+    """If bpf() needs CAP_SYS_ADMIN it exits, and says that no capability of its own is missing."""
     theirs = replace(pod, seccomp=PROFILE)
     options, arguments = theirs.options()
     done = podman.run(

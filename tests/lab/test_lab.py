@@ -103,7 +103,7 @@ def test_backends_see_what_the_real_cluster_saw(lab, mode):
     kube_proxy.load(lab, mode)
     answers = probe.run(lab, cases(modes=[mode]))
     assert [str(case) for case, answer in answers.items() if not met(case, answer)] == []
-    # Over IPv6 TCP a REJECT is a race (see lab/table.py). All else is just what was recorded.
+    # Over IPv6 TCP a REJECT is a race (see lab/table.py). All else is exactly as recorded.
     sure = {
         (case.scenario.id, case.family, case.proto): printed(answer)
         for case, answer in answers.items()
@@ -261,7 +261,7 @@ def test_router_sends_to_the_chosen_node(lab, node):
 
 
 def test_failing_command_is_one_line(lab):
-    """A command that fails in the lab is told in one line: where, what, and its complaint."""
+    """A command that fails in the lab is one line: where, what, and its output."""
     with pytest.raises(LabError, match=r"^ip route get nonsense failed on p11 \(1\): .+$") as error:
         lab.run("p11", "ip", "route", "get", "nonsense")
     assert "\n" not in str(error.value)
@@ -389,7 +389,7 @@ def test_killed_lab_is_removed_by_the_next(lab, own_locks):
 
 
 def test_lab_without_rights_is_one_line(kernel):
-    """Who may not build a lab is told so in one line."""
+    """A user who may not build a lab gets one line."""
     os.seteuid(65534)
     try:
         with (

@@ -67,7 +67,7 @@ def test_an_unready_endpoint_changes_the_next_verdict(api, lab, tmp_path):
         while not causes or causes[-1] != "no-endpoints":
             started_s = time.monotonic() - changed_at
             causes.append(next_cause())
-            # The connection that began a second after the change at the latest knows of it.
+            # A connection one second after the change, at the latest, is judged by it.
             assert causes[-1] == "no-endpoints" or started_s < 1
         trace.send_signal(signal.SIGINT)
         assert trace.wait(20) == 0

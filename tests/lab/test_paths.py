@@ -24,7 +24,7 @@ CAPTURED = re.compile(r"(\S+) +(In|Out) +IP6? (\S+)\.(\d+) > (\S+)\.(\d+): ")
 # IPVS, which the build machine's kernel does not have: tests/vm/test_ipvs.py.
 HAS_IPVS = Path("/proc/net/ip_vs").exists()
 MODES = kube_proxy.ALL_MODES if HAS_IPVS else kube_proxy.MODES
-# An emulated machine is too slow for all at once: answers come after the clients' patience.
+# An emulated machine is too slow for all at once: answers come after the clients' timeout.
 IPVS_SCENARIOS = ["S2", "S3", "S4", "S6", "S7b", "S12", "S14b", "S14d", "S15b", "S16b", "S17b"]
 NAT_PLACES = {
     "dnat": {("prerouting", "after-nat"), ("output", "after-nat")},
@@ -127,7 +127,7 @@ def found(printed, answers):
 
 
 def paths_of(printed):
-    """Return the lines of each path, by all that it is known by and by direction."""
+    """Return the lines of each path, by all that identifies it and by direction."""
     by_flow = {}
     for line in lines("".join(each for each in printed.splitlines(True) if each.endswith("\n"))):
         for key in keys(line) if line["kind"] == "path" else ():
@@ -176,7 +176,7 @@ def test_every_scenario_is_a_path(run):
     for case, answer in answers.items():
         path = paths[case]["original"]
         assert (path["verdict"], path.get("cause")) == (case.verdict, case.cause), case
-        # In IPVS mode a backend may be reached whose answers are not.
+        # In IPVS mode a backend may be reached whose replies do not arrive.
         is_stray = (case.verdict, answer.client_address) == ("preserved", None)
         seen = answer.local[0] if is_stray else answer.client_address
         assert path.get("seen_source") == (str(seen) if seen else None), case
@@ -242,7 +242,7 @@ def test_nat_is_told_where_it_was_done(run):
 
 
 def test_answers_are_undone(run):
-    """The answer leaves the first node as one to what the client sent, translated back there."""
+    """The reply leaves the first node as the client expects it, translated back there."""
     answers, paths, *_ = run
     for case, answer in answers.items():
         if answer.client_address is None:
@@ -342,7 +342,7 @@ def test_protocols(run):
 
 
 def test_replay(run):
-    """A recording has the same paths, but for what the live trace knew of rules."""
+    """A recording has the same paths, except for what the live trace knew of rules."""
     replayed = srcip("replay", str(run.recording), *OPTIONS, *TRUSTED, "-o", "json", "--paths")
     assert replayed.returncode == 0, replayed.stderr
     again = found(replayed.stdout, run.answers)
@@ -382,7 +382,7 @@ def test_filter_by_client_follows_him(lab, tmp_path, mode):
 
 
 def test_both_sides_of_a_proxy(lab, tmp_path):
-    """Where the proxy's host is traced, too, the client's own connection to it is a path beside."""
+    """If the proxy's host is traced, too, the client's own connection to it is another path."""
     kube_proxy.load(lab, "iptables")
     chosen = cases(modes=["iptables"], scenarios=["S9a"], families=["ipv4"])
     arguments = ["-o", "json", "--packets", "1", *HEADERS, *TRUSTED]
@@ -401,7 +401,7 @@ def test_both_sides_of_a_proxy(lab, tmp_path):
     before, after = told[sent]["original"], told[key_of(case, answer)]["original"]
     assert [(node["node"], node["ending"]) for node in before["nodes"]] == [("router", "delivered")]
     assert before["accepted"] == {"address": str(address), "port": port}
-    # Nothing has conntrack track on the router.
+    # No rule makes conntrack track on the router.
     assert before["verdict"] == "unknown"
     assert [node["node"] for node in after["nodes"]] == ["router", "node1"]
     assert (after["hops"][0]["node"], after["hops"][0]["hook"]) == ("router", "output")

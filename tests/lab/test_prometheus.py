@@ -238,7 +238,7 @@ def test_rules_hold_data(scraped):
 
 @pytest.mark.parametrize(("token", "is_up"), [("prometheus", 1), ("somebody", 0)])
 def test_https_and_token(lab, tmp_path, token, is_up):
-    """Over HTTPS Prometheus scrapes if its token may get /metrics, and else does not."""
+    """Prometheus can scrape over HTTPS only if its token may get /metrics."""
     kube_proxy.load(lab, "iptables")
     with ExitStack() as stack:
         api = stack.enter_context(running())

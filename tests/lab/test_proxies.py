@@ -179,7 +179,7 @@ def test_forged_headers(site, tracing):
 
 
 def test_around_the_proxy(site, tracing):
-    """A client that comes to the backend without the header that others carry is named."""
+    """A client that reaches the backend without the header that others carry is named."""
     ask(site, HAPROXY[4], TCP_V1, GET)
     next_line(tracing, EXPECTS_PROXY, 0)
     answer, _ = ask(site, SERVER[4], EXPECTS_PROXY, GET)

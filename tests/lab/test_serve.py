@@ -228,7 +228,7 @@ def dropped_as_in_the_table(drops):
 
 
 def test_formats(lab):
-    """Text for who does not ask, OpenMetrics for who does; both say the same, and no address."""
+    """Plain text by default, OpenMetrics on request; both say the same, without addresses."""
     kube_proxy.load(lab, "iptables")
     with serving(lab) as served:
         probe.run(lab, cases(modes=["iptables"], scenarios=["S3", "S6"]))
@@ -252,7 +252,7 @@ def test_formats(lab):
 
 
 def test_not_ready_before_the_cluster(lab, tmp_path):
-    """/readyz is 503 with a reason until the objects are in; what then comes is counted."""
+    """/readyz is 503 with a reason until the objects are read; later connections are counted."""
     kube_proxy.load(lab, "iptables")
     with running() as api:
         for item in json.loads(OBJECTS.read_text())["items"]:
@@ -313,7 +313,7 @@ def test_port_taken(lab):
 
 
 def test_scrapers_that_never_read(lab):
-    """Clients that connect and do nothing hold nobody up for long."""
+    """Clients that connect and do nothing delay others only briefly."""
     with serving(lab) as served, ExitStack() as stack:
         address = ("127.0.0.1", served.port)
         for _ in range(20):

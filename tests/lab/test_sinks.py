@@ -82,7 +82,7 @@ def check_report(recordings, directory, answer):
 
 
 def test_receiver_that_is_away(lab, s3, tmp_path, monkeypatch):
-    """A receiver that is not there disturbs nothing; what it did not get is in the summary."""
+    """A missing receiver disturbs nothing; what it did not get is in the summary."""
     # The end of a run waits no longer for it than this.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with tracing(lab, tmp_path, "--otlp", "http://127.0.0.1:1") as (process, output):

@@ -105,7 +105,7 @@ def test_every_scenario(run):
 
 
 def test_over_both_nodes(run):
-    """S3 and S7b cross both nodes, and node1's guess is proved by node2's word."""
+    """S3 and S7b cross both nodes, and node2 proves node1's guess."""
     answers, files = run
     paths, _ = stitched(*files.values())
     for case, (path,) in by_case(paths, answers).items():

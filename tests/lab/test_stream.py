@@ -22,7 +22,7 @@ from tracer.stream.protocol import request_line
 pytestmark = pytest.mark.usefixtures("kernel")
 
 GROUP = 54321
-# Somebody without privileges but the stream's group.
+# A user without privileges except the stream's group.
 SOMEBODY = ["setpriv", "--reuid=65534", f"--regid={GROUP}", "--clear-groups", "--inh-caps=-all"]
 
 
@@ -100,7 +100,7 @@ def test_it_shows_what_a_trace_of_ones_own_shows(lab, tmp_path, path, options):
         seen = lines(printed)
         kinds = {"connection", "drop", "accept"}
         if "--filter-port" in options:
-            # Filtered, a trace of one's own is told of drops for all reasons.
+            # A filtered trace of one's own gets drops for all reasons.
             kinds -= {"drop"}
 
         def are_same():
@@ -201,7 +201,7 @@ def test_clients_that_never_read(lab, path):
 
 @pytest.mark.usefixtures("others")
 def test_who_may_not(lab, path):
-    """Somebody of another group gets one line; so does who finds no agent."""
+    """A user of another group gets one line; so does one that finds no agent."""
     stranger = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
     with agent(lab, path):
         command = [*stranger, *SRCIP, "trace", "--agent", str(path)]
@@ -228,7 +228,7 @@ def test_killed_while_somebody_listens(lab, path):
 
 
 def test_a_second_agent(lab, path):
-    """It does without the stream where nobody named one, and ends where the place is taken."""
+    """It runs without the stream if no socket was named, and exits if the named one is taken."""
     where = netns_options(lab)
     with agent(lab, path):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The live stream over TLS, from a real agent, to whom a real client shows a token."""
+"""The live stream over TLS from a real agent, to a real client with a token."""
 
 import json
 import signal
@@ -91,7 +91,7 @@ class Secure:
             process.communicate()
 
     def secured(self):
-        """A connection of TLS, without a word on it."""
+        """A TLS connection on which nothing has been sent."""
         context = ssl.create_default_context(cafile=self.ca_file)
         sock = socket.create_connection(("127.0.0.1", self.served.port), timeout=PATIENCE_S)
         return context.wrap_socket(sock, server_hostname="127.0.0.1")
@@ -198,7 +198,7 @@ def test_it_shows_what_a_trace_of_ones_own_shows(lab, tmp_path, secure, options)
 
 
 def test_who_may(secure):
-    """A right to scrape is none to listen; who may, may; each refusal is one line with a way."""
+    """Permission to scrape is none to listen; each refusal is one line that says what to do."""
     assert "may not get /stream (403); bind that account" in secure.refused(token="scraper")
     assert "does not accept this token (401)" in secure.refused(token="nobody")
     assert secure.get("/stream")[0] == 403
@@ -307,7 +307,7 @@ def test_a_renewed_certificate(lab, secure):
 
 
 def test_the_end_of_the_agent(lab):
-    """In order: everyone gets a summary; afterwards one line says that nobody is there."""
+    """In order: every client gets a summary; afterwards one line says that no agent is there."""
     with secured(lab) as secure, secure.listening("-o", "json") as client:
         secure.served.process.send_signal(signal.SIGTERM)
         out, err = client.communicate(timeout=PATIENCE_S)

@@ -83,7 +83,7 @@ class ApiServer:
             self._event("DELETED", self._stamped(gone))
 
     def bookmark(self):
-        """Tell all watches the current version, as a real one does about every minute."""
+        """Send a bookmark with the current version to all watches, as a real server does."""
         with self.changed:
             self.version += 1
             for plural, (api_version, kind) in KINDS.items():
@@ -109,7 +109,7 @@ class ApiServer:
             self.changed.notify_all()
 
     def disconnect(self):
-        """End all watches without a word."""
+        """End all watches without an event."""
         with self.changed:
             self.generation += 1
             self.changed.notify_all()

@@ -301,7 +301,7 @@ def s12():
 
 
 def s19b():
-    """internalTrafficPolicy Local, own node without endpoint: dropped where the pod lives."""
+    """internalTrafficPolicy Local, no endpoint on the pod's own node: dropped there."""
     sent = flow("10.244.2.21", 51000, "10.0.7.7", 80)
     service = ServiceRef(
         namespace="default", name="internal-local", port="http", via=Via.CLUSTER_IP,
@@ -337,7 +337,7 @@ def ping():
 
 
 def changed():
-    """Somebody who is not netfilter sends the packet elsewhere between two hooks."""
+    """Something other than netfilter redirects the packet between two hooks."""
     sent = samples.SENT
     inside = replace(sent, dst=ip_address(samples.BACKEND), dport=8080)
     other = Translation(
@@ -414,7 +414,7 @@ PROXY = "203.0.113.60"
 
 
 def with_word(word):
-    """The same, with what its first bytes say."""
+    """The same, with what its first bytes declare."""
     path = proxied()
     leg = path.legs[0]
     return replace(path, legs=(replace(leg, judged=replace(leg.judged, word=word)),))
@@ -426,7 +426,7 @@ def declared():
 
 
 def declared_chain():
-    """A trusted proxy names another one, which named the client."""
+    """A trusted proxy names another trusted proxy, which named the client."""
     chain = (
         samples.named(ProxyHeader.X_FORWARDED_FOR, "2001:db8:7::7", port=None),
         samples.named(ProxyHeader.X_FORWARDED_FOR, "203.0.113.61", port=None),
@@ -435,7 +435,7 @@ def declared_chain():
 
 
 def forged():
-    """Somebody whom nobody trusts names a client."""
+    """A peer that is not trusted names a client."""
     path = with_word(samples.word(peer=PROXY, is_trusted=False, client=None, by=None))
     leg = path.legs[0]
     opinion = replace(leg.judged.opinion, verdict=Verdict.PRESERVED, cause=None)

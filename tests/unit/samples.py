@@ -94,7 +94,7 @@ def accept(peer=None, **changes):
     return Accept(**{"ktime_ns": KTIME_NS, "netns": NETNS, "peer": peer} | changes)
 
 
-# Nothing is known of what surrounds the connections of these tests, but the node's name.
+# Only the node's name is known around the connections of these tests.
 ALONE = View(node="node2")
 
 
@@ -134,7 +134,7 @@ POD = PodRef("default", "p11", "node1")
 
 
 def explained(*, backend_pod=POD, **changes):
-    """Return a connection about which everything is known."""
+    """Return a connection with every field known."""
     opinion = {
         "verdict": Verdict.REPLACED,
         "cause": Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER,
@@ -176,7 +176,7 @@ def proxied(told=None, **changes):
 
 
 def explained_drop(dropped=None, *, hook=Hook.NF_INPUT, reason="NETFILTER_DROP", **changes):
-    """Return a discarded packet about which everything is known."""
+    """Return a drop with every field known."""
     opinion = {
         "verdict": Verdict.DROPPED,
         "cause": Cause.NO_LOCAL_ENDPOINT,

@@ -60,7 +60,7 @@ class Streaming:
         self._thread.start()
 
     def trust(self, issued):
-        """Have the next clients trust whoever issued the certificate last."""
+        """Make the next clients trust the issuer of the latest certificate."""
         self.ca_file.write_bytes(issued.authority.cert_pem.bytes())
 
     def _run(self):
@@ -89,13 +89,13 @@ class Streaming:
         return client
 
     def secured(self):
-        """A connection of TLS to the port, without a word on it."""
+        """A TLS connection to the port on which nothing has been sent."""
         context = ssl.create_default_context(cafile=self.ca_file)
         sock = socket.create_connection(("127.0.0.1", self.pages.port), timeout=PATIENCE_S)
         return context.wrap_socket(sock, server_hostname="127.0.0.1")
 
     def asked(self, *headers, version="1.1", path=URL_PATH, behind=b""):
-        """A connection on which somebody asked for the stream in his own way."""
+        """A connection on which a client has sent a request of its own."""
         sock = self.secured()
         lines = (f"GET {path} HTTP/{version}", "Host: x", *headers, "", "")
         sock.sendall("\r\n".join(lines).encode() + behind)
@@ -161,7 +161,7 @@ class KeyUpdates:
         return buffer.raw[:size]
 
     def renew(self):
-        """Whether the other side still listens; it is asked for no new key of its own."""
+        """Whether the peer still reads; it is not asked for a new key."""
         self._ssl.SSL_key_update(self._tls, 0)
         return self._ssl.SSL_do_handshake(self._tls) == 1
 

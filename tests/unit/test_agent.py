@@ -36,7 +36,7 @@ EXTERNAL = AddressClass(ClientClass.EXTERNAL)
 
 
 def class_of(address, classes):
-    """What the kernel's trie answers: the longest prefix."""
+    """What the kernel's trie returns: the longest prefix."""
     lengths = range(address.max_prefixlen, -1, -1)
     networks = (ip_network((address, length), strict=False) for length in lengths)
     return next((classes[network] for network in networks if network in classes), EXTERNAL)
@@ -118,7 +118,7 @@ hooked = st.builds(
 @settings(deadline=None)
 @given(hooked, views())
 def test_a_path_is_judged_as_its_connections(connection, node_view):
-    """Where the key decides, the verdict, cause, Service and class are the connection's own."""
+    """If the key decides, verdict, cause, Service and class are those of the connection itself."""
     key = key_of(connection, node_view)
     judged = judge_path(key, connection, node_view).opinion
     expected = judge_connection(connection, node_view, time_ns=0).opinion
@@ -162,7 +162,7 @@ def test_classes_say_what_the_view_says(connection, node_view):
 
 
 def test_a_cluster_range_among_pod_ranges():
-    """A range of kube-proxy's that is wider or narrower than the nodes' leaves classes alone."""
+    """A kube-proxy range that is wider or narrower than the nodes' does not affect classes."""
     for cidr in ("10.0.0.0/8", "10.244.1.0/28"):
         node_view = View(
             node="node1", cluster=world.CLUSTER, rules=Ruleset(cluster_cidrs=(ip_network(cidr),))
@@ -178,7 +178,7 @@ def test_a_cluster_range_among_pod_ranges():
 
 
 def test_tally_has_a_bound():
-    """What finds no room is in one more series, and counted as such; known series go on."""
+    """Series beyond the bound go into one more series, and are counted; known series go on."""
     tally = Tally(OTHER_CONNECTIONS, 2)
     for name in ("a", "b", "c", "d", "a"):
         tally.add(LABELS._replace(service=name), 3)
@@ -346,7 +346,7 @@ REPLACED = entry(CLIENT, NODE2, NODE_PORT, P11, NODE2, mark=MARK, oif=ETH0)
 
 
 def test_totals(setup):
-    """Each path's count is under what a connection of it is judged to be."""
+    """Each path's count goes to the verdict that a connection on it would get."""
     assert REPLACED.is_snat
     setup.make(REPLACED, 5)
     setup.make(entry(P12, P11, 8080, P11, P12), 2)
@@ -360,7 +360,7 @@ def test_totals(setup):
 
 
 def test_a_verdict_that_changes_later():
-    """Only what is counted from then on is under the new verdict; the old total stays."""
+    """Only later connections count under the new verdict; the old total stays."""
     setup = Setup()
     setup.make(REPLACED, 5)
     before = setup.totals()
@@ -371,7 +371,7 @@ def test_a_verdict_that_changes_later():
 
 
 def test_rules_that_change_are_asked_again():
-    """A path that was judged is judged again when the rules are others."""
+    """A path is judged again when the rules change."""
     egress = entry(P12, "192.0.2.1", 443, "192.0.2.1", "10.240.0.3", mark=0, oif=ETH0)
     setup = Setup(view(rules=rules_of("-A POSTROUTING -s 10.244.1.0/24 -j MASQUERADE")))
     setup.make(egress)
@@ -392,7 +392,7 @@ def test_a_sample_that_comes_late(setup):
 
 
 def test_a_sample_of_another_time(setup):
-    """A sample whose client is not what the key says is asked for anew."""
+    """If a sample's client does not match the key, a new sample is requested."""
     key = setup.make(REPLACED)
     addresses = setup.views.view.addresses | {ip_address(CLIENT)}
     setup.views.view = replace(setup.views.view, addresses=addresses)
@@ -421,7 +421,7 @@ def test_a_full_map_of_classes_is_told(setup):
 
 
 def test_undecodable_keys_are_in_other(setup, caplog):
-    """A key that cannot be read is counted as such, and told; its connections are not lost."""
+    """A key that cannot be read is counted and logged; its connections are not lost."""
     key = bytearray(setup.make(REPLACED, 3))
     setup.kernel.added = Counter({bytes(key[:59]) + b"\x03" + bytes(key[60:]): 3})
     setup.kernel.samples = dict.fromkeys(setup.kernel.added, encode_connection(REPLACED))
@@ -454,7 +454,7 @@ def test_not_ready_until_the_cluster_is_in(monkeypatch, setup):
 
 
 def test_a_cluster_that_never_comes(setup):
-    """After half a minute counting begins without it; the agent is still not ready."""
+    """After half a minute counting begins without the cluster; the agent is still not ready."""
     setup.status = ClusterStatus(missing="objects")
     setup.views.view = replace(setup.views.view, cluster=None)
     setup.agent.step(0)

@@ -61,7 +61,7 @@ def setup(tmp_path):
 
 
 def test_the_kernel_streams_while_somebody_listens(setup):
-    """From the first client's hello on, with his filter; and no longer than the last stays."""
+    """The kernel streams, filtered, from the first client's hello until the last one leaves."""
     assert setup.kernel.woken_by is not None
     assert setup.kernel.streaming == []
     narrow = Filter(client=ip_network("198.51.100.0/25"), port=80)
@@ -79,13 +79,13 @@ def test_the_kernel_streams_while_somebody_listens(setup):
         assert setup.kernel.streaming[-1] == narrow
     setup.agent.step(0)
     assert setup.kernel.streaming[-1] is None
-    # Whoever hangs up waits for one more look at the kernel.
+    # A client that has hung up is noticed at the next look at the kernel.
     setup.agent.step(0)
     assert setup.told().stream_clients == 0
 
 
 def test_drops_are_counted_and_streamed(setup):
-    """A drop is judged once, for the totals and for who listens; a connection counts elsewhere."""
+    """A drop is judged once, for totals and listeners; connections are counted elsewhere."""
     with closing(setup.listen()) as client:
         setup.kernel.records = [encode_connection(REPLACED), samples.drop_bytes(DROP)]
         setup.agent.step(0)
@@ -97,7 +97,7 @@ def test_drops_are_counted_and_streamed(setup):
 
 
 def test_what_takes_too_long_is_lost_to_the_stream(setup):
-    """A flood of records costs a share of the time; drops and totals do not suffer by it."""
+    """A flood of records costs a bounded share of the time; drops and totals do not suffer."""
 
     class Slow(Fixed):
         def at(self, netns, node, ktime_ns):
@@ -181,7 +181,7 @@ def test_records_that_cannot_be_read_are_told(setup):
 
 
 def test_nobody_is_told_hello_before_it_counts(tmp_path):
-    """Who comes while the cluster is waited for gets his hello when counting begins."""
+    """A client that comes before the cluster is known gets its hello when counting begins."""
     path = tmp_path / "agent.sock"
     status = ClusterStatus(missing="objects")
     agent = Agent(

@@ -1,4 +1,4 @@
-"""When the tracer's word agrees with the backend's, and when it does not."""
+"""When the tracer's answer agrees with the backend's, and when it does not."""
 
 from dataclasses import replace
 
@@ -77,7 +77,7 @@ def test_behind_a_proxy():
 
 
 def test_path():
-    """Hops are found along the path, each from the answers that the one before expects."""
+    """Hops are found along the path, each by the reply that the previous one expects."""
     other = hop("node1", flow("192.0.2.1", 1, P11, 2), flow(P11, 2, "192.0.2.1", 1), "preserved")
     finding = find(S3, SAW_NODE2, UPSTREAM, other, REPLACED)
     assert finding.hops == (REPLACED, UPSTREAM)
@@ -87,7 +87,7 @@ def test_path():
 
 
 def test_node_that_replaced_decides():
-    """Over the whole path the word of the node that replaced the source counts."""
+    """Over the whole path, the node that replaced the source decides."""
     finding = find(S3, SAW_NODE2, UPSTREAM, REPLACED)
     assert (finding.verdict, finding.cause) == (Verdict.REPLACED, POLICY)
     assert finding.opinion == REPLACED.opinion
@@ -102,7 +102,7 @@ def test_node_that_replaced_decides():
         ([Verdict.UNKNOWN, Verdict.REPLACED], 1),
         ([Verdict.PROXIED, Verdict.REPLACED], 1),
         ([Verdict.REPLACED, Verdict.UNKNOWN], 0),
-        # A node that saw nothing but another node's address knows less than that one.
+        # A node that saw only another node's address knows less than that node.
         ([Verdict.PRESERVED, Verdict.REPLACED_UPSTREAM], 0),
         ([Verdict.PRESERVED, Verdict.PRESERVED], 0),
     ],
@@ -119,7 +119,7 @@ def test_which_hop_decides(verdicts, decides):
 
 
 def test_nothing_was_traced():
-    """Silence agrees with nothing: neither with an answer nor with none."""
+    """A finding without data agrees with neither an answer nor a timeout."""
     for case, answer in ((S3, SAW_NODE2), (S6, TIMED_OUT)):
         finding = find(case, answer)
         assert (finding.verdict, finding.cause, finding.opinion) == (Verdict.UNKNOWN, None, None)
@@ -156,7 +156,7 @@ def test_nothing_was_traced():
     ],
 )
 def test_disagreement(judged, why):
-    """One thing that is not as the backend and the table have it, and it does not agree."""
+    """If any one thing differs from the backend or the table, the finding does not agree."""
     assert not find(S3, SAW_NODE2, *judged).agrees, why
 
 
@@ -171,7 +171,7 @@ def test_second_node_s_address_counts():
 
 
 def test_answer_without_drop():
-    """Backend or client say nothing arrived: a path without its drop does not agree."""
+    """If nothing arrived, a path without its drop does not agree."""
     assert not find(S6, TIMED_OUT, hop("node2", REFUSED_AT, REFUSED_AT.inverted, "dropped",
                                        Cause.NO_LOCAL_ENDPOINT)).agrees  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_answer_without_drop():
         (drop(REFUSED_AT, cause=Cause.NETFILTER_DROP), False),
         (drop(REFUSED_AT, cause=None), False),
         (drop(SENT), False),
-        # The drop of an answer is not the drop of what was sent.
+        # The drop of a reply is not the drop of the request.
         (drop(REFUSED_AT, is_reply=True), False),
         (replace(drop(REFUSED_AT), drop=samples.drop(packet=None, orig=None)), False),
     ],
@@ -213,13 +213,13 @@ def test_answered_and_dropped():
 
 
 def test_first_drop_counts():
-    """What is sent again is dropped again: the first time is the one that is shown."""
+    """Retransmissions are dropped again: the first drop is the one shown."""
     first, again = drop(REFUSED_AT), drop(REFUSED_AT, ktime_ns=1)
     assert find(S6, TIMED_OUT, first, again).drop is first
 
 
 def test_path_that_runs_in_a_circle():
-    """A node is crossed once: entries that lead back do not hold anyone up."""
+    """A node is crossed once: entries that lead back cause no endless loop."""
     back = hop("node2", SENT, SENT.inverted, Verdict.PRESERVED)
     assert find(S3, SAW_NODE2, back, back).hops == (back,)
 

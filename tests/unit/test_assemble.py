@@ -1,4 +1,4 @@
-"""One node's hops, connections and drops, put together to its leg of a path."""
+"""One node's hops, connections and drops, assembled into its leg of a path."""
 
 from dataclasses import replace
 from ipaddress import ip_address
@@ -91,7 +91,7 @@ def ends(packet, *, is_source):
 
 
 def test_ports_that_come_back():
-    """A new entry with the tuple of one that is still told of is a leg of its own."""
+    """A new entry with the tuple of an open leg begins a leg of its own."""
     again = [
         replace(
             seen,
@@ -213,7 +213,7 @@ def test_leg():
 
 
 def test_whole_after_a_while():
-    """A leg is whole when nothing more was told of it for a second."""
+    """A leg is complete when it got nothing for a second."""
     assembler = Assembler()
     for each in FIRST:
         assembler.add(each)
@@ -223,7 +223,7 @@ def test_whole_after_a_while():
 
 
 def test_what_comes_late_is_no_news():
-    """A SYN that is sent again makes no second leg, a new connection of the same tuple does."""
+    """A retransmitted SYN makes no second leg; a new connection of the same tuple does."""
     assembler = Assembler()
     assembler.add(samples.judged_drop(time_ns=START_NS))
     assert len(assembler.take()) == 1
@@ -255,7 +255,7 @@ def test_dropped_before_it_was_seen():
 
 
 def test_a_later_drop_ends_no_connection():
-    """Of a connection that was answered, a lost packet is its passage's business."""
+    """In an answered connection a lost packet only ends its own passage."""
     drop = samples.judged_drop(
         samples.drop(packet=SENT, orig=SENT, is_new=False), time_ns=START_NS + 30_000
     )
@@ -267,7 +267,7 @@ def test_a_later_drop_ends_no_connection():
 
 
 def test_no_socket_without_hops():
-    """Where a packet no longer has its entry, a drop that follows at once is the connection's."""
+    """If a dropped packet has lost its entry, a drop that follows at once is the connection's."""
     for orig, is_new, after_ns, is_end in (
         (SENT, True, 5_000_000, True),
         (SENT, False, 50_000, False),
@@ -295,7 +295,7 @@ def test_unknown_ending():
 
 
 def test_waited_for_its_neighbour():
-    """A packet that leaves under another id, later, is the one that waited."""
+    """A packet that leaves later under another id is the one that waited for a neighbour."""
     late = replace(FIRST[-1], hop=replace(FIRST[-1].hop, packet_id=9))
     late = replace(late, time_ns=late.time_ns + 5_000_000)
     (leg,) = assembled(*FIRST[:-1], late)
@@ -305,7 +305,7 @@ def test_waited_for_its_neighbour():
 
 
 def test_changed_by_others():
-    """A tuple that changes where no NAT is done was changed by something else."""
+    """A tuple that changes where NAT does not act was changed by something else."""
     elsewhere = flow(CLIENT, SENT.sport, "10.9.9.9", 80)
     (leg,) = assembled(
         hop(0, Hook.TC_INGRESS, SENT, entry=None), hop(1, Hook.TC_EGRESS, elsewhere, entry=None)
@@ -318,7 +318,7 @@ def test_changed_by_others():
 
 
 def test_without_hops():
-    """A connection whose packets nobody watched is a leg all the same."""
+    """A connection without watched packets is still a leg."""
     (leg,) = assembled(CONNECTION)
     assert (leg.orig, leg.reply, leg.passages) == (ORIG, REPLY, ())
 
@@ -333,7 +333,7 @@ def test_housekeeping_is_no_connection():
 
 
 def test_no_memory_without_end():
-    """However much is told, no more than so many legs are kept; those pushed out are not lost."""
+    """However much is reported, a bounded number of legs is kept; evicted legs are not lost."""
     assembler = Assembler()
     count = 20_000
     for number in range(count):
@@ -346,7 +346,7 @@ def test_no_memory_without_end():
 
 @given(st.permutations(FIRST + ANSWER))
 def test_each_hop_is_in_one_passage(told):
-    """Whatever the order in which they come, no hop is lost or told twice."""
+    """In whatever order hops come, none is lost or reported twice."""
     legs = assembled(*told, CONNECTION)
     found = [each.hop for leg in legs for p in leg.passages for each in p.hops]
     assert sorted(map(id, found)) == sorted(id(each.hop) for each in told)
@@ -369,7 +369,7 @@ def later(*told, by_us=0, packet_id=0):
 
 
 def test_ports_used_again_after_the_leg_is_done():
-    """A new entry with the tuple of a leg that is done has all its hops, from the first on."""
+    """A new entry with the tuple of a finished leg has all its hops, from the first on."""
     assembler = Assembler()
     once = [*FIRST[:6], CONNECTION, FIRST[6], *ANSWER]
     for each in once:
@@ -384,7 +384,7 @@ def test_ports_used_again_after_the_leg_is_done():
 
 
 def test_sent_again_and_dropped_again():
-    """A first packet that conntrack never keeps is sent again, and told of once."""
+    """A first packet that conntrack never keeps is retransmitted, and reported once."""
     drop = samples.judged_drop(time_ns=START_NS + 4000)
     assembler = Assembler()
     for each in (*FIRST[:4], drop):
@@ -397,7 +397,7 @@ def test_sent_again_and_dropped_again():
 
 
 def test_a_hop_between_is_lost():
-    """NAT that no hop shows is told as NAT all the same, because conntrack's entry says so."""
+    """NAT that no hop shows is still reported as NAT, because conntrack's entry shows it."""
     told = [*FIRST[:1], *FIRST[2:5], FIRST[6]]
     (leg,) = assembled(*told, CONNECTION)
     (passage,) = leg.passages
@@ -418,7 +418,7 @@ def test_fragments():
         fragment(-1, Hook.TC_INGRESS, SENT, entry=None, packet_id=2),
         fragment(0, Hook.TC_INGRESS, SENT, entry=None),
         *FIRST[1:],
-        # The memory of one that came in holds one that leaves.
+        # A packet that leaves may reuse the memory of one that came in.
         fragment(7, Hook.TC_EGRESS, LEFT, packet_id=2),
         fragment(8, Hook.TC_EGRESS, LEFT, packet_id=3),
     ]
@@ -427,7 +427,7 @@ def test_fragments():
     assert [each.hop for each in passage.hops] == [each.hop for each in told]
     assert [by for _, by, *_ in changes(passage)] == [Translated.DNAT, Translated.SNAT]
     assert passage.ending is Ending.SENT
-    # Nothing is known of what they were cut from.
+    # The packet that they were cut from is not known.
     (alone,) = assembled(*told[-2:])
     assert [len(each.hops) for each in alone.passages] == [1, 1]
 
@@ -449,7 +449,7 @@ def test_bounds():
 
 
 def test_more_legs_than_there_is_room_for():
-    """Legs that make room for others are told early, and counted."""
+    """Legs that make room for others are returned early, and counted."""
     assembler = Assembler()
     for port in range(20_000):
         orig = replace(ORIG, sport=port)

@@ -91,7 +91,7 @@ def test_the_same_bytes(said, parts, chunk, is_secure):
 
 
 def test_nobody_listens(pair):
-    """What finds no room is not taken, and little more than a record is kept; nothing waits."""
+    """What does not fit is not taken, and little more than a record is kept; nothing blocks."""
     taken = 0
     with suppress(BlockingIOError):
         while True:
@@ -123,7 +123,7 @@ def test_deadlines(pair):
 
 
 def test_the_end(pair):
-    """A goodbye and a sudden end are the same: nothing more comes, as often as one asks."""
+    """A goodbye and a sudden end are the same: nothing more comes, however often one asks."""
     send_all(pair.one, b"last")
     pair.one.close()
     assert heard(pair.other) == b"last"
@@ -136,7 +136,7 @@ def test_the_end(pair):
 
 
 def test_what_is_no_tls():
-    """Neither a stranger's greeting nor a broken record is taken for anything."""
+    """Neither another protocol nor a broken record is taken for data."""
     mine, other = socket.socketpair()
     with ExitStack() as stack:
         stack.enter_context(other)

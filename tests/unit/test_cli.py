@@ -180,7 +180,7 @@ def test_version(srcip):
     ],
 )
 def test_wrong_usage(srcip, arguments, message):
-    """Wrong usage is 2 and one line that names the value and where to read on."""
+    """Wrong usage exits with 2, and one line names the value and where to read on."""
     code, out, err = srcip(*arguments)
     assert (code, out) == (2, "")
     assert message in err
@@ -224,7 +224,7 @@ def test_what_serve_cannot_use(srcip, tmp_path, monkeypatch, options, message):
 
 @pytest.mark.parametrize("path", ["/no/such/agent.sock", "unix:/no/such/agent.sock"])
 def test_no_agent(srcip, path):
-    """Without an agent one line says where it was looked for."""
+    """Without an agent, one line says where it was expected."""
     assert srcip("trace", "--agent", path) == (
         1,
         "",
@@ -234,7 +234,7 @@ def test_no_agent(srcip, path):
 
 
 def test_no_agent_at_a_port(srcip, tmp_path):
-    """So at a port; and a file without a token is found out before it is asked for."""
+    """The same with a port; and a token file without a token is refused before connecting."""
     token = tmp_path / "token"
     where = ("--agent", "https://127.0.0.1:1", "--token-file", token)
     assert srcip("trace", *where) == (
@@ -261,7 +261,7 @@ def test_no_agent_at_a_port(srcip, tmp_path):
 
 
 def test_what_the_environment_says_is_the_agent_s(srcip, monkeypatch):
-    """In the agent's pod it speaks to the agent: it is no wrong usage beside --agent."""
+    """Trace options that the agent pod's environment sets do not conflict with --agent."""
     monkeypatch.setenv("SRCIP_TRACE_NODE_NAME", "node1")
     assert srcip("trace", "--agent", "/no/such/agent.sock")[0] == 1
 
@@ -280,7 +280,7 @@ def test_unknown_namespace(srcip, name, spec, hint):
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/ns/mnt", "/run"])
 def test_no_namespace(path):
-    """A file that is something else is told so, with or without root."""
+    """Another file is refused as such, with or without root."""
     with (
         pytest.raises(
             NetnsError, match=f"namespace {path}: Invalid argument; that file is not a network"
@@ -311,7 +311,7 @@ def garbage(path):
     ],
 )
 def test_no_recording(srcip, recording, damage, message):
-    """What is no recording is one line on standard error and exit 1."""
+    """A file that is not a recording is one line on standard error and exit 1."""
     path = recording(REPLACED, lost={"ring_full": 1})
     damage(path)
     code, out, err = srcip("replay", path)
@@ -349,7 +349,7 @@ def test_bad_recording(srcip, recording, damage, message, arguments):
 
 @pytest.mark.parametrize("name", ["replay", "stitch"])
 def test_closed_recording(srcip, tmp_path, monkeypatch, name):
-    """A recording that may not be read is no wrong usage: opening it says what is wrong."""
+    """A recording that may not be read is no usage error: opening it says what is wrong."""
     path = tmp_path / "closed"
     path.touch()
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
@@ -359,20 +359,20 @@ def test_closed_recording(srcip, tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("output", ["table", "json", "diagram"])
 def test_full_disk(recording, output):
-    """Where there is no room for the output it is one line on standard error and exit 1."""
+    """If there is no room for the output, there is one line on standard error and exit 1."""
     done = _into_full_disk("replay", recording(REPLACED), "-o", output)
     assert (done.returncode, done.stderr) == (1, NO_ROOM)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["explain", "--causes"]])
 def test_full_disk_for_help(arguments):
-    """So it is for help, which click prints."""
+    """The same for help, which click prints."""
     done = _into_full_disk(*arguments)
     assert (done.returncode, done.stderr) == (1, NO_ROOM)
 
 
 def test_closed_output(recording):
-    """Whoever closes standard output wants none of it; the exit code still tells."""
+    """If standard output is closed, nothing is printed; the exit code is still right."""
     line = " ".join(command("replay", recording(REPLACED), "--expect", "replaced"))
     done = subprocess.run(
         ["sh", "-c", f"{line} >&-"], stderr=subprocess.PIPE, text=True, check=False
@@ -393,7 +393,7 @@ def _into_full_disk(*arguments):
 
 
 def test_records_before_the_damage(srcip, recording):
-    """What was recorded before the place of the damage is shown all the same."""
+    """Everything recorded before the damage is still shown."""
     path = recording(REPLACED, PRESERVED)
     cut_off(path)
     code, out, _ = srcip("replay", path, "-o", "json")
@@ -426,7 +426,7 @@ def test_replay_as_table(srcip, recording):
 
 
 def test_replay_as_json(srcip, recording):
-    """With JSON standard output is objects alone, the summary last; standard error is silent."""
+    """With JSON, standard output has only objects, the summary last; standard error is silent."""
     path = recording(REPLACED, ACCEPTED, DROPPED)
     code, out, err = srcip("replay", path, "-o", "json")
     assert (code, err) == (0, "")
@@ -442,7 +442,7 @@ def test_replay_is_repeatable(srcip, recording):
 
 
 def test_undecodable_records(srcip, recording):
-    """Records that cannot be decoded are told in the summary, and do not end the replay."""
+    """Undecodable records are counted in the summary, and do not end the replay."""
     path = recording(REPLACED, b"short", PRESERVED)
     code, out, _ = srcip("replay", path, "-o", "json")
     summary = json.loads(out.splitlines()[-1])
@@ -502,7 +502,7 @@ def test_expect(srcip, recording, records, expect, code, message):
 
 
 def test_expect_with_filter(srcip, recording):
-    """The expectation is about what the filters leave, and about --count of it."""
+    """The expectation applies to what the filters and --count leave."""
     path = recording(REPLACED, PRESERVED)
     assert srcip("replay", path, "--expect", "preserved", "--filter-verdict", "preserved")[0] == 0
     assert srcip("replay", path, "--expect", "replaced", "--count", 1)[0] == 0
@@ -522,7 +522,7 @@ def test_expect_with_filter(srcip, recording):
     ],
 )
 def test_filter_that_matches_nothing(srcip, recording, name, cluster, service, message):
-    """A Service that nothing can match is told at once: else silence would look like an answer."""
+    """A Service that nothing can match is reported at once: silence would look like an answer."""
     _, _, err = srcip(name, recording(REPLACED), *cluster, "--filter-service", service)
     assert err.startswith(f"srcip: {message}") == (message is not None)
 
@@ -577,7 +577,7 @@ def test_recording_from_a_pipe(recording):
     ]  # fmt: skip
 
 
-# How root becomes less: nobody, or where nobody may not read this Python, itself without rights.
+# How root is dropped: to nobody or, if nobody cannot read this Python, to no capabilities.
 LESS = (
     ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"],
     ["setpriv", "--inh-caps=-all", "--bounding-set=-all"],

@@ -157,7 +157,7 @@ def test_status(captured):
 
 
 def test_what_conntrack_does_not_tell(captured):
-    """Nobody saw the packet: its mark is unknown, not zero. Time and namespace are the caller's."""
+    """The packet was not seen, so its mark is unknown, not zero; the caller sets time and netns."""
     _, connection = captured
     assert connection.mark is None
     assert (connection.hook, connection.iif, connection.oif) == (Hook.CONNTRACK, 0, 0)

@@ -291,7 +291,7 @@ def test_segment():
     [(0, None, False), (1, 0x4000, False), (2, None, True), (3, 0x4000, True)],
 )
 def test_connection_flags(flags, mark, is_related):
-    """A mark that nobody saw is None, whatever stands in its place."""
+    """A mark that was not seen is None, whatever its bytes hold."""
     connection = decode(changed(CONNECTION, 120, flags))
     assert (connection.mark, connection.is_related) == (mark, is_related)
 
@@ -309,7 +309,7 @@ def test_connection_flags(flags, mark, is_related):
     ],
 )
 def test_drop_flags(flags, known):
-    """Each flag says for one field whether it was known, or tells one fact."""
+    """Each flag says whether one field is known, or is a fact by itself."""
     drop = decode(record_header(136, 2) + SENT + SENT + DROP[96:132] + bytes([flags, 0, 0, 0]))
     assert known == (
         drop.packet is not None,

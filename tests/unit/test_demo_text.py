@@ -64,7 +64,7 @@ def line_of(finding):
 
 
 def test_row():
-    """A row tells before and after, the way through the nodes, both words, and the cause."""
+    """A row shows before and after NAT, the nodes on the way, both answers, and the cause."""
     mode, heading, title, row, end = written(ARRIVED)
     assert mode == "kube-proxy in iptables mode"
     assert title == "S3  NodePort, policy Cluster, node without endpoint"
@@ -95,7 +95,7 @@ def test_drop_at_an_unknown_hook():
 
 
 def test_drop_after_a_hop():
-    """A drop on the second node stands after the first."""
+    """A drop on the second node comes after the first node."""
     assert "node2 X node1 input" in written(
         replace(ARRIVED, hops=(REPLACED,), drop=drop(UPSTREAM.connection.orig, node="node1"))
     )[3]  # fmt: skip
@@ -111,7 +111,7 @@ def test_drop_after_a_hop():
     ],
 )
 def test_narrow_terminal(width, left_out):
-    """Columns that find no room are left out; the verdict and both words always stay."""
+    """Columns that do not fit are left out; the verdict and both answers always stay."""
     screen = Screen(width=width, height=24)
     _, heading, _, row, *_ = written(ARRIVED, PROXIED, screen=screen)
     assert max(len(heading), len(row)) <= max(width, 80)
@@ -121,7 +121,7 @@ def test_narrow_terminal(width, left_out):
 
 
 def test_kept():
-    """What is printed for a lab that is kept names its namespaces and can be pasted."""
+    """What is printed for a kept lab names its namespaces and can be pasted."""
     lines = kept_lines(Lab(id="srcip-lab-0a1b2c"), "nftables")
     assert "nftables mode" in lines[0]
     done = subprocess.run(
@@ -192,7 +192,7 @@ def test_json():
 
 
 def test_json_of_a_drop():
-    """Nothing was seen: the backend's word is null, with the outcome; the tracer's is absent."""
+    """Nothing was seen: the backend's address is null, with the outcome; the tracer's is absent."""
     line = line_of(DROPPED)
     assert (line["client_address"], line["outcome"]) == (None, "timeout")
     assert not line.keys() & {"seen_source", "orig", "reply", "nodes", "rule"}

@@ -65,7 +65,7 @@ def test_picture(name, picture):
 
 
 def test_verdict_and_packets():
-    """Below the picture stand the verdict, what it rests on, and the packet on each wire."""
+    """Below the picture are the verdict, its facts, and the packet on each wire."""
     assert drawn(paths.s3(), is_detailed=False)[3:] == [
         "replaced at node2: the backend sees 10.240.0.5 in place of 198.51.100.10",
         "cause     external-traffic-policy-cluster",
@@ -113,14 +113,14 @@ def test_verdict_and_packets():
     ],
 )
 def test_what_proxies_declare(make, headline, facts):
-    """Whom a trusted proxy names is the client; what nobody vouches for is told as such."""
+    """A client that a trusted proxy names is shown as client; an untrusted one is only declared."""
     lines = drawn(make(), width=200)
     assert headline in lines
     assert [line for line in lines if line.startswith(("cause", "declared"))] == facts
 
 
 def test_proxy_whose_address_is_replaced():
-    """Behind a proxy, too, it is told whose address the backend sees."""
+    """Behind a proxy, too, the headline says whose address the backend sees."""
     path = paths.declared()
     leg = path.legs[0]
     reply = replace(leg.reply, dst=paths.s3().seen_source)
@@ -131,7 +131,7 @@ def test_proxy_whose_address_is_replaced():
 
 
 def test_hops():
-    """Each hop has its time, place, tuple and mark; what was translated on the way stands below."""
+    """Each hop has its time, place, tuple and mark; translations are below it."""
     assert block(drawn(paths.s3()), "the client's first packet")[:10] == [
         "  node2",
         "        +0.0 us  tc_ingress eth0         198.51.100.10:46356 -> 10.240.0.5:30080",
@@ -167,7 +167,7 @@ def answer_that_leaves_as(**changes):
 
 
 def test_answer_that_nobody_expects():
-    """An answer that leaves with a foreign source is named as one that the client will not take."""
+    """A reply that leaves with a foreign source is named as one that the client will ignore."""
     assert answer_that_leaves_as(src=paths.s3().backend.dst) == (
         "  it left as 10.244.1.11:30080 -> 198.51.100.10:46356: the client expects "
         "10.240.0.5:30080 -> 198.51.100.10:46356, and will ignore it"
@@ -178,7 +178,7 @@ def test_answer_that_nobody_expects():
 
 
 def answered(ending, packet):
-    """Return how the outcome is told of an answer that came to its end so."""
+    """Return the outcome of a reply with this ending."""
     path = paths.s5()
     leg = path.legs[0]
     back = paths.passage(Direction.REPLY, ending, paths.hop(9, paths.OUT, packet))
@@ -196,7 +196,7 @@ def test_zone():
 
 
 def test_fragments():
-    """A later fragment has no ports, and the answer is compared by the first."""
+    """A later fragment has no ports, and the reply is compared by the first one."""
     lines = drawn(paths.in_fragments())
     told = [line.split("  ")[-1].strip() for line in lines if "(fragment)" in line]
     assert told == [
@@ -209,7 +209,7 @@ def test_fragments():
 
 
 def test_answer_to_a_process():
-    """An answer to a process of the node is delivered, and leaves by no wire."""
+    """A reply to a process of the node is delivered, and leaves through no interface."""
     packet = paths.s5().orig.inverted
     assert answered(Ending.DELIVERED, packet) == (
         "  it was delivered as 10.240.0.3:30081 -> 198.51.100.10:46356: translated back"
@@ -218,7 +218,7 @@ def test_answer_to_a_process():
 
 
 def test_error_as_an_answer():
-    """An ICMP error is told for what it is."""
+    """An ICMP error is named as such."""
     error = flow("10.240.0.3", 0, "198.51.100.10", 0x303, proto=1)
     assert answered(Ending.SENT, error) == (
         "  it left as 10.240.0.3 -> 198.51.100.10 type 3 code 3 id 0: "
@@ -227,7 +227,7 @@ def test_error_as_an_answer():
 
 
 def test_source_replaced_by_itself():
-    """Masquerading that picked the client's own address is told as such."""
+    """Masquerading that picked the client's own address is named as such."""
     path = paths.s3(client=samples.NODE)
     assert (
         "replaced at node2: the backend sees 10.240.0.5 again, the client's own address"
@@ -253,14 +253,14 @@ def test_hooks_name_devices_where_tc_does_not():
 
 
 def test_drop():
-    """A dropped packet ends where it was dropped, with the kernel's reason; no answer is missed."""
+    """A dropped packet ends where it was dropped, with the kernel's reason; no reply is missed."""
     lines = drawn(paths.s6())
     assert lines[-1] == "    dropped: NETFILTER_DROP at input in nf_hook_slow"
     assert "the first reply packet" not in lines
 
 
 def test_drop_of_a_later_packet():
-    """That a packet after the first was dropped is told, too."""
+    """A later packet that was dropped is shown, too."""
     path = paths.s3()
     only = path.legs[0].passages[0]
     later = replace(only, number=4, ending=Ending.DROPPED, drop=paths.s6().drop)
@@ -270,7 +270,7 @@ def test_drop_of_a_later_packet():
 
 
 def test_what_is_missing():
-    """What nobody saw is said: legs, packets, endings."""
+    """What was not seen is named: legs, packets, endings."""
     assert (
         "not seen: what happened on node1, where the backend default/p11 runs: it was not traced"
         in drawn(paths.s3_first_half())
@@ -282,7 +282,7 @@ def test_what_is_missing():
 
 
 def test_clocks_that_differ():
-    """A node whose clock is behind gets times of its own, and that is said."""
+    """A node whose clock is behind gets its own times, with a note."""
     path = paths.s3()
     behind = tuple(
         replace(each, hops=tuple(replace(h, time_ns=h.time_ns - 10**9) for h in each.hops))
@@ -295,7 +295,7 @@ def test_clocks_that_differ():
 
 
 def test_packet_without_hops():
-    """A packet of which no hop is known tells its ending alone, and sets no clock."""
+    """A packet without known hops shows only its ending, and sets no clock."""
     path = paths.s3()
     there, *others = path.legs[0].passages
     first = replace(path.legs[0], passages=(replace(there, hops=()), *others))
@@ -305,7 +305,7 @@ def test_packet_without_hops():
 
 
 def test_many_hops():
-    """Of a packet with any number of hops the first are shown, and the number is told."""
+    """Of a packet with very many hops the first are shown, with the number of all."""
     path = paths.s5()
     there = path.legs[0].passages[0]
     leg = replace(path.legs[0], passages=(replace(there, hops=there.hops * 1000),))
@@ -322,14 +322,14 @@ def test_node_by_the_name_of_a_kind():
 
 
 def test_without_hops():
-    """A path of which only entries are known is drawn without any word on packets."""
+    """A path of which only entries are known is drawn without packets."""
     lines = drawn(paths.s3_without_hops())
     assert lines == drawn(paths.s3())[: len(lines)]
     assert not [line for line in lines if line.startswith("the first packet")]
 
 
 def test_reasons():
-    """What the verdict rests on, and what would keep the source or mend the drop, is told."""
+    """Evidence is shown, and what would keep the source or fix the drop."""
     assert "to keep   set externalTrafficPolicy: Local" in drawn(paths.s3())
     lines = drawn(paths.s6())
     assert "because   there is none" in lines
@@ -338,7 +338,7 @@ def test_reasons():
 
 
 def test_narrow():
-    """Where the row does not fit, the stations stand below each other."""
+    """If the row does not fit, the stations are one below the other."""
     assert drawn(paths.three_nodes(), is_detailed=False, width=60)[:9] == [
         "client",
         "  --> edge-1.example.internal",

@@ -73,7 +73,7 @@ def options_of(command):
 
 
 def test_every_command_has_its_section():
-    """docs/commands.md speaks of every command and of no other."""
+    """docs/commands.md describes every command and no other."""
     assert set(sections(page("commands.md"))) == set(COMMANDS)
 
 
@@ -131,7 +131,7 @@ def test_example(line):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_options_in_prose_exist(path):
-    """An option that is spoken of in code style, of srcip's look, is an option of some command."""
+    """Every option that prose names in code style is an option of some command."""
     known = set().union(*map(options_of, COMMANDS.values()))
     for line in path.read_text().splitlines():
         for option in re.findall(r"`(--(?:filter|probe|from|masquerade|proxy)-[a-z-]+)", line):
@@ -238,7 +238,7 @@ def path_lines():
 
 
 def contradiction():
-    """All that can be said of proxies' headers, some of it never together."""
+    """All that can be said of proxies' headers, even what never occurs together."""
     token = samples.named(ProxyHeader.FORWARDED, address=None, form=ClientForm.TOKEN, token=HIDDEN)
     missing = (ProxyHeader.PROXY_V1,)
     return samples.word(
@@ -304,7 +304,7 @@ def documented_keys():
 
 
 def test_json_keys(tmp_path):
-    """docs/json.md names every key of every kind of line, and none that there is not."""
+    """docs/json.md names every key of every kind of line, and no other."""
     told = documented_keys()
     real = {}
     for line in real_lines(tmp_path):
@@ -361,7 +361,7 @@ def test_verdicts_and_causes():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path):
-    """A link to a file of the project leads to one."""
+    """A link to a file of the project leads to an existing file."""
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), target

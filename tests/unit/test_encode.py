@@ -1,4 +1,4 @@
-"""What goes down to the kernel, checked by doing what the programs do with it."""
+"""What goes down to the kernel, checked by imitating the programs."""
 
 import ctypes
 from ipaddress import ip_address, ip_network

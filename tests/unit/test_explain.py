@@ -27,7 +27,7 @@ CLUSTER = ("--cluster", OBJECTS)
     ],
 )
 def test_what_cannot_be_told(srcip, arguments, message):
-    """What cannot be told is one line, and not half an answer before it."""
+    """If the forecast fails, there is one line, and no half answer before it."""
     assert srcip("explain", *CLUSTER, *arguments) == (1, "", f"srcip: {message}\n")
 
 
@@ -41,7 +41,7 @@ def test_external_ip_with_a_policy(srcip):
 
 
 def test_a_preview_says_that_it_is_one(srcip):
-    """The first line tells what is from what would be."""
+    """The first line distinguishes what is from what would be."""
     as_it_is = srcip("explain", *CLUSTER, "default/nodeport", "--proxy-mode", "iptables")[1]
     assert as_it_is.startswith(
         "default/nodeport: NodePort, externalTrafficPolicy Cluster, internalTrafficPolicy Cluster; "

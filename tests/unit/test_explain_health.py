@@ -22,5 +22,5 @@ from tracer.kernel.health import Health
     ],
 )
 def test_line(health, is_expected, line):
-    """kube-proxy answers 200 or 503; any other status is somebody else's."""
+    """kube-proxy answers 200 or 503; any other status comes from another program."""
     assert _health_line(health, is_expected=is_expected, is_json=False) == line

@@ -85,7 +85,7 @@ def test_observed(seen):
 
 
 def test_gateway_is_not_guessed():
-    """Where a node's interfaces were not read, its pod gateway is named and has no address."""
+    """If a node's interfaces were not read, its pod gateway is named without an address."""
     seen = next(o for o in OBSERVED if o["scenario"] == "S4")
     (forecast,) = forecaster("iptables", own={}).forecast(way(seen))
 
@@ -124,7 +124,7 @@ def test_several_backends():
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables", "ipvs", None])
 def test_loopback_in_unknown_modes(mode):
-    """Loopback is never guessed: it is unknown where the mode does not decide."""
+    """Loopback is never guessed: it is unknown if the mode is."""
     service = CLUSTER.service("default", "nodeport")
     looped = [w for w in forecaster(mode).ways(service) if w.to.is_loopback]
     verdicts = {(w.family, f.verdict) for w in looped for f in forecaster(mode).forecast(w)}
@@ -149,7 +149,7 @@ def test_masquerade_all():
 
 
 def table(service, mode="iptables", **changes):
-    """The table of a Service's forecasts, cut into rows and what stands below them."""
+    """The table of a Service's forecasts, split into rows and the text below them."""
     each = forecaster(mode)
     changed = change(CLUSTER.service("default", service), changes)
     forecasts = [f for w in each.ways(changed) for f in each.forecast(w)]
@@ -159,7 +159,7 @@ def table(service, mode="iptables", **changes):
 
 
 def test_rows():
-    """Ports, nodes and families with one answer share a row; clients from outside come first."""
+    """Ports, nodes and families with one outcome share a row; external clients come first."""
     rows, _ = table("nodeport")
     outside = [row for row in rows if row[1] == "external"]
     assert rows[: len(outside)] == outside
@@ -204,7 +204,7 @@ def test_advice_by_cause():
 
 
 def test_conditions_are_no_advice():
-    """A condition under which a forecast holds stands by itself."""
+    """A condition of a forecast has a section of its own."""
     _, below = table("loadbalancer-ranges")
     at = below.index("Conditions:")
     assert below[at - 1] == ""
@@ -283,6 +283,6 @@ def test_nothing_to_forecast():
     ],
 )
 def test_preview(settings, lines):
-    """A preview tells of the policies that would be set, and of no others."""
+    """A preview covers only the policies that would be set."""
     service = change(CLUSTER.service("default", "nodeport"), settings)
     assert preview_lines(preview(CLUSTER, service), settings, None) == lines

@@ -50,7 +50,7 @@ def recorded(node, suffix):
 
 
 def servers(node):
-    """The virtual servers of a node: each with its real ones."""
+    """The virtual servers of a node, each with its real servers."""
     found = {}
     for line in ipvs.setup(node).servers.splitlines():
         verb, flag, at, *more = line.split()
@@ -116,7 +116,7 @@ def test_kernel_has_the_rules_that_were_made(node, family, suffix):
     ],
 )
 def test_real_servers(node, server, real):
-    """Which endpoints each virtual server has, by the policy that holds for it."""
+    """Each virtual server has the endpoints that its policy allows."""
     assert servers(node)["tcp", server] == real
 
 
@@ -130,7 +130,7 @@ def test_policy_local_takes_what_is_here():
 
 
 def test_sets():
-    """Sets are there in either family, under names that the kernel takes, and hold what is said."""
+    """Sets exist in both families, under names that the kernel accepts, with the right entries."""
     assert entries("node1", "KUBE-LOOP-BACK") >= {"10.244.1.11,tcp:8080,10.244.1.11"}
     assert not any("10.244.1." in each for each in entries("node2", "KUBE-LOOP-BACK"))
     assert entries("node1", "KUBE-NODE-PORT-LOCAL-TCP") == {"30081", "30083"}
@@ -161,7 +161,7 @@ def test_every_case_was_observed():
 
 @pytest.mark.parametrize("node", hosts.NODES)
 def test_rules_betray_how_kube_proxy_runs(node):
-    """Mode, mark and cluster ranges are read from the rules, as a kernel gives them back."""
+    """Mode, mark and cluster ranges are read from the rules as a kernel prints them."""
     rules = world.recorded("ipvs", node)
     assert (rules.proxy_mode, rules.masquerade_mark) == ("ipvs", 0x4000)
     assert rules.has_masquerade_all is False
@@ -181,7 +181,7 @@ def view(node):
 
 
 def judged(record):
-    """Judge what the kernel told."""
+    """Judge the recorded kernel data."""
     node = record["node"]
     index = {name: number for number, name in world.INTERFACES[node].items()} | {"": 0}
     devices = {
@@ -215,7 +215,7 @@ def _flow(told):
 
 @pytest.fixture(scope="module")
 def findings():
-    """Each case with what is said of it, from what the kernel told of all nodes."""
+    """Each case with the tracer's finding, from the kernel data of all nodes."""
     traced = Traced()
     traced.add(map(judged, RECORDS))
     found = {}
@@ -243,7 +243,7 @@ def test_verdicts_on_what_the_kernel_did(findings, case):
 
 
 def test_rules(findings):
-    """Who masquerades is certain, but for hairpins: which endpoints the set has is not known."""
+    """The rule that masquerades is certain, except for hairpins: their set is not read."""
     for case in CASES.values():
         opinion = findings[str(case)].opinion
         if case.verdict == "replaced":
@@ -264,7 +264,7 @@ def test_rules(findings):
 
 
 def test_node_port_on_a_services_address():
-    """It is refused there, and no Service's: the address is the node's, but for Services alone."""
+    """A NodePort is not served at a Service's address, although the node has that address."""
     packet = flow(world.CLIENT, 40000, world.LOAD_BALANCER, world.NODE_PORT)
     opinion = world.discard(packet, view("node1"), at="input").opinion
     assert (opinion.cause, opinion.service) == ("netfilter-drop", None)
@@ -273,7 +273,7 @@ def test_node_port_on_a_services_address():
 
 
 def test_source_ranges_of_a_node_s_own_process():
-    """It calls from the Service's address: the node's own must be in the ranges."""
+    """A process connects from the Service's address: the node's own must be in the ranges."""
     address = world.LOAD_BALANCER_RANGES
     packet = flow(address, 40000, address, 80)
     opinion = world.discard(packet, view("node1"), at="output").opinion
@@ -296,7 +296,7 @@ def test_mode_by_device():
 
 
 def test_recorded_place():
-    """A recording keeps which addresses are Services', and an older one need not."""
+    """A recording keeps which addresses are Services'; an older recording may lack them."""
     place = Place(
         addresses=view("node1").addresses, service_addresses=view("node1").service_addresses
     )
@@ -307,7 +307,7 @@ def test_recorded_place():
 
 
 def test_clients_that_policy_local_would_show(findings):
-    """A preview counts whom the policy hides, in IPVS mode by the cause of that mode."""
+    """A preview counts the clients that the policy hides, also by IPVS mode's own cause."""
     judged = [hop for name in findings for hop in findings[name].hops]
     clients = hidden_clients(judged, world.CLUSTER.service("default", "nodeport"))
     assert clients == {hosts.CLIENT.ipv4: 4, hosts.CLIENT.ipv6: 4}
@@ -324,7 +324,7 @@ def test_stray(findings):
     ]
     assert opinion.advice[0] == "run an endpoint of default/nodeport-local on node2"
     assert "to fix   run an endpoint of default/nodeport-local on node2" in explanation(opinion)
-    # A pod of the node gets its answers.
+    # A pod of the node gets its replies.
     opinion = findings["S17b ipvs ipv4 tcp"].opinion
     assert (opinion.cause, list(opinion.advice)) == (None, [])
     assert "uses other nodes' endpoints if node2 has no ready one" in opinion.evidence[-1]
@@ -352,7 +352,7 @@ def test_forecast(seen):
 @pytest.mark.parametrize(
     ("service", "node", "client", "expected"),
     [
-        # A process of the node calls with the address that it calls; the policy decides.
+        # A process on the node connects from the Service's own address; the policy decides.
         ("loadbalancer", "node1", "NODE", ("replaced", "10.244.1.1", True)),
         ("loadbalancer", "node2", "NODE", ("replaced", "10.240.0.5", True)),
         ("loadbalancer-local", "node1", "NODE", ("preserved", "203.0.113.51", None)),
@@ -360,7 +360,7 @@ def test_forecast(seen):
         ("nodeport", "node2", "NODE", ("replaced", "10.240.0.5", True)),
         ("nodeport-local", "node2", "NODE", ("preserved", "client", None)),
         ("internal-local", "node2", "NODE", ("replaced", "10.240.0.5", False)),
-        # Its answers end on the node of the endpoint, which has that address, too.
+        # Its replies end on the endpoint's node, which has that address, too.
         ("loadbalancer-local", "node2", "NODE", ("preserved", "203.0.113.51", False)),
         ("loadbalancer-local", "node2", "EXTERNAL", ("preserved", "client", False)),
         ("loadbalancer-local", "node2", "POD", ("preserved", "client", None)),
@@ -368,7 +368,7 @@ def test_forecast(seen):
     ],
 )  # fmt: skip
 def test_forecast_of_other_ways(service, node, client, expected):
-    """As backends saw them under Linux 6.12; where there is advice, whether it is policy Local."""
+    """Forecasts equal what backends saw under Linux 6.12; advice is policy Local where it helps."""
     ways = [
         each
         for each in FORECASTER.ways(world.CLUSTER.service("default", service))

@@ -1,4 +1,4 @@
-"""Legs of several nodes joined to paths."""
+"""Legs of several nodes joined into paths."""
 
 import itertools
 import random
@@ -72,7 +72,7 @@ def nodes(path):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_two_nodes(order):
-    """What one node sends on and another receives is one path, whoever tells first."""
+    """What one node sends on and another receives is one path, whichever reports first."""
     legs = s3()
     (path,) = join(*(legs[i] for i in order))
     assert path.legs == legs
@@ -88,7 +88,7 @@ def test_three_nodes():
 
 @pytest.mark.parametrize("proto", [1, 58])
 def test_pings(proto):
-    """ICMP is joined by its id and types: the answer to an echo request is an echo reply."""
+    """ICMP is joined by its id and types: the reply to an echo request is an echo reply."""
     kind = {1: 8, 58: 128}[proto]
     client, node, pod = (
         ("192.0.2.1", "192.0.2.2", "192.0.2.3") if proto == 1 else ("fd00::1", "fd00::2", "fd00::3")
@@ -109,7 +109,7 @@ def test_other_connections(change):
 
 
 def test_window():
-    """What lies further apart than the window does not belong together."""
+    """Legs that are further apart than the window do not belong together."""
     first, second = s3()
     for apart_ns, paths in ((2 * S, 1), (-2 * S, 1), (2 * S + 1, 2), (-2 * S - 1, 2)):
         moved = replace(second, time_ns=first.time_ns + apart_ns)
@@ -117,7 +117,7 @@ def test_window():
 
 
 def test_one_node_is_not_joined_with_itself():
-    """The same namespace does not receive what it sent; another of the same number may."""
+    """A namespace does not receive what it sent; one with the same inode elsewhere may."""
     first, second = s3()
     here = replace(second, node="node2", netns=first.netns)
     assert len(join(first, here)) == 2
@@ -143,7 +143,7 @@ def test_no_leg_is_used_twice():
 
 
 def test_untranslated():
-    """Without NAT the tuple is the same everywhere: time tells the order, or the backend's node."""
+    """Without NAT the tuple is the same everywhere: time gives the order, or the backend's node."""
     direct = flow(world.CLIENT, 40000, world.P11, 8080)
     legs = [leg(node, direct, direct, at_ns=at) for at, node in enumerate(("a", "b", "c"))]
     for order in itertools.permutations(legs):
@@ -155,7 +155,7 @@ def test_untranslated():
 
 
 def test_no_circle():
-    """Entries that lead back to a namespace do not hold anyone up."""
+    """Entries that lead back to a namespace cause no endless loop."""
     back = leg("node1", INSIDE, SENT)
     (path,) = join(leg("node2", SENT, INSIDE), back)
     assert sorted(nodes(path)) == ["node1", "node2"]
@@ -164,7 +164,7 @@ def test_no_circle():
 
 
 def test_drop_on_the_second_node():
-    """A drop is the end of its path; what was dropped is sent on to nobody."""
+    """A drop ends its path: a dropped packet is not sent on."""
     drop = samples.explained_drop(samples.drop(packet=INSIDE, orig=INSIDE))
     dropped = leg("node1", INSIDE, None, drop=drop)
     (path,) = join(s3()[0], dropped)
@@ -191,7 +191,7 @@ def test_each_accept_is_of_one_path():
     first, second = accept(INSIDE, at_ns=MS), accept(INSIDE, at_ns=S + MS)
     paths = join(*s3(), *s3(S), accepts=[second, first])
     assert [path.accept for path in paths] == [first, second]
-    # Told twice, by two tracers on one machine, it is still one.
+    # Reported twice, by two tracers on one machine, it is still one.
     again = replace(first, time_ns=first.time_ns + 1000)
     paths = join(*s3(), *s3(S), accepts=[first, again])
     assert [path.accept for path in paths] == [first, None]
@@ -208,7 +208,7 @@ def test_accepted_after_all():
 
 
 def test_accepts_are_let_go():
-    """An accept that belongs to nobody is not kept forever."""
+    """An accept without a path is not kept forever."""
     joiner = Joiner(S)
     for i in range(100):
         joiner.add_accept(accept(replace(INSIDE, sport=i), at_ns=i * S))
@@ -216,11 +216,11 @@ def test_accepts_are_let_go():
     assert len(joiner._accepts._held) < 10
 
 
-# When a path is handed out.
+# When a path is returned.
 
 
 def test_paths_wait_for_their_window():
-    """A path is handed out once no leg of it can come any more, and not before."""
+    """A path is returned once none of its legs can still come, and not before."""
     joiner = Joiner(3 * S)
     first, second = s3()
     joiner.add(first)
@@ -234,7 +234,7 @@ def test_paths_wait_for_their_window():
 
 
 def test_too_many_legs_are_counted():
-    """What finds no room is joined with what there is, and counted."""
+    """Legs beyond the room are joined with what is there, and counted."""
     joiner = Joiner(room=10)
     for i in range(20):
         for each in s3(i, port=i, snat_port=i):
@@ -258,7 +258,7 @@ def test_one_tuple_again_and_again():
 
 
 def test_too_many_accepts_are_counted():
-    """So are accepts."""
+    """The same for accepts."""
     joiner = Joiner(room=10)
     for i in range(25):
         joiner.add_accept(accept(replace(INSIDE, sport=i)))
@@ -266,7 +266,7 @@ def test_too_many_accepts_are_counted():
 
 
 def test_told_twice():
-    """What two tracers of one node say is one leg; the one who watched packets is believed."""
+    """What two tracers of one node report is one leg; the one with packets counts."""
     first, second = s3()
     joiner = Joiner()
     for teller in range(2):
@@ -274,7 +274,7 @@ def test_told_twice():
             joiner.add(replace(each, time_ns=each.time_ns + teller * 1000), teller=teller)
     assert len(joiner.take()) == 1
     assert joiner.told_twice == 2
-    # One tracer does not tell twice: its two are two.
+    # One tracer does not report a leg twice: its two legs are two.
     assert len(join(first, first)) == 2
 
 
@@ -314,7 +314,7 @@ def naive(legs, window_ns):
     return sorted(tuple(map(id, path)) for path in paths.values())
 
 
-# Few tuples, so that they meet.
+# Few tuples, so that they collide.
 _tuples = st.builds(
     lambda a, b, port: flow(f"10.0.0.{a}", port, f"10.0.0.{b}", 80),
     st.integers(1, 3),
@@ -369,7 +369,7 @@ def test_nothing_vanishes(legs, room):
     assert sorted(told) == sorted(map(id, legs))
 
 
-# What the legs prove of each other.
+# What the legs prove about each other.
 
 
 def s3_judged(**view):
@@ -379,7 +379,7 @@ def s3_judged(**view):
 
 
 def test_upstream_becomes_proof():
-    """node1's guess becomes what node2 says, and both name the other."""
+    """node1's guess is replaced by node2's verdict, and both name the other."""
     (path,) = join(*s3_judged())
     assert (path.verdict, path.cause, path.deciding.node) == (Verdict.REPLACED, POLICY, "node2")
     first, second = (each.opinion for each in path.legs)
@@ -394,7 +394,7 @@ def test_upstream_becomes_proof():
 
 
 def test_upstream_without_a_cluster():
-    """Even without objects the second node's word is corrected."""
+    """Even without objects the second node's verdict is corrected."""
     (path,) = join(*s3_judged(cluster=None))
     assert path.legs[1].verdict is Verdict.REPLACED_UPSTREAM
 
@@ -441,7 +441,7 @@ def cluster():
 
 
 def test_second_half_missing():
-    """The backend runs on another node, which told nothing: the path says so."""
+    """The backend runs on another node, which reported nothing: the path says so."""
     first, _ = s3_judged()
     (path,) = join(first, cluster=cluster)
     assert path.missing == (
@@ -466,7 +466,7 @@ def test_first_half_missing():
 
 
 def test_client_s_node_missing():
-    """A pod of another node is the client, and that node told nothing."""
+    """A pod of another node is the client, and that node reported nothing."""
     entry = world.entry(world.P21, world.P11, 8080, world.P11, world.P21)
     (path,) = join(judged_leg("node1", entry), cluster=cluster)
     assert path.missing == (
@@ -475,7 +475,7 @@ def test_client_s_node_missing():
 
 
 def test_nothing_is_missing():
-    """Outsiders have no node; a drop is an end; strangers' names claim nothing."""
+    """External clients have no node; a drop is an end; unknown node names prove nothing."""
     local = world.entry(world.CLIENT, world.NODE1, 30081, world.P11, world.CLIENT)
     assert join(judged_leg("node1", local), cluster=cluster)[0].missing == ()
     packet = world.sent(world.CLIENT, world.NODE2, 30081)

@@ -63,7 +63,7 @@ def test_connection():
 
 
 def test_proxied_connection():
-    """A connection behind proxies has what they declare, and who counts by whose word."""
+    """A connection behind proxies has what they declare, and which client counts by which proxy."""
     far = samples.named(ProxyHeader.X_FORWARDED_FOR, "2001:db8::7", None)
     told = samples.word(far, samples.named(), peer="10.0.0.9", missing=(ProxyHeader.FORWARDED,))
     assert parsed(samples.proxied(told))["proxy"] == {
@@ -85,7 +85,7 @@ def test_proxied_connection():
 
 
 def test_connection_without_first_bytes():
-    """Where headers are read and none came, nothing is said but who did not send one."""
+    """If headers are read and none came, only the peer and the missing header are named."""
     told = ProxyWord(declared=None, peer=ip_address(CLIENT))
     line = parsed(replace(explained(), word=told))
     assert line["proxy"] == {"peer": CLIENT, "trusted": False, "declared": []}
@@ -152,7 +152,7 @@ def test_connection_6():
 
 @pytest.mark.parametrize(("mark", "has_mark"), [(None, False), (0, True), (1, True)])
 def test_mark(mark, has_mark):
-    """A mark that nobody saw is absent; a mark of zero is a fact."""
+    """A mark that was not seen is absent; a mark of zero is a fact."""
     line = parsed(samples.judged(mark=mark))
     assert ("mark" in line) is has_mark
     assert line.get("mark") == mark
@@ -244,7 +244,7 @@ def test_accept():
 
 
 def test_summary():
-    """The last line says what was seen, lost and not to be seen."""
+    """The last line says what was seen, what was lost and what cannot be seen."""
     summary = Summary(connections=12, drops=1, lost={"ring_full": 0}, not_seen=("XDP",))
     assert json.loads(summary_to_line(summary)) == {
         "kind": "summary",

@@ -160,7 +160,7 @@ def test_ways(name):
 
 @pytest.mark.parametrize("name", WAYS)
 def test_ways_found_in_conntrack(name):
-    """Who comes late sees no mark: the Service still tells the cause, but no rule is certain."""
+    """An entry read later has no mark: the Service tells the cause, but no rule is certain."""
     node, connection, expected = way(name)
     opinion = judge(dumped(connection), view(node))
     assert told(opinion) == expected
@@ -201,12 +201,12 @@ def test_ways_without_cluster(name):
     assert opinion.rule.owner is Owner.KUBE_PROXY
     assert opinion.evidence[-1].startswith("no cluster objects were read")
     late = judge(dumped(connection), view(node, cluster=None))
-    # kube-proxy may have done it: it is not for "a rule that is not kube-proxy's".
+    # kube-proxy may have done it: the cause is not "a rule that is not kube-proxy's".
     assert (late.verdict, late.cause, late.rule) == (Verdict.REPLACED, None, None)
 
 
 def test_nothing_is_known():
-    """Tuples alone tell whether the source was replaced, and nothing is made up."""
+    """Tuples alone tell whether the source was replaced; nothing more is claimed."""
     alone = View(node="node1")
     for name in WAYS:
         _, connection, (verdict, *_) = way(name)
@@ -227,7 +227,7 @@ def test_nothing_is_known():
         ("cluster-ip-from-outside", Cause.MASQUERADE_ALL),
         ("nodeport-cluster", Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER),
         ("node-to-nodeport-local", Cause.NODE_LOCAL_SOURCE),
-        # It is about ClusterIPs alone (-d CLUSTER-IP): this must have another reason.
+        # It affects ClusterIPs only (-d CLUSTER-IP): this must have another reason.
         ("nodeport-local", None),
     ],
 )
@@ -245,7 +245,7 @@ def test_masquerade_all(name, cause):
 
 
 def test_cluster_range_decides():
-    """Who is a pod to kube-proxy its clusterCIDR says; without one, what the address is."""
+    """clusterCIDR says who is a pod to kube-proxy; without one, the address's class does."""
     connection = entry(P12, CLUSTER_IP, 80, P11, NODE1, mark=MARK)
     rules = world.recorded("iptables", "node1")
     other = replace(rules, cluster_cidrs=(world.hosts.NODE2.pods.ipv4,))
@@ -267,7 +267,7 @@ def test_policy_does_not_explain_it():
 
 
 def test_marked_but_no_service():
-    """A Service that is gone, or not known yet, is not invented."""
+    """A Service that has gone, or is not known yet, is not invented."""
     opinion = judge(entry(CLIENT, NODE1, 31999, P11, GATEWAY1, mark=MARK), view())
     assert (opinion.verdict, opinion.cause) == (Verdict.REPLACED, None)
     assert "kube-proxy marked the packet, but no Service is known at 10.240.0.3 port 31999" in (
@@ -286,7 +286,7 @@ def test_marked_but_no_service():
     ],
 )
 def test_mark(mark, bit, is_marked):
-    """The mark is one bit, which kube-proxy may be told to place elsewhere."""
+    """The mark is one bit, which kube-proxy can be configured to place elsewhere."""
     connection = entry(CLIENT, NODE1, NODE_PORT, P11, GATEWAY1, mark=mark)
     opinion = judge(connection, view(rules=None, masquerade_mark=bit))
     assert (opinion.cause is Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER) == is_marked
@@ -306,7 +306,7 @@ def test_mark(mark, bit, is_marked):
     ],
 )
 def test_masqueraded_with_the_address_it_had(mark, hook, status, verdict):
-    """A node's process gets its own address where the backend is on another node: by chance."""
+    """A node's process keeps its address if the backend is on another node: by chance."""
     connection = entry(
         NODE2, CLUSTER_IP, 80, P11, NODE2,
         mark=mark, hook=hook, status=Status.DST_NAT | status, iif=0, oif=ETH0,
@@ -333,7 +333,7 @@ def test_port_alone_does_not_hide_the_client(client, mark, hook):
 
 @pytest.mark.parametrize("status", [0, Status.DST_NAT, Status.CONFIRMED | Status.SRC_NAT_DONE])
 def test_contradiction(status):
-    """An entry whose tuples say SNAT and whose status says none is not explained away."""
+    """An entry whose tuples show SNAT and whose status does not is not explained away."""
     connection = entry(CLIENT, NODE1, NODE_PORT, P11, GATEWAY1, mark=MARK, status=Status(status))
     opinion = judge(connection, view())
     assert (opinion.verdict, opinion.cause, opinion.rule) == (Verdict.UNKNOWN, None, None)
@@ -369,7 +369,7 @@ def test_ipvs(name, cause, advice):
 
 
 def test_proxy_s_own_word_counts():
-    """What kube-proxy says of its mode counts more than what its rules look like."""
+    """The mode that kube-proxy reports takes precedence over its rules."""
     _, connection, _ = way("nodeport-cluster")
     rules = replace(world.recorded("iptables", "node1"), proxy_mode="ipvs")
     opinion = judge(connection, view(rules=rules, proxy_mode="iptables"))
@@ -385,7 +385,7 @@ MYSTERY = "-A POSTROUTING -m mystery --of life -j SNAT --to-source 10.240.0.3"
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
 def test_pod_egress(mode):
-    """A pod leaves the cluster: the rule is named, and that nobody knows its owner."""
+    """A pod leaves the cluster: the rule is named, with an unknown owner."""
     opinion = judge(EGRESS, view(mode=mode))
     assert (opinion.verdict, opinion.cause) == (Verdict.REPLACED, Cause.POD_EGRESS)
     assert (opinion.rule.table, opinion.rule.owner) == ("lab-masq", Owner.UNKNOWN)
@@ -408,12 +408,12 @@ def test_pod_egress(mode):
             ["-A CILIUM_POST_nat -s 10.244.0.0/16 -j MASQUERADE"],
             Owner.CILIUM, "enable-ipv4-masquerade",
         ),
-        # Known, but not what it calls its setting: it is still named.
+        # The owner is known, but not its setting: the owner is still named.
         (["-A WEAVE -s 10.244.0.0/16 -j MASQUERADE"], Owner.WEAVE, "from weave's rule"),
     ],
 )  # fmt: skip
 def test_owners_of_pod_egress(lines, owner, advice):
-    """The owner of the rule is told by its names, and so is its setting."""
+    """The owner of the rule is known by its names, and so is its setting."""
     chain = lines[0].split()[1]
     rules = rules_of(*lines, f"-A POSTROUTING -j {chain}")
     opinion = judge(EGRESS, view(rules=rules))
@@ -460,14 +460,14 @@ def test_candidates_are_listed():
 
 
 def test_pod_egress_of_a_dump():
-    """Who comes late does not know the interface that the rule asks for."""
+    """An entry read later does not have the interface that the rule asks for."""
     opinion = judge(dumped(EGRESS), view())
     assert (opinion.cause, opinion.rule) == (Cause.POD_EGRESS, None)
     assert "no rule is certain" in " ".join(opinion.evidence)
 
 
 def test_ping_out_of_the_cluster():
-    """A ping has no ports, and no advice that speaks of one."""
+    """A ping has no ports, and no advice that mentions one."""
     ping = flow(P12, 4660, CLIENT, 8 << 8, proto=ICMP)
     answer = flow(CLIENT, 4660, NODE1, 0, proto=ICMP)
     opinion = judge(
@@ -486,7 +486,7 @@ def test_ping_out_of_the_cluster():
     ],
 )
 def test_other_rule(client, to, why):
-    """What is neither a Service nor a pod's way out is named by the rule that did it."""
+    """What is neither a Service's nor a pod's egress is named by the rule that did it."""
     connection = entry(client, to, 443, to, NODE1, target=443, oif=ETH0)
     rules = rules_of("-A POSTROUTING -o eth0 -j MASQUERADE")
     opinion = judge(connection, view(rules=rules))
@@ -496,7 +496,7 @@ def test_other_rule(client, to, why):
 
 
 def test_other_rule_before_kube_proxy_s():
-    """A NodePort connection without the mark was masqueraded by somebody else."""
+    """A NodePort connection without the mark was masqueraded by another program."""
     connection = entry(CLIENT, NODE1, NODE_PORT_LOCAL, P11, GATEWAY1)
     rules = rules_of("-A POSTROUTING -d 10.244.0.0/16 -j MASQUERADE")
     opinion = judge(connection, view(rules=rules))
@@ -534,7 +534,7 @@ NODES = (kube.node(cidrs=["10.244.1.0/24", "10.88.0.0/16"]), kube.node("node2", 
 
 
 def test_host_port():
-    """A host port keeps the client; no Service has a part in it."""
+    """A host port keeps the client; no Service is involved."""
     cluster = cluster_of(*NODES, HOST_PORT_POD)
     connection = entry(CLIENT, NODE1, 8080, "10.88.0.5", CLIENT, target=80)
     judged = judge_connection(connection, view(cluster=cluster), time_ns=0)
@@ -556,7 +556,7 @@ def test_host_port_masqueraded_by_portmap(client):
 
 
 def test_host_port_hairpin():
-    """A pod that reaches itself by its host port is a hairpin as well."""
+    """A pod that reaches itself through its host port is a hairpin as well."""
     cluster = cluster_of(*NODES, HOST_PORT_POD)
     connection = entry("10.88.0.5", NODE1, 8080, "10.88.0.5", "10.88.0.1", target=80, mark=0x2000)
     opinion = judge(connection, view(cluster=cluster, rules=plugin("portmap")))
@@ -571,7 +571,7 @@ HEADLESS = (
 
 @pytest.mark.parametrize(("client", "node"), [(P12, "node1"), (NODE2, "node1"), (CLIENT, "node1")])
 def test_headless(client, node):
-    """A headless Service leads to the pod itself: nothing is translated, nothing is to explain."""
+    """A headless Service leads to the pod itself: nothing is translated or needs explaining."""
     cluster = cluster_of(*NODES, *HEADLESS)
     connection = entry(client, P11, 8080, P11, client)
     judged = judge_connection(connection, view(node, cluster=cluster), time_ns=0)
@@ -580,7 +580,7 @@ def test_headless(client, node):
 
 
 def test_host_network():
-    """A hostNetwork backend has its node's address: which pod it is cannot be told."""
+    """A hostNetwork backend has its node's address: which pod it is is not known."""
     objects = (
         *NODES,
         kube.service("web", type="NodePort", externalTrafficPolicy="Local",
@@ -625,7 +625,7 @@ def test_sctp():
 
 
 def test_related_connection():
-    """What a helper expects is translated as its master: no rule is certain."""
+    """A helper translates what it expects like its master: no rule is certain."""
     related = replace(EGRESS, is_related=True)
     opinion = judge(related, view())
     assert (opinion.cause, opinion.rule) == (Cause.POD_EGRESS, None)
@@ -658,7 +658,7 @@ def others(count, policy="Cluster"):
 
 
 def test_replaced_upstream_by_one_service():
-    """A node's address as the client of a policy-Cluster Service's pod: that node may have."""
+    """The client of a policy-Cluster Service's pod is a node: that node may have masqueraded."""
     opinion = judge(arrived(NODE2), view(cluster=others(1)))
     assert (opinion.verdict, opinion.cause) == (
         Verdict.REPLACED_UPSTREAM, Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER,
@@ -689,7 +689,7 @@ def test_a_pod_reached_by_its_own_address():
 
 @pytest.mark.parametrize(("count", "text"), [(2, "web-0, default/web-1,"), (5, "and 2 more")])
 def test_replaced_upstream_by_one_of_several(count, text):
-    """Which of several Services it was cannot be told: none is named as the one."""
+    """Which of several Services it was is not known: none is named as the one."""
     opinion = judge(arrived(NODE2), view(cluster=others(count)))
     assert (opinion.verdict, opinion.service) == (Verdict.REPLACED_UPSTREAM, None)
     assert text in " ".join(opinion.evidence)
@@ -719,14 +719,14 @@ def test_not_replaced_upstream(connection, cluster, why):
 
 
 def test_replaced_here_and_upstream():
-    """What this node replaced is said first: its own rules are known."""
+    """What this node replaced comes first: its own rules are known."""
     connection = entry(NODE2, NODE1, NODE_PORT, P11, GATEWAY1, mark=MARK)
     assert judge(connection, view()).verdict is Verdict.REPLACED
 
 
 @pytest.mark.parametrize("mode", ["VIP", "Proxy"])
 def test_proxied(mode):
-    """A load balancer's address as the peer: it ended the client's connection."""
+    """The peer is a load balancer's address: it terminated the client's connection."""
     balancer = kube.service(
         "web", type="LoadBalancer", externalTrafficPolicy="Local",
         ports=[{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}],
@@ -781,7 +781,7 @@ def test_proxied(mode):
     ],
 )
 def test_evidence(name, lines):
-    """What the verdict rests on is told with its values."""
+    """The evidence names the values that the verdict rests on."""
     node, connection, _ = way(name)
     evidence = judge(connection, view(node)).evidence
     assert [line for line in lines if line not in evidence] == []

@@ -58,7 +58,7 @@ SERVICES = {
     "nodeport-local": (
         "node2", CLIENT, NODE2, NODE_PORT_LOCAL, "input", "input",
         "no-local-endpoint", "nodeport-local", "nodeport", "Local"),
-    # Routed back to where it came from: nobody there knows the address.
+    # Routed back to where it came from: no host there knows the address.
     "load-balancer-local": (
         "node2", CLIENT, LOAD_BALANCER_LOCAL, 80, "out-again", "out-again",
         "no-local-endpoint", "loadbalancer-local", "loadbalancer", "Local"),
@@ -99,7 +99,7 @@ def test_services(name, mode):
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_services_without_rules(name):
-    """The Service's state tells the cause also where no rules were read."""
+    """The Service's state tells the cause even if no rules were read."""
     node, packet, at, expected = service_case(name, "iptables")
     judged = discard(packet, view(node, rules=None), at=at)
     assert told(judged) == expected
@@ -108,7 +108,7 @@ def test_services_without_rules(name):
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_services_without_cluster(name):
-    """Without objects the rule is named, and that netfilter did it; no Service is made up."""
+    """Without objects the rule is named, and that netfilter dropped it; no Service is made up."""
     node, packet, at, _ = service_case(name, "iptables")
     opinion = discard(packet, view(node, cluster=None), at=at).opinion
     assert (opinion.cause, opinion.service) == (Cause.NETFILTER_DROP, None)
@@ -131,7 +131,7 @@ READY = {"ready": True, "serving": True, "terminating": False}
 ENDING = {"ready": False, "serving": True, "terminating": True}
 ENDED = {"ready": False, "serving": False, "terminating": True}
 UNREADY = {"ready": False, "serving": False, "terminating": False}
-# Answers, but is not ready, and does not end: kube-proxy leaves it out.
+# Serving, but neither ready nor terminating: kube-proxy leaves it out.
 NOT_READY_YET = {"ready": False, "serving": True, "terminating": False}
 
 
@@ -153,7 +153,7 @@ LOCAL = {"externalTrafficPolicy": "Local"}
         ([("node1", UNREADY)], {}, Cause.NO_ENDPOINTS),
         ([("node1", ENDED)], {}, Cause.NO_ENDPOINTS),
         ([("node1", NOT_READY_YET)], {}, Cause.NO_ENDPOINTS),
-        # It must be another rule that drops: kube-proxy has an endpoint to send to.
+        # Another rule must have dropped it: kube-proxy has an endpoint to send to.
         ([("node2", READY)], {}, Cause.NETFILTER_DROP),
         ([("node2", ENDING)], {}, Cause.NETFILTER_DROP),
         ([], LOCAL, Cause.NO_ENDPOINTS),
@@ -161,15 +161,15 @@ LOCAL = {"externalTrafficPolicy": "Local"}
         ([("node2", ENDING)], LOCAL, Cause.NO_LOCAL_ENDPOINT),
         ([("node1", UNREADY), ("node2", READY)], LOCAL, Cause.NO_LOCAL_ENDPOINT),
         ([("node1", ENDED), ("node2", READY)], LOCAL, Cause.NO_LOCAL_ENDPOINT),
-        # Ready ones elsewhere do not count: one of this node that ends is used.
+        # Ready ones elsewhere do not count: a terminating one on this node is used.
         ([("node1", ENDING), ("node2", READY)], LOCAL, Cause.NETFILTER_DROP),
         ([("node1", READY)], LOCAL, Cause.NETFILTER_DROP),
-        # The policy for inside is not the one for outside.
+        # The internal policy is not the external one.
         ([("node2", READY)], {"internalTrafficPolicy": "Local"}, Cause.NETFILTER_DROP),
     ],
 )
 def test_endpoints_that_count(endpoints, spec, cause):
-    """Ready endpoints count, and where there is none, those that end but still serve."""
+    """Ready endpoints count; if there is none, those that are terminating but still serving."""
     cluster = served(*endpoints, **spec)
     judged = discard(sent(CLIENT, NODE1, 30080), view(cluster=cluster, rules=None), at="input")
     assert judged.opinion.cause is cause
@@ -229,16 +229,16 @@ def balanced(*ranges, policy="Cluster"):
         (CLIENT, "203.0.113.9", 80, ["192.0.2.0/24"], Cause.SOURCE_RANGES),
         (CLIENT, "203.0.113.9", 80, ["192.0.2.0/24", "198.51.100.0/24"], Cause.NETFILTER_DROP),
         (CLIENT, "203.0.113.9", 80, [], Cause.NETFILTER_DROP),
-        # The ranges are the load balancer's: other ways in are open.
+        # The ranges are the load balancer's: other ways to the Service are open.
         (CLIENT, NODE1, 30080, ["192.0.2.0/24"], Cause.NETFILTER_DROP),
         (CLIENT, "10.0.0.10", 80, ["192.0.2.0/24"], Cause.NETFILTER_DROP),
-        # kube-proxy keeps the families apart: ranges of one say nothing of the other.
+        # kube-proxy separates the families: ranges of one say nothing about the other.
         ("2001:db8::1", "2001:db8:1b::9", 80, ["192.0.2.0/24"], Cause.NETFILTER_DROP),
         ("2001:db8::1", "2001:db8:1b::9", 80, ["2001:db8:9::/48"], Cause.SOURCE_RANGES),
     ],
 )
 def test_source_ranges(client, to, port, ranges, cause):
-    """Who is not in loadBalancerSourceRanges may not come in by the load balancer's address."""
+    """A client outside loadBalancerSourceRanges may not use the load balancer's address."""
     opinion = discard(sent(client, to, port), view(cluster=balanced(*ranges), rules=None)).opinion
     assert opinion.cause is cause
     if cause is Cause.SOURCE_RANGES:
@@ -268,7 +268,7 @@ def test_ranges_of_the_other_family_do_not_hide_the_policy():
     ],
 )
 def test_reasons(reason, cause, advice):
-    """Some of the kernel's reasons are a cause; of the others nothing is made up."""
+    """Some of the kernel's reasons are a cause; for the others none is made up."""
     judged = discard(sent(CLIENT, NODE1, 9), view(), at="input", reason=reason)
     assert (judged.opinion.cause, judged.hook, judged.opinion.rule) == (cause, None, None)
     assert judged.opinion.evidence[0] == (
@@ -278,7 +278,7 @@ def test_reasons(reason, cause, advice):
 
 
 def test_nobody_listens_on_loopback():
-    """kube-proxy's nftables mode serves no NodePort on loopback: it is the Service's, though."""
+    """kube-proxy's nftables mode serves no NodePort on loopback, but the port is a Service's."""
     packet = sent("127.0.0.1", "127.0.0.1", NODE_PORT)
     opinion = discard(packet, view(mode="nftables"), at="loopback", reason="NO_SOCKET").opinion
     assert (opinion.cause, opinion.service.name) == (Cause.NO_LISTENER, "nodeport")
@@ -286,7 +286,7 @@ def test_nobody_listens_on_loopback():
 
 
 def test_answer_without_a_socket():
-    """A client that went away is no server that does not listen."""
+    """A client that has gone is not a server that does not listen."""
     opinion = discard(
         sent(P11, CLIENT, 40000), view(), at="input", reason="NO_SOCKET", is_reply=True,
         orig=sent(CLIENT, NODE1, NODE_PORT),
@@ -295,7 +295,7 @@ def test_answer_without_a_socket():
 
 
 def test_answer_that_came_another_way():
-    """rp_filter is about either direction."""
+    """rp_filter applies to either direction."""
     opinion = discard(
         sent(P11, CLIENT, 40000), view(), at="prerouting", reason="IP_RPFILTER", is_reply=True
     ).opinion
@@ -350,7 +350,7 @@ def test_uncertain_rule(lines, text):
 
 
 def test_uncertain_rule_and_a_service_without_endpoints():
-    """Where no foreign rule is certain, the Service's state explains it."""
+    """If no foreign rule is certain, the Service's state explains the drop."""
     rules = rules_of("-A FORWARD -m mystery --of life -j DROP", table="filter")
     opinion = discard(sent(P12, NO_ENDPOINTS, 80), view(rules=rules)).opinion
     assert (opinion.cause, opinion.rule) == (Cause.NO_ENDPOINTS, None)
@@ -388,7 +388,7 @@ NO_ENTRY = {"orig": None, "is_new": False}
     ids=["alone", "between-others", "kube-proxy"],
 )
 def test_conntrack_invalid(to, rules):
-    """Without an entry, and no rule but one on INVALID, it was that, whatever the Service does."""
+    """Without an entry, and with only a rule on INVALID, that rule did it, whatever the Service."""
     opinion = discard(sent(P12, to, 80), view(rules=rules), **NO_ENTRY).opinion
     assert opinion.cause is Cause.CONNTRACK_INVALID
     assert "the packet had no conntrack entry" in opinion.evidence
@@ -399,7 +399,7 @@ def test_conntrack_invalid(to, rules):
 @pytest.mark.parametrize(
     ("rules", "packet"),
     [
-        # It has an entry, so conntrack made something of it.
+        # It has an entry, so conntrack understood it.
         (rules_of(INVALID, table="filter"), {}),
         (None, NO_ENTRY),
         (replace(rules_of(INVALID, table="filter"), unread=("nft: not there",)), NO_ENTRY),
@@ -411,25 +411,25 @@ def test_conntrack_invalid(to, rules):
     ],
 )
 def test_not_surely_invalid(rules, packet):
-    """Where another rule may have done it, or none was read, netfilter is all that is known."""
+    """If another rule may have done it, or none was read, only netfilter is known."""
     opinion = discard(sent(P12, P11, 80), view(rules=rules), **packet).opinion
     assert opinion.cause is Cause.NETFILTER_DROP
 
 
 def test_rules_of_kube_proxy_without_a_service():
-    """kube-proxy drops also what has no Service: what comes from outside to loopback."""
+    """kube-proxy also drops what has no Service: external traffic to loopback."""
     opinion = discard(sent(CLIENT, "127.0.0.2", 80), view(), at="input").opinion
     assert (opinion.cause, opinion.service) == (Cause.NETFILTER_DROP, None)
     assert (opinion.rule.chain, opinion.rule.owner) == ("KUBE-FIREWALL", Owner.KUBE_PROXY)
 
 
 def test_dropped_answer():
-    """An answer is not dropped for the state of the Service it comes from."""
+    """A reply is not dropped because of its Service's state."""
     orig = sent(CLIENT, NODE2, NODE_PORT_LOCAL)
     answer = flow(P11, 8080, CLIENT, 40000)
     judged = discard(answer, view("node2", rules=None), orig=orig, is_reply=True)
     assert (judged.opinion.cause, judged.flow) == (Cause.NETFILTER_DROP, orig)
-    # It is told by the connection it belongs to.
+    # It is identified by the connection it belongs to.
     assert judged.opinion.service.name == "nodeport-local"
     rules = rules_of("-A FORWARD -s 10.244.1.11/32 -j DROP", table="filter")
     opinion = discard(answer, view("node2", rules=rules), orig=orig, is_reply=True).opinion
@@ -440,7 +440,7 @@ def test_dropped_answer():
 
 
 def test_without_tuples():
-    """A packet that nobody could read has no client, no Service and no rule."""
+    """A packet that could not be parsed has no client, no Service and no rule."""
     judged = discard(None, view(), at="input", orig=None)
     opinion = judged.opinion
     assert (judged.flow, opinion.cause) == (None, Cause.NETFILTER_DROP)
@@ -458,7 +458,7 @@ def test_without_tuples():
     ],
 )
 def test_flow(packet, orig, expected):
-    """A drop is known by what the client sent, or else by what the packet itself says."""
+    """A drop is identified by what the client sent, otherwise by the packet itself."""
     assert discard(packet, view(), orig=orig).flow == expected
 
 
@@ -474,7 +474,7 @@ def test_flow(packet, orig, expected):
     ],
 )
 def test_hook_by_the_packet(at, hook):
-    """Route and interface tell the hook, where one alone fits them."""
+    """Route and interface show the hook, if only one fits them."""
     judged = discard(sent(CLIENT, NODE1, 9), view(rules=None), at=at)
     assert judged.hook is hook
     label = hook.label if hook else None
@@ -492,7 +492,7 @@ def test_hook_by_the_packet(at, hook):
     ],
 )
 def test_hook_by_the_rules(lines, hook, rule):
-    """Where two hooks fit, the rules tell the one at which anything could be dropped."""
+    """If two hooks fit, the rules show the only one that could drop the packet."""
     rules = rules_of(*lines, table="filter")
     judged = discard(sent(CLIENT, LOAD_BALANCER_LOCAL, 80), view(rules=rules), at="out-again")
     assert (judged.hook, judged.opinion.rule is not None) == (hook, rule)
@@ -501,7 +501,7 @@ def test_hook_by_the_rules(lines, hook, rule):
 
 
 def test_two_hooks_with_rules():
-    """Where rules of both could have done it, neither is named."""
+    """If rules at both could have dropped it, neither is named."""
     forward = rules_of("-A FORWARD -j DROP", table="filter")
     both = replace(
         forward,

@@ -58,7 +58,7 @@ connections = samples.connections | st.builds(
     oif=st.integers(0, 5),
     is_related=st.booleans(),
 )
-# Lines of which none, one or several may be what happened; the mystery matches perhaps.
+# Lines of which none, one or several may match; the mystery match is unknown.
 LINES = st.sampled_from(
     [
         "-A POSTROUTING -s 10.244.1.0/24 -j MASQUERADE",
@@ -161,7 +161,7 @@ def test_any_connection(connection, node_view):
     st.sampled_from([(CLIENT, 443), (NODE1, NODE_PORT), (CLUSTER_IP, 80), (P21, 80)]),
 )
 def test_no_owner_behind_a_mystery(mystery, target, chain, mark, client, to):
-    """What stands before a rule and is not understood may have done it: no owner is named."""
+    """A rule before it that is not understood may have done it: no owner is named."""
     rules = rules_of(
         f"-A POSTROUTING {mystery}", f"-A POSTROUTING -j {chain}", f"-A {chain} -j {target}"
     )

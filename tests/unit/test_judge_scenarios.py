@@ -69,7 +69,7 @@ def entries(case):
     reply = replace(orig.inverted, src=backend, sport=port, dst=case.expected_client_address)
     status = Status.CONFIRMED | (Status(0) if is_egress else Status.DST_NAT)
     status |= Status.SRC_NAT if reply.dst != orig.src else Status(0)
-    # In nftables mode a hairpin is told by its addresses, and not marked.
+    # In nftables mode a hairpin is recognised by its addresses, and not marked.
     has_mark = (
         case.verdict == "replaced"
         and not is_egress
@@ -117,7 +117,7 @@ def judged_drop(case, **known):
         values["dst_ifindex"] = 1
         dst_input = "ip6_input" if is_six else "ip_local_deliver"
     if (case.scenario.id, case.mode) == ("S16b", "nftables"):
-        # Its firewall stands before the routing decision.
+        # Its firewall comes before the routing decision.
         values |= {"dst_input": None, "dst_ifindex": 0}
         dst_input = None
     return judge_drop(
@@ -175,10 +175,10 @@ def test_arrived(case):
 
 @pytest.mark.parametrize("case", ARRIVED, ids=str)
 def test_arrived_and_found_in_conntrack(case):
-    """The same without the marks and interfaces that nobody saw, where the tuples show the SNAT."""
+    """The same without marks and interfaces, where the tuples show the SNAT."""
     finding = found(case, judged_along(case, dumped))
     if case.expected_client_address == sent_by(case).src and case.verdict == "replaced":
-        # Masquerading picked the address that it had: conntrack does not tell.
+        # Masquerading picked the address that it had: conntrack does not show it.
         assert finding.verdict in (Verdict.PRESERVED, Verdict.REPLACED_UPSTREAM)
         return
     assert finding.agrees
@@ -186,13 +186,13 @@ def test_arrived_and_found_in_conntrack(case):
 
 @pytest.mark.parametrize("case", ARRIVED, ids=str)
 def test_second_node_alone(case):
-    """The backend's node alone knows another node as the client, and who may have put it there."""
+    """The backend's node alone sees another node as the client, and names who may have done it."""
     judged = judged_along(case)
     if len(judged) == 1:
         return
     seen, opinion = case.expected_client_address, judged[1].opinion
     is_node = seen == hosts.NODE2.address.of(case.family)
-    # The pod stands behind several policy-Cluster Services: which it was cannot be told.
+    # The pod is behind several policy-Cluster Services: which one it was is not known.
     assert (opinion.verdict, opinion.cause, opinion.service) == (
         (Verdict.REPLACED_UPSTREAM, Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER, None)
         if is_node
@@ -202,7 +202,7 @@ def test_second_node_alone(case):
 
 @pytest.mark.parametrize("case", DROPPED, ids=str)
 def test_dropped(case):
-    """The cause is the table's, the Service is named, and the rule where one did it."""
+    """The cause is the table's; the Service is named, and the rule if one did it."""
     judged = judged_drop(case)
     finding = found(case, [judged])
     assert (finding.drop, finding.seen_source) == (judged, None)

@@ -54,7 +54,7 @@ def test_function(kallsyms, address, name):
 
 
 def test_read_once(kallsyms, path):
-    """A name that was looked up is known from then on, even after the file is closed."""
+    """A name that was looked up stays known, even after the file is closed."""
     assert kallsyms.function(0xFFFF_FFFF_8100_1000) == "nf_hook_slow"
     kallsyms.close()
     assert kallsyms.function(0xFFFF_FFFF_8100_1000) == "nf_hook_slow"
@@ -62,7 +62,7 @@ def test_read_once(kallsyms, path):
 
 
 def test_hidden_addresses(path):
-    """Where the kernel hides addresses (kptr_restrict) nothing has a name, not a wrong one."""
+    """If the kernel hides addresses (kptr_restrict), nothing has a name, not a wrong one."""
     path.write_text("0000000000000000 T _stext\n0000000000000000 T _etext\n")
     kallsyms = Kallsyms(path)
     assert kallsyms.function(0xFFFF_FFFF_8100_1000) is None
@@ -90,7 +90,7 @@ def test_of_this_kernel():
 
 
 def test_addresses(kallsyms):
-    """Functions are found by name, of modules too; what is none, or not there, is left out."""
+    """Functions are found by name, also in modules; other symbols and missing ones are left out."""
     assert kallsyms.addresses({"nf_hook_slow", "nft_do_chain", "not_a_function", "gone"}) == {
         "nf_hook_slow": 0xFFFF_FFFF_8100_1000,
         "nft_do_chain": 0xFFFF_FFFF_C020_0000,

@@ -52,7 +52,7 @@ def node(monkeypatch):
 
 
 def test_it_asks_every_minute(node):
-    """And tells only what is not as it was."""
+    """Only what has changed is sent."""
     assert [type(each) for each in node.news()] == [Ruleset]
     assert node.news(after_s=58) == []
     assert node.asked == 0
@@ -68,7 +68,7 @@ def test_it_asks_every_minute(node):
 
 
 def test_it_asks_when_rules_change_their_mode(node):
-    """At once, and not when rules change otherwise: they do so with every endpoint."""
+    """At once, but not for other changes of rules, which come with every endpoint."""
     node.news()
     node.news(mode="iptables")
     assert node.asked == 0
@@ -80,7 +80,7 @@ def test_it_asks_when_rules_change_their_mode(node):
 
 
 def test_a_trace_asks_nobody(monkeypatch):
-    """A question is a connection, which a trace would show: once at the start is enough."""
+    """Each question is a connection, which a trace would show: once at the start is enough."""
     node = Node(monkeypatch, follows=False)
     node.news()
     node.news(after_s=1e6, mode="nftables")

@@ -1,4 +1,4 @@
-"""Which way of looking is taken, and what is said where there is none."""
+"""Which way of observing the kernel is chosen, and the message if there is none."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_neither(machine):
 
 
 def test_probes_in_place_of_links(machine):
-    """Probes will do, unless links were asked for."""
+    """Probes are enough, unless links were asked for."""
     (machine / "type").write_text("6\n")
     ladder.require_programs(None)
     ladder.require_programs(Rung.PROBES)
@@ -37,7 +37,7 @@ def test_probes_in_place_of_links(machine):
 
 
 def test_switched_off(machine):
-    """Probes that an administrator has switched off are none; a switch that is on is nothing."""
+    """Probes that an administrator has disabled do not count; enabled ones need no message."""
     (machine / "type").write_text("6\n")
     (machine / "enabled").write_text("1\n")
     ladder.require_programs(Rung.PROBES)
@@ -57,7 +57,7 @@ def probes_of(machine):
 
 
 def test_nat_that_comes_later(machine):
-    """NAT that is loaded, or loaded again, after the start is told; what goes away is not."""
+    """NAT that is loaded, or loaded again, after the start is reported; unloading is not."""
     for name in ("nf_conntrack", "nft_chain_nat"):
         (machine / name).mkdir()
     probes = probes_of(machine)
@@ -71,7 +71,7 @@ def test_nat_that_comes_later(machine):
 
 
 def test_conntrack_that_went_away(machine):
-    """Without the module that is probed nothing is seen any more: that is an error."""
+    """Without the probed module nothing is seen any more: that is an error."""
     (machine / "nf_conntrack").mkdir()
     probes = probes_of(machine)
     (machine / "nf_conntrack").rmdir()
@@ -80,5 +80,5 @@ def test_conntrack_that_went_away(machine):
 
 
 def test_conntrack_that_is_built_in(machine):
-    """What is no module does not go away."""
+    """A name that is not a module does not go away."""
     assert probes_of(machine).unseen() is None

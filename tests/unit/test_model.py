@@ -25,14 +25,14 @@ from tracer.model import ICMP, ICMPV6, PROTOCOLS, Hook, protocol_name
     ],
 )
 def test_nat(reply, is_dnat, is_snat, seen):
-    """A changed address is a translation; a changed port alone hides nobody."""
+    """A changed address is a translation; a changed port alone hides no client."""
     connection = samples.connection(samples.SENT, reply)
     assert (connection.is_dnat, connection.is_snat) == (is_dnat, is_snat)
     assert connection.seen_source == ip_address(seen)
 
 
 def test_inverted():
-    """The answer of a TCP tuple has its ends swapped."""
+    """The reply of a TCP tuple has its ends swapped."""
     assert samples.SENT.inverted == flow(NODE, 30080, CLIENT, 46356)
 
 
@@ -49,7 +49,7 @@ def test_inverted():
 )
 @pytest.mark.parametrize("is_back", [False, True])
 def test_inverted_icmp(proto, sent, answered, is_back):
-    """The answer of an ICMP query has the answer's type, the same id and the same code."""
+    """The reply of an ICMP query has the reply's type, the same id and the same code."""
     if is_back:
         sent, answered = answered, sent
     query = flow(CLIENT, 4660, NODE, sent << 8 | 3, proto=proto)
@@ -57,13 +57,13 @@ def test_inverted_icmp(proto, sent, answered, is_back):
 
 
 def test_inverted_icmp_error():
-    """A type that is no query keeps its type, as conntrack has no answer for it."""
+    """A type that is no query keeps its type, as conntrack knows no reply to it."""
     assert flow(CLIENT, 1, NODE, 3 << 8 | 1, proto=1).inverted.dport == 3 << 8 | 1
 
 
 @given(samples.tuples)
 def test_inverted_twice(five_tuple):
-    """The answer of the answer is the tuple itself."""
+    """The reply of the reply is the tuple itself."""
     assert five_tuple.inverted.inverted == five_tuple
 
 
@@ -118,7 +118,7 @@ NET = ip_network
     ],
 )
 def test_filter_matches(wanted, matches):
-    """Client is who sent, backend who answers, port either side's service port."""
+    """The client is who sent, the backend is who replies, the port is either side's."""
     assert wanted.matches(samples.connection(*samples.REPLACED)) is matches
 
 
@@ -155,7 +155,7 @@ filters = st.builds(
 
 @given(filters, samples.tuples.filter(lambda five_tuple: not five_tuple.is_icmp))
 def test_matches_packet_is_symmetrical(wanted, packet):
-    """A packet and its answer are both wanted or both not."""
+    """A packet and its reply are both wanted, or neither is."""
     assert wanted.matches_packet(packet) == wanted.matches_packet(packet.inverted)
 
 

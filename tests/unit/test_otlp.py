@@ -57,7 +57,7 @@ def half(path, index):
 
 @pytest.mark.parametrize("make", [paths.s3, paths.s3_ipv6, paths.s3_without_hops])
 def test_halves_make_one_trace(make):
-    """Two nodes that know nothing of each other, and one process that knows both, agree."""
+    """Two nodes that know nothing of each other, and one process that sees both, agree on ids."""
     path = make()
     first, second = half(path, 0), half(path, 1)
     assert trace_id(first) == trace_id(second) == trace_id(path)
@@ -71,7 +71,7 @@ def test_halves_make_one_trace(make):
 
 
 def test_two_translations():
-    """Where two nodes translate, the nodes after the second share its trace; a link leads back."""
+    """If two nodes translate, the nodes after the second share its trace; a link leads back."""
     path = paths.three_nodes()
     edge, middle, last = (half(path, index) for index in range(3))
     assert trace_id(middle) == trace_id(last) == trace_id(path) != trace_id(edge)
@@ -102,7 +102,7 @@ def test_nothing_translated():
 
 
 def test_dropped_on_the_second_node():
-    """A node that drops what another one translated puts it into that one's trace."""
+    """A node that drops what another node translated puts the drop into that node's trace."""
     path = paths.s3()
     dropping = replace(path.legs[1], reply=None, judged=None, drop=paths.s6().drop)
     assert trace_id(Path(legs=(dropping,))) == trace_id(half(path, 0))
@@ -163,7 +163,7 @@ def test_grpc(monkeypatch):
 
 
 def test_attributes(receiver):
-    """A span says who sent what, what became of it, and why, in OpenTelemetry's words and ours."""
+    """A span says who sent what, what became of it, and why, with OpenTelemetry's keys and ours."""
     span, _ = check_both_halves(receiver.url, receiver.received)
     assert span.name == "replaced default/nodeport"
     found = attributes(span.attributes)
@@ -231,7 +231,7 @@ def test_client_that_is_not_known(make):
 
 
 def test_client_that_a_proxy_declares():
-    """Whom a trusted proxy names is the client; whom another names is only said to be named."""
+    """A client that a trusted proxy names is the client; any other is only declared."""
     path = paths.declared()
     told = node_span(path, path.legs[0]).attributes
     assert (told["client.address"], told["client.port"]) == ("198.51.100.7", 56324)
@@ -255,7 +255,7 @@ def test_every_kind_of_path(receiver, make):
 @given(st.text())
 @settings(max_examples=20, deadline=None)
 def test_hostile_names(text):
-    """Names that are no valid UTF-8, or that a screen would obey, are made harmless."""
+    """Names that are not valid UTF-8, or contain control characters, are escaped."""
     with closing(HttpReceiver()) as receiver:
         sink = started(receiver.url)
         sink.write(paths.hostile(text))
@@ -268,7 +268,7 @@ def test_hostile_names(text):
 
 
 def test_name_of_the_service(receiver, monkeypatch):
-    """What the environment says of the resource holds."""
+    """Resource attributes from the environment are kept."""
     monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "k8s.cluster.name=prod")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
@@ -283,7 +283,7 @@ def test_name_of_the_service(receiver, monkeypatch):
 
 
 def test_receiver_away_and_back(receiver, impatient, monkeypatch):
-    """While nobody receives, paths wait; when the receiver is back they arrive; none is lost."""
+    """While no receiver answers, paths wait; when it is back they arrive; none is lost."""
     monkeypatch.setattr(otlp, "_ATTEMPTS", 1000)
     sink = started(receiver.url)
     sink.write(paths.s5())
@@ -298,7 +298,7 @@ def test_receiver_away_and_back(receiver, impatient, monkeypatch):
 
 
 def test_queue_full(receiver, monkeypatch):
-    """While the receiver does not answer, writing does not wait; what is too much is counted."""
+    """While the receiver does not answer, writing does not block; excess paths are counted."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "3")
     receiver.gate.clear()
     sink = started(receiver.url)
@@ -314,7 +314,7 @@ def test_queue_full(receiver, monkeypatch):
 
 @pytest.mark.parametrize("status", [400, 503])
 def test_refused(receiver, status, impatient):
-    """What the receiver does not take is given up after a few attempts, and counted."""
+    """Spans that the receiver rejects are given up after a few attempts, and counted."""
     receiver.status = status
     sink = started(receiver.url)
     sink.write(paths.s3())
@@ -334,7 +334,7 @@ def test_nobody_there(receiver, impatient):
 
 
 def test_exporter_that_breaks(caplog, impatient):
-    """An exporter that raises is told, and what it was given is counted."""
+    """An exporter that raises is logged, and what it was given is counted."""
 
     class Broken(SpanExporter):
         def export(self, spans):
@@ -369,7 +369,7 @@ def test_never_started():
     ],
 )
 def test_bad_endpoint(target, complaint):
-    """An endpoint that is none is refused in one line."""
+    """An invalid endpoint is refused in one line."""
     with pytest.raises(TracerError, match=complaint):
         span_exporter(target)
 
@@ -399,7 +399,7 @@ def test_bad_protocol(monkeypatch):
 
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
 def test_bad_limit(monkeypatch, value):
-    """A limit that is no number above 0 is refused."""
+    """A limit that is not a number above 0 is refused."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", value)
     with pytest.raises(TracerError, match="OTEL_BSP_MAX_QUEUE_SIZE is"):
         OtlpSink(span_exporter("http://127.0.0.1:1"))

@@ -72,7 +72,7 @@ def get(server, path, authority=None, **headers):
 
 
 def test_https(issued):
-    """Metrics come over TLS, verified by the certificate's authority; in clear there is nothing."""
+    """Metrics come over TLS, verified by the certificate's authority, and not over plain HTTP."""
     with serving(certificate=Certificate(issued.cert, issued.key)) as server:
         status, _, text = get(server, "/metrics", issued.authority)
         assert status == 200
@@ -104,7 +104,7 @@ def test_a_renewed_certificate(issued):
     ids=["empty key", "no certificate", "another's certificate"],
 )
 def test_a_spoilt_certificate(issued, spoil, tmp_path, caplog):
-    """What cannot be used is one warning, and the former stays; at the start it is an error."""
+    """Unusable files are one warning, and the old certificate stays; at the start, an error."""
     kept = Issued(tmp_path)
     with serving(certificate=Certificate(issued.cert, issued.key)) as server:
         authority = kept.authority
@@ -134,7 +134,7 @@ def test_a_mounted_secret(tmp_path):
 
 
 def test_a_key_with_a_password(issued):
-    """It is refused in one line, and nobody is asked on the terminal."""
+    """An encrypted key is refused in one line, and the terminal is not asked for a password."""
     key = serialization.load_pem_private_key(issued.key.read_bytes(), None)
     issued.key.write_bytes(
         key.private_bytes(
@@ -148,7 +148,7 @@ def test_a_key_with_a_password(issued):
 
 
 def test_who_dawdles_in_the_handshake(issued):
-    """Clients that open a connection and say nothing hold up nobody else."""
+    """Clients that open a connection and send nothing delay no other client."""
     with (
         serving(certificate=Certificate(issued.cert, issued.key)) as server,
         ExitStack() as stack,
@@ -160,7 +160,7 @@ def test_who_dawdles_in_the_handshake(issued):
 
 
 def to_the_end(sock):
-    """What comes until the end; nothing of it if the server closes with our bytes unread."""
+    """What comes until the end; nothing if the server closes with our bytes unread."""
     said = b""
     with suppress(ConnectionError):
         while chunk := sock.recv(1 << 16):
@@ -169,7 +169,7 @@ def to_the_end(sock):
 
 
 def test_a_head_without_end():
-    """A request has so many bytes at the most, whatever it is made of: 431, or just the end."""
+    """A request has a maximum size, whatever it consists of: 431, or just the end."""
     for said in (b"x" * 200_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200_000):
         with serving() as server:
             with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
@@ -180,12 +180,12 @@ def test_a_head_without_end():
                         if select.select([sock], [], [], 0)[0]:
                             break
                 assert b" 200 " not in to_the_end(sock)
-            # What the kernel's buffers hold, it may have sent.
+            # Data within the kernel's buffers may have been sent.
             assert get(server, "/readyz")[0] == 200
 
 
 class Said:
-    """A channel on which somebody has said something, and ended."""
+    """A channel on which a client has sent something and then closed."""
 
     def __init__(self, said):
         self.deadline_s = None
@@ -231,7 +231,7 @@ _WHOLE = (
 @example(_WHOLE)
 @given(st.lists(_PIECES | st.binary(max_size=9), max_size=30).map(b"".join))
 def test_any_bytes_are_answered_or_ended(said):
-    """No request is a bug's traceback; and none becomes a stream but by what it takes."""
+    """No request causes a traceback, and none becomes a stream without a proper upgrade."""
     page = Page("1.2")
     server = SimpleNamespace(
         page=page,
@@ -256,7 +256,7 @@ def test_any_bytes_are_answered_or_ended(said):
 
 
 def test_what_is_said_behind_a_request():
-    """It is no second one: the connection ends with the first answer."""
+    """It is no second request: the connection ends with the first answer."""
     with serving() as server, socket.create_connection(("127.0.0.1", server.port)) as sock:
         sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\n")
         sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -266,7 +266,7 @@ def test_what_is_said_behind_a_request():
 
 
 def test_a_gate_that_takes_its_time(monkeypatch):
-    """What the API server takes to answer is not taken from who asked."""
+    """The time that the API server takes does not count against the client."""
     monkeypatch.setattr(page_server, "_PATIENCE_S", 0.3)
 
     def slow_gate(*_):
@@ -277,7 +277,7 @@ def test_a_gate_that_takes_its_time(monkeypatch):
 
 
 def test_two_tokens():
-    """Of two Authorization headers none counts: somebody on the way may have checked the other."""
+    """Two Authorization headers are refused: a proxy may have checked the other one."""
     with (
         serving(gate=lambda *_: None) as server,
         socket.create_connection(("127.0.0.1", server.port)) as sock,
@@ -287,7 +287,7 @@ def test_two_tokens():
 
 
 def test_who_gives_way(monkeypatch):
-    """Where all slots are taken, the one that has lasted longest makes room for the next."""
+    """If all slots are taken, the connection that has lasted longest makes room for the next."""
     monkeypatch.setattr(slots, "GRACE_S", 0.1)
     with serving() as server, ExitStack() as stack:
         address = ("127.0.0.1", server.port)
@@ -302,7 +302,7 @@ def test_who_gives_way(monkeypatch):
 
 
 def test_threads_that_do_not_end(monkeypatch):
-    """Those that gave way but wait for the API server are bounded, too; the next one waits."""
+    """Threads that lost their slot but wait for the API server are bounded, too."""
     monkeypatch.setattr(slots, "GRACE_S", 0)
     asked, answer = threading.Semaphore(0), threading.Event()
 
@@ -334,7 +334,7 @@ def test_threads_that_do_not_end(monkeypatch):
 
 
 def test_strangers_keep_no_probe_out(monkeypatch):
-    """However many connections come from elsewhere, and stay: the node's own are answered."""
+    """However many remote connections come and stay, the node's own are answered."""
     monkeypatch.setattr(slots, "GRACE_S", 1000)
     monkeypatch.setattr(slots, "WAITING", 20)
     with serving() as server, ExitStack() as stack:
@@ -348,11 +348,11 @@ def test_strangers_keep_no_probe_out(monkeypatch):
         ]
         for path in ("/healthz", "/readyz") * 5:
             assert get(server, path)[0] == 200
-        # Of those that wait the first are let go.
+        # Of the waiting connections the oldest are closed.
         assert strangers[SLOTS].recv(1) == b""
         elsewhere = server._server._from_elsewhere
         assert (len(elsewhere._taken), len(elsewhere._waiting)) == (SLOTS, 20)
-        # Where one of them ends, the latest is next.
+        # When one of them ends, the newest is next.
         strangers[0].close()
         strangers[-1].sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
         assert to_the_end(strangers[-1]).startswith(b"HTTP/1.0 200 ")
@@ -385,7 +385,7 @@ def test_scrapers_that_never_read(monkeypatch):
 
 
 def test_the_gate():
-    """It stands before the metrics alone, sees the header, and its word is the answer."""
+    """It guards only the metrics, sees the header, and its decision is the answer."""
     asked = []
 
     def gate(authorization, path):

@@ -1,4 +1,4 @@
-"""A run that shows whole paths: when a path is whole, which are wanted, what is counted."""
+"""A run that shows whole paths: when a path is complete, which are wanted, what is counted."""
 
 from dataclasses import replace
 from ipaddress import ip_network
@@ -88,13 +88,13 @@ def test_whole_after_a_while():
     clock.now_ns = START_NS + QUIET_NS + WINDOW_NS - 1
     assert list(run.judge([])) == []
     clock.now_ns = START_NS + QUIET_NS + WINDOW_NS + 1_000_000
-    # What happened before that time may still have to be read.
+    # What happened before that time may not have been read yet.
     assert list(run.judge([])) == []
     assert len(list(run.judge([]))) == 1
 
 
 def test_a_reader_that_was_kept_waiting():
-    """Where the machine is busy, what waits to be read for seconds is no less of the path."""
+    """On a busy machine, records that wait for seconds still belong to the path."""
     clock = Clock()
     run = pipeline(clock_ns=clock)
     clock.now_ns = START_NS + 5 * QUIET_NS
@@ -105,7 +105,7 @@ def test_a_reader_that_was_kept_waiting():
 
 
 def test_a_recordings_own_clock():
-    """Replayed, the records' own times tell when a path is whole."""
+    """In a replay, the records' own times tell when a path is complete."""
     run = pipeline()
     later = flow("192.0.2.7", 7, "192.0.2.8", 8)
     found = list(run.judge(FIRST))
@@ -130,14 +130,14 @@ def test_a_recordings_own_clock():
     ],
 )
 def test_wanted(wanted, count):
-    """A filter holds for a path if it holds for one of its nodes; verdicts are the path's."""
+    """A filter matches a path if it matches one of its nodes; verdicts are the path's."""
     run = pipeline(wanted)
     found = [*run.judge(FIRST + SECOND + DROPPED), *run.rest()]
     assert len(found) == count
 
 
 def test_summary():
-    """Paths that arrived and paths that ended in a drop are counted; what is damaged, too."""
+    """Paths that arrived and paths that were dropped are counted; so are damaged records."""
     run = pipeline()
     assert len([*run.judge([*FIRST, *SECOND, *DROPPED, b"x"]), *run.rest()]) == 2
     summary = run.summary()
@@ -146,7 +146,7 @@ def test_summary():
 
 
 def test_the_clock_is_set_back():
-    """What waits when the clock is set back is told at once, not when that time comes again."""
+    """If the clock is set back, what waits is shown at once, not when that time comes again."""
     source = FakeSource([], NODES)
     clock = Clock()
     run = PathPipeline(source, window_ns=WINDOW_NS, clock_ns=clock)
@@ -159,7 +159,7 @@ def test_the_clock_is_set_back():
 
 
 def test_a_record_with_a_wrong_time():
-    """In a recording, one record from the future does not end what others go on with."""
+    """In a recording, one record from the future does not end the paths of the others."""
     future = samples.connection_bytes(
         replace(samples.connection(LEFT, REPLY), ktime_ns=KTIME_NS + 10**15)
     )
@@ -170,7 +170,7 @@ def test_a_record_with_a_wrong_time():
 
 
 def test_what_is_left_out_is_told():
-    """Hops over all bounds stand in the summary."""
+    """Hops beyond the limits are in the summary."""
     run = pipeline()
     list(run.judge(FIRST[:1] * 300))
     assert run.summary().lost["hops_left_out"] == 44

@@ -22,7 +22,7 @@ from tracer.views import FixedViews, Place
 REPLACED = samples.connection_bytes(samples.connection(*samples.REPLACED))
 PRESERVED = samples.connection_bytes(samples.connection(*samples.PRESERVED))
 DROPPED = samples.drop_bytes(samples.drop())
-# What the backend's socket says of REPLACED: its peer is the node.
+# What the backend's socket sees of REPLACED: its peer is the node.
 ACCEPTED = samples.accept_bytes(samples.accept(samples.REPLACED[1].inverted))
 STRAY = samples.accept_bytes(samples.accept(flow("192.0.2.9", 1, "192.0.2.8", 2)))
 
@@ -93,7 +93,7 @@ def test_unknown_names():
 
 
 def test_undecodable_is_logged_once(caplog):
-    """What cannot be read is counted each time, logged once for each reason, and not raised."""
+    """Undecodable records are counted each time, logged once per reason, and not raised."""
     wrong = bytearray(REPLACED)
     wrong[14] = 7
     with caplog.at_level(logging.WARNING):
@@ -119,7 +119,7 @@ def test_undecodable_for_many_reasons(caplog):
 
 
 def test_undecodable_adds_to_the_source_s():
-    """What the source could not read and what the pipeline could not are one number."""
+    """Records that the source or the pipeline could not read are counted together."""
     pipeline, _ = run([b""], lost={"undecodable": 2})
     assert pipeline.summary().lost == {"undecodable": 3}
 
@@ -195,7 +195,7 @@ def test_verdict_filter(verdicts, shown):
     assert summary.connections + summary.drops == len(shown)
 
 
-# In the recorded cluster these are a NodePort Service's, and one that nobody knows of.
+# In the recorded cluster these are a NodePort Service's, and an unknown one's.
 VIEWS = FixedViews(cluster=world.CLUSTER)
 CLUSTER_POLICY = samples.connection_bytes(samples.connection(*samples.REPLACED, mark=0x4000))
 STRANGER = samples.connection_bytes(
@@ -223,7 +223,7 @@ NO_LOCAL = samples.drop_bytes(
     ],
 )  # fmt: skip
 def test_what_the_judge_says_is_wanted(wanted, shown):
-    """Causes and Services filter as verdicts do; what has none is not among those named."""
+    """Causes and Services filter as verdicts do; a connection without one matches no name."""
     wanted = Wanted(**{key: frozenset(value) for key, value in wanted.items()})
     everything = [CLUSTER_POLICY, STRANGER, NO_LOCAL]
     pipeline, judged = run(everything, wanted=wanted, views=VIEWS)
@@ -254,7 +254,7 @@ def test_views():
 
 
 def test_recorded_places():
-    """A recording's own word on its node makes its gateway a node's address."""
+    """A recording's own information on its node makes its gateway a node's address."""
     gateway = ip_address("10.244.2.1")
     place = Place(addresses=frozenset({gateway}), masquerade_mark=0x8000, proxy_mode="nftables")
     views = FixedViews(cluster=world.CLUSTER, places={samples.NETNS: place})
@@ -318,7 +318,7 @@ def test_summary():
 
 
 def test_untracked_is_not_lost():
-    """Packets that conntrack was told to skip could not be seen: they are not called lost."""
+    """Packets that conntrack was told not to track could not be seen: they are not lost."""
     pipeline, _ = run([], lost={"untracked": 7})
     summary = pipeline.summary()
     assert summary.lost == {"undecodable": 0}

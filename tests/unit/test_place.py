@@ -1,4 +1,4 @@
-"""The hook at which netfilter dropped a packet, told from the packet's state."""
+"""The hook at which netfilter dropped a packet, derived from the packet's state."""
 
 import pytest
 from hypothesis import given
@@ -35,7 +35,7 @@ ROUTED = 0xFFFF_FFFF_8200_0000
     ],
 )
 def test_hooks(iif, ifindex, dst_ifindex, dst_input, hooks):
-    """Route and interface tell the hook, or those that it can be, or nothing."""
+    """Route and interface show the hook, or those that it can be, or nothing."""
     is_routed = dst_input is not None or dst_ifindex
     drop = samples.drop(
         iif=iif,

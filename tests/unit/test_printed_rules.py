@@ -63,7 +63,7 @@ def record(path, batches, rules):
 
 @pytest.mark.parametrize("rules", [IPTABLES, NFTABLES, Printed()])
 def test_round_trip(rules):
-    """What is packed comes back, in a fraction of the bytes, and makes the same rules."""
+    """Packed rules are unpacked unchanged, from a fraction of the bytes, and parse the same."""
     packed = pack(rules)
     assert unpack(packed) == rules
     length = sum(len(output.text) for output in rules.outputs)
@@ -72,14 +72,14 @@ def test_round_trip(rules):
 
 
 def test_rules_are_those_that_were_read():
-    """Read again, they are what the recorded cluster's tests know."""
+    """Parsed again, they are what the recorded cluster's tests know."""
     assert NFTABLES.ruleset == world.recorded("nftables", "node2")
     assert IPTABLES.ruleset.unread == ("nftables: nft is not installed",)
     assert IPTABLES.ruleset.proxy_mode == "iptables"
 
 
 def test_a_replay_names_the_rule(tmp_path):
-    """With its rules a recording is judged as the trace was: the rule is named."""
+    """A recording with rules is judged as the trace was: the rule is named."""
     path = tmp_path / "night.srcip"
     record(path, [[samples.connection_bytes(MASQUERADED)]], [{samples.NETNS: pack(NFTABLES)}])
     source = RecordingSource(path)
@@ -104,7 +104,7 @@ def test_rules_that_change_all_the_time(tmp_path):
 
 
 def test_rules_that_change(tmp_path, monkeypatch):
-    """Records before a change are judged by the rules before it, and those after by the new."""
+    """Records before a change are judged by the old rules, and those after it by the new ones."""
     monkeypatch.setattr(recording, "_RULES_RATE", float("inf"))
     path = tmp_path / "night.srcip"
     one, two = ([samples.connection_bytes(samples.connection(zone=zone))] for zone in (1, 2))
@@ -134,7 +134,7 @@ def test_without_rules(tmp_path):
 
 
 def test_too_many_rules_are_left_out(monkeypatch):
-    """Rules beyond the bound are not kept; that is said."""
+    """Rules beyond the limit are not kept, and a line says so."""
     monkeypatch.setattr(printed, "MAX_PRINTED", 1000)
     assert unpack(pack(IPTABLES)) == Printed(
         unread=(*IPTABLES.unread, "0 MiB of rules are too many to record")
@@ -142,7 +142,7 @@ def test_too_many_rules_are_left_out(monkeypatch):
 
 
 def test_output_that_is_none():
-    """What cannot be read as a tool's output is told as unread, and the rest counts."""
+    """Output that cannot be parsed is noted as unread, and the rest counts."""
     bad = replace(IPTABLES.outputs[0], text="*nat\nnonsense\n")
     rules = Printed(outputs=(bad, IPTABLES.outputs[1])).ruleset
     (line,) = rules.unread
@@ -172,7 +172,7 @@ BOMB = zlib.compress(bytes(256 << 20))
     ],
 )
 def test_hostile_rules(tmp_path, packed):
-    """Rules that are none, or that swell to more than they may, are damage: one line, no crash."""
+    """Malformed rules, or rules that expand beyond the limit, are damage: one line, no crash."""
     path = tmp_path / "night.srcip"
     record(path, [[b"x"]], [{samples.NETNS: packed}])
     source = RecordingSource(path)
@@ -221,7 +221,7 @@ _texts = st.text() | st.sampled_from([*SAVED.values(), NFTABLES.outputs[0].text]
     )
 )
 def test_any_outputs(outputs):
-    """Whatever stands where outputs should: rules that judge, or a ValueError."""
+    """Whatever is in place of the outputs: rules that judge, or a ValueError."""
     packed = zlib.compress(json.dumps({"outputs": outputs, "unread": []}).encode())
     try:
         rules = unpack(packed).ruleset

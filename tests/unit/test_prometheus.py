@@ -1,4 +1,4 @@
-"""What is exported: every number under the name that docs/metrics.md gives it, in both formats."""
+"""The metrics: every number under its name in docs/metrics.md, in both formats."""
 
 import re
 import socket
@@ -65,7 +65,7 @@ def samples(text, parse=text_string_to_metric_families):
     ids=["text", "OpenMetrics"],
 )
 def test_every_number(accept, parse):
-    """A parser of Prometheus' own reads back what was told."""
+    """Prometheus' own parser reads the metrics back."""
     text, content_type = page_of(SNAPSHOT).text(accept)
     assert content_type.startswith(accept.split(";")[0] or "text/plain")
     told = samples(text, parse)
@@ -95,7 +95,7 @@ def test_every_number(accept, parse):
     assert value("srcip_drain_duration_seconds") == 0.25
     assert value("srcip_ready") == 1
     assert value("process_cpu_seconds_total") > 0
-    # Without kernel.bpf_stats_enabled a program has no runs to tell of.
+    # Without kernel.bpf_stats_enabled a program has no runs.
     assert ("srcip_program_runs_total", frozenset({("program", "srcip_drop")})) not in told
 
 
@@ -146,7 +146,7 @@ totals = st.dictionaries(labels, st.integers(0, 999_999), max_size=5)
 )
 @given(st.lists(totals, max_size=4))
 def test_lines_that_are_kept_are_the_encoders(accept, rounds):
-    """Whatever comes, goes and is called, the text is the one that prometheus_client makes anew."""
+    """Whatever series come, go and are called, the text equals prometheus_client's."""
     encoder, _ = choose_encoder(accept)
     kept = CounterText(encoder, "a_c", "Help.", ConnectionLabels._fields)
     for each in rounds:
@@ -176,7 +176,7 @@ _PIECES = st.sampled_from(
 
 @given(st.lists(_PIECES | st.text(max_size=5)).map("".join))
 def test_any_accept_header_gets_one_of_two_formats(accept):
-    """Whatever a scraper asks for; nothing of it is handed back, and none fills memory."""
+    """No Accept header is echoed, and none fills memory."""
     text, content_type = _PAGE.text(accept)
     assert content_type in {_PAGE.text(each)[1] for each in ("", OPENMETRICS)}
     assert text.endswith(b"# EOF\n") is content_type.startswith("application/openmetrics-text")
@@ -197,7 +197,7 @@ def test_any_accept_header_gets_one_of_two_formats(accept):
     ],
 )
 def test_formats_that_scrapers_ask_for(accept, is_openmetrics):
-    """OpenMetrics to who knows its version 1.0.0, text to all others."""
+    """OpenMetrics for clients that accept version 1.0.0, text for all others."""
     content_type = _PAGE.text(accept)[1]
     assert content_type.startswith("application/openmetrics-text") is is_openmetrics
     assert "\n" not in content_type
@@ -210,7 +210,7 @@ def test_health():
     page.snapshot = Snapshot(version="1", drained_at_s=1.5e9, drained_s=900.0)
     assert page.answer("/healthz", "")[::2] == (503, b"no drain for 100 s\n")
     assert page.answer("/readyz", "")[0] == 200
-    # Whatever the wall clock says: it may have been set.
+    # Whatever the wall clock says, which may have been set.
     page.snapshot = Snapshot(version="1", drained_at_s=1.5e9, drained_s=950.0, not_ready="objects")
     assert page.answer("/healthz", "")[0] == 200
     assert page.answer("/readyz?verbose", "")[::2] == (503, b"not ready: objects\n")
@@ -219,7 +219,7 @@ def test_health():
 
 
 def test_health_of_one_that_never_drains():
-    """What hangs before its first drain is not taken for one that starts."""
+    """An agent that hangs before its first drain is not taken for one that starts."""
     times = iter([1000.0, 1179.0, 1181.0])
     page = Page("1", clock_s=lambda: next(times))
     assert page.answer("/healthz", "")[0] == 200
@@ -227,7 +227,7 @@ def test_health_of_one_that_never_drains():
 
 
 def test_server():
-    """It answers over IPv4 and IPv6, and lets go of its port."""
+    """It serves IPv4 and IPv6, and releases its port."""
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
         server = PageServer(page_of(SNAPSHOT), host, 0)
         server.start()
@@ -242,6 +242,6 @@ def test_server():
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_bad_address(host):
-    """An address that is not ours is one line."""
+    """An address that the machine does not have is one line."""
     with pytest.raises(TracerError, match=f"cannot listen on {host} port 1: "):
         PageServer(Page("1"), host, 1)

@@ -1,4 +1,4 @@
-"""What proxies' headers are worth: trust, chains, and who goes around the proxy."""
+"""What proxies' headers are worth: trust, chains, and clients that bypass the proxy."""
 
 from ipaddress import ip_address, ip_network
 
@@ -61,18 +61,18 @@ def word(data, peer=PROXY, expected=()):
             "2001:db8::7",
             "2001:db8:10::1",
         ),
-        # What the client itself wrote stands before what the proxies wrote.
+        # What the client itself wrote precedes what the proxies wrote.
         (get(f"X-Forwarded-For: 6.6.6.6, {CLIENT}"), CLIENT, PROXY),
         (get(f"X-Forwarded-For: 6.6.6.6, {CLIENT}, {FAR_PROXY}"), CLIENT, FAR_PROXY),
         (get("X-Forwarded-For: 6.6.6.6", f"X-Forwarded-For: {CLIENT}"), CLIENT, PROXY),
         (v1(CLIENT) + get("X-Forwarded-For: 6.6.6.6"), CLIENT, PROXY),
         (v1(CLIENT) + get("X-Forwarded-For: 6.6.6.6", "Forwarded: for=7.7.7.7"), CLIENT, PROXY),
-        # Nobody knows who stands behind a name or an unknown client.
+        # Who is behind a name or an unknown client is not known.
         (get("Forwarded: for=6.6.6.6, for=_hidden"), "_hidden", PROXY),
         (get("Forwarded: for=6.6.6.6, proto=https"), "unknown", PROXY),
         (get("X-Forwarded-For: 6.6.6.6, <b>"), "invalid", PROXY),
         (b"PROXY UNKNOWN\r\n" + get("X-Forwarded-For: 6.6.6.6"), "unknown", PROXY),
-        # All are proxies: the first is as far as anybody can say.
+        # All are proxies: the first is as far back as the headers go.
         (get(f"X-Forwarded-For: {FAR_PROXY}"), FAR_PROXY, PROXY),
         (get(f"X-Forwarded-For: {PROXY}, {FAR_PROXY}"), PROXY, FAR_PROXY),
         (get(f"Forwarded: for={CLIENT}", f"X-Forwarded-For: {CLIENT}"), CLIENT, PROXY),
@@ -87,14 +87,14 @@ def test_the_last_that_is_no_proxy(data, client, by):
 
 
 def test_headers_that_contradict_each_other():
-    """A proxy that writes one header hands on the other: if they differ, neither is believed."""
+    """A proxy that writes one header passes the other on: if they differ, neither is believed."""
     found = word(get("Forwarded: for=6.6.6.6", f"X-Forwarded-For: {CLIENT}"))
     assert (found.client, found.is_ambiguous, found.is_proxied) == (None, True, True)
 
 
 @pytest.mark.parametrize("data", [v1(CLIENT) + TLS, get(f"X-Forwarded-For: {CLIENT}")])
 def test_forged(data):
-    """Nobody but the proxies of the list is believed, whatever he writes."""
+    """Only proxies in the list are believed, whatever others write."""
     found = word(data, peer=STRANGER)
     assert (found.client, found.is_trusted, found.is_proxied) == (None, False, False)
     assert str(found.clients[0]) == CLIENT
@@ -102,7 +102,7 @@ def test_forged(data):
 
 @pytest.mark.parametrize("data", [TLS, get(), b"PROXY nonsense\r\n", V1[:9]])
 def test_nothing_is_said(data):
-    """A trusted proxy's connection without a header is one of its own."""
+    """A trusted proxy's connection without a header is the proxy's own."""
     found = word(data)
     assert (found.client, found.is_trusted, found.is_proxied) == (None, True, False)
 
@@ -123,9 +123,9 @@ V1_HEADER, V2_HEADER = ProxyHeader.PROXY_V1, ProxyHeader.PROXY_V2
         (get(), {V2_HEADER, XFF}, [V2_HEADER, XFF]),
         (get("X-Forwarded-For: 1.1.1.1"), {V2_HEADER, XFF}, [V2_HEADER]),
         (get("X-Forwarded-For: 1.1.1.1"), {FORWARDED}, [FORWARDED]),
-        # Readers of the PROXY protocol take both versions.
+        # Servers that expect the PROXY protocol accept both versions.
         (v1(CLIENT) + TLS, {V2_HEADER}, []),
-        # What was not read may hold it.
+        # The part that was not read may hold it.
         (v1(CLIENT) + TLS, {V1_HEADER, XFF}, []),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {XFF}, []),
         (V1[:9], {V1_HEADER}, []),
@@ -155,7 +155,7 @@ def judged(connection, data, proxies=None, view=None, time_ns=0):
 
 
 def test_backends_expect_what_trusted_proxies_send():
-    """Once a backend had a trusted proxy's header, one who comes without it goes around."""
+    """Once a backend had a trusted proxy's header, a connection without it bypasses the proxy."""
     proxies = Proxies(TRUSTED)
     assert judged(pair(STRANGER), TLS, proxies).word.missing == ()
     judged(pair(PROXY), v1(CLIENT) + TLS, proxies)
@@ -164,14 +164,14 @@ def test_backends_expect_what_trusted_proxies_send():
 
 
 def test_strangers_make_no_expectation():
-    """A header that anybody may have forged does not make others look as if they lacked it."""
+    """A header that may be forged does not make other connections look as if they lacked it."""
     proxies = Proxies(TRUSTED)
     judged(pair(STRANGER), v1(CLIENT) + TLS, proxies)
     assert judged(pair(PROXY), TLS, proxies).word.missing == ()
 
 
 def test_verdict_of_a_proxied_connection():
-    """A trusted header proves the proxy: proxied, with the client and whom the backend believes."""
+    """A trusted header proves the proxy: proxied, with the client and the peer to trust."""
     found = judged(pair(PROXY), v1(CLIENT) + TLS)
     assert (found.verdict, found.opinion.cause) == (Verdict.PROXIED, Cause.LOAD_BALANCER_PROXY)
     assert f"PROXY v1 from {PROXY} names {CLIENT} port 56324" in found.opinion.evidence
@@ -182,7 +182,7 @@ def test_verdict_of_a_proxied_connection():
 
 
 def test_verdict_whatever_the_policy():
-    """Where the node replaced the proxy's address, too, the client's was gone before: proxied."""
+    """Even if the node replaced the proxy's address, too, the verdict is proxied."""
     node = pair(PROXY, to="10.240.0.3", seen="10.244.1.1")
     found = judged(node, v2(body=INET) + TLS)
     assert (found.verdict, found.opinion.cause) == (Verdict.PROXIED, Cause.LOAD_BALANCER_PROXY)
@@ -191,20 +191,20 @@ def test_verdict_whatever_the_policy():
 
 
 def test_verdict_on_the_next_node():
-    """The node that a proxied connection is sent on to knows whose word it is."""
+    """The next node of a proxied connection knows which proxy declared the client."""
     proxies = Proxies(TRUSTED)
     first = pair(PROXY, to="10.240.0.5", seen="10.240.0.5")
     assert judged(first, v2(body=INET) + TLS, proxies).verdict is Verdict.PROXIED
     second = samples.connection(first.reply.inverted, first.reply, status=Status(0))
     found = judged(second, v2(body=INET) + TLS, proxies)
     assert (found.verdict, str(found.word.peer)) == (Verdict.PROXIED, PROXY)
-    # Long after, the same ports are a connection of the node's own.
+    # Much later, the same ports are the node's own connection.
     later = judged(second, v2(body=INET) + TLS, proxies, time_ns=60_000_000_000)
     assert (later.verdict is Verdict.PROXIED, str(later.word.peer)) == (False, "10.240.0.5")
 
 
 def test_verdict_of_a_forged_header():
-    """A stranger's header changes no verdict; it is told, and that it may be forged."""
+    """An untrusted header changes no verdict; it is shown, and that it may be forged."""
     found = judged(pair(STRANGER), v1(CLIENT) + TLS)
     assert (found.verdict, found.opinion.cause) == (Verdict.PRESERVED, None)
     assert (
@@ -217,7 +217,7 @@ def test_verdict_of_a_forged_header():
 
 
 def test_verdict_around_the_proxy():
-    """A pod that goes around the proxy keeps its address, and is named."""
+    """A pod that bypasses the proxy keeps its address, and is named."""
     proxies = Proxies(TRUSTED)
     judged(pair(PROXY), v1(CLIENT) + TLS, proxies)
     found = judged(pair("10.244.1.12"), get(), proxies)
@@ -227,7 +227,7 @@ def test_verdict_around_the_proxy():
 
 
 def test_verdict_of_a_proxy_without_header():
-    """A trusted address that sends no header, though others do, is not said to go around itself."""
+    """A trusted address that sends no header, though others do, is not said to bypass itself."""
     proxies = Proxies(TRUSTED)
     judged(pair(PROXY), v1(CLIENT) + TLS, proxies)
     found = judged(pair(PROXY), TLS, proxies)
@@ -252,13 +252,13 @@ def test_verdict_of_a_proxy_without_header():
     ],
 )
 def test_evidence(data, line):
-    """What was read, or why nothing was, is among the evidence."""
+    """The evidence says what was read, or why nothing was."""
     assert any(line in each for each in judged(pair(PROXY), data).opinion.evidence)
 
 
 @given(samples.declared, samples.ipv4 | samples.ipv6, st.sets(st.sampled_from(ProxyHeader)))
 def test_any_declaration(found, peer, expected):
-    """Whatever was declared is weighed; a client counts only by the word of one who is trusted."""
+    """Any declaration is weighed; a client counts only if a trusted proxy names it."""
     result = weigh(found, peer, (*TRUSTED, ip_network("0.0.0.0/1")), expected)
     assert result.client is None or result.is_trusted
     assert (result.client is None) == (result.by is None)

@@ -91,7 +91,7 @@ def test_summary():
     ],
 )  # fmt: skip
 def test_row(make, row):
-    """A row tells who sent where, whom the backend sees, and why; its last cell leads on."""
+    """A row tells who sent where, whom the backend sees, and why; its last cell is a link."""
     text = page(make())
     (_, found) = Reader(text).tables[1]
     assert found[0].startswith("2026-01-01T00:00:00.")
@@ -116,7 +116,7 @@ def test_empty():
 
 
 def test_losses():
-    """What was lost, and what could not be seen, is told; that nothing was is told, too."""
+    """The page says what was lost and what could not be seen, or that nothing was."""
     assert "Nothing was lost." in page()
     summary = Summary(
         connections=1, drops=0, lost={"ring_full": 7, "undecodable": 0}, not_seen=("XDP",),
@@ -146,7 +146,7 @@ def test_bounds():
 
 
 def test_what_comes_late():
-    """What is seen for the first time has a row and a picture, however full the table is."""
+    """A new group has a row and a picture, however full the table is."""
     text = page(*[paths.s6()] * 40, paths.s3(), most_rows=30)
     assert text.count("<tr data-verdict") == 31
     assert "10 more connections are not listed here." in text
@@ -154,7 +154,7 @@ def test_what_comes_late():
 
 
 def test_declared_clients_make_no_groups():
-    """What clients declare is told in their rows, and makes no rows in the summary."""
+    """Declared clients are shown in their rows, and make no rows in the summary."""
     groups, found = Reader(page(paths.forged(), paths.forged())).tables
     assert [row[2:] for row in groups[1:]] == [["-", "2"]]
     assert found[1][9] == "(PROXY v2 198.51.100.7: declared, not trusted (forged?))"

@@ -32,7 +32,7 @@ OTHER = [samples.connection_bytes(samples.connection(*samples.REPLACED6))]
 
 
 def test_page(srcip, recorded, tmp_path):
-    """The page has a row for the connection and one for the drop; the summary is told."""
+    """The page has a row for the connection and one for the drop; the summary is printed."""
     output = tmp_path / "report.html"
     code, out, err = srcip("report", recorded("a.srcip"), "-o", output)
     assert (code, out) == (0, "")
@@ -64,7 +64,7 @@ def test_losses(srcip, recorded, tmp_path):
 
 
 def test_damaged(srcip, recorded, tmp_path):
-    """Of a damaged recording the page shows what is good, says so, and the exit code is 1."""
+    """For a damaged recording the page shows what is good and notes it, and the exit code is 1."""
     output = tmp_path / "report.html"
     damaged = recorded("a.srcip")
     damaged.write_bytes(damaged.read_bytes()[:-5])
@@ -77,7 +77,7 @@ def test_damaged(srcip, recorded, tmp_path):
 
 
 def test_one_connection_in_two_recordings(srcip, recorded, tmp_path):
-    """What two tracers of a node recorded is one connection, and that is told."""
+    """What two tracers of a node recorded is one connection, and a note says so."""
     output = tmp_path / "report.html"
     srcip("report", recorded("a.srcip"), recorded("b.srcip"), "-o", output)
     page = output.read_text()
@@ -86,7 +86,7 @@ def test_one_connection_in_two_recordings(srcip, recorded, tmp_path):
 
 
 def test_no_recording(srcip, recorded, tmp_path):
-    """A file that is no recording is told, and no page is written."""
+    """A file that is not a recording is reported, and no page is written."""
     other = tmp_path / "x"
     other.write_text("hello")
     output = tmp_path / "report.html"

@@ -111,7 +111,7 @@ def answer(match, flow=FLOW):
     ],
 )
 def test_matches(match, expected):
-    """A match holds, does not hold, or cannot be told."""
+    """A match holds, does not hold, or is unknown."""
     assert answer(match) == expected
 
 
@@ -129,7 +129,7 @@ def test_matches(match, expected):
     ],
 )
 def test_facts_that_are_not_known(match, blurred):
-    """Without the fact that a match asks for, it cannot be told."""
+    """Without the fact that a match looks at, it is unknown."""
     assert answer(match, replace(FLOW, **blurred)) == "maybe"
 
 
@@ -169,12 +169,12 @@ def test_absent_interface_is_none_of_those_named():
             [1],
         ),
         (["POSTROUTING -g A", "POSTROUTING -j MASQUERADE", "A -p udp -j SNAT"], None, []),
-        # A match that cannot be told makes two ways.
+        # An unknown match makes two ways.
         (["POSTROUTING -m x -j MASQUERADE", "POSTROUTING -j SNAT"], None, [0, 1]),
         (["POSTROUTING -m x -j RETURN", "POSTROUTING -j MASQUERADE"], None, [1]),
         (["POSTROUTING -m x -j A", "A -j ACCEPT", "POSTROUTING -j MASQUERADE"], None, [2]),
         (["POSTROUTING -m x -j A", "A -j RETURN", "POSTROUTING -j MASQUERADE"], 2, [2]),
-        # What only writes a line does not matter, whatever it asks.
+        # Rules that only log do not matter, whatever they match.
         (["POSTROUTING -m x -j LOG", "POSTROUTING -j MASQUERADE"], 1, [1]),
         (["POSTROUTING -m x", "POSTROUTING -j MASQUERADE"], 1, [1]),
         # A target that is not understood may do anything.
@@ -250,7 +250,7 @@ def test_new_sources(target, expected):
 
 
 def test_new_sources_of_ipv6():
-    """In IPv6, an address with a port stands in brackets."""
+    """In IPv6, an address with a port is in brackets."""
     text = save("-A POSTROUTING -j SNAT --to-source [2001:db8::1]:1024-2048")
     (rule,) = parse_save(text, "ipv6").rules
     one = ip_address("2001:db8::1")
@@ -278,7 +278,7 @@ def test_other_family_is_not_met():
 
 
 def test_related_connection_is_never_certain():
-    """Helpers translate what they expect before any rule is met."""
+    """Helpers translate expected connections before any rule is met."""
     flow = replace(FLOW, states=frozenset({"related"}))
     candidates = ruleset("-A POSTROUTING -j MASQUERADE").snat_candidates(flow)
     assert candidates.certain is None
@@ -297,7 +297,7 @@ def test_what_is_unread_leaves_nothing_certain():
 
 @pytest.mark.parametrize("second", ["-j MASQUERADE", "-m mark --mark 0x1/0x1 -j MASQUERADE"])
 def test_two_variants_at_the_same_priority(second):
-    """Legacy and new iptables hang from one hook with one priority: either may be first."""
+    """Legacy and new iptables are attached to one hook with one priority: either may be first."""
     new = parse_save(save("-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE"), "ipv4")
     old = parse_save(save(f"-A POSTROUTING {second}"), "ipv4", "iptables-legacy")
     both = Ruleset.of([new, old])
@@ -309,7 +309,7 @@ def test_two_variants_at_the_same_priority(second):
 
 
 def test_mark_changed_by_a_chain_of_the_same_priority():
-    """A mark that a chain changes may or may not be changed when its neighbour is met."""
+    """A mark that a chain changes may or may not be changed when the other chain is met."""
     new = parse_save(save("-A POSTROUTING -j MARK --set-xmark 0x0/0x4000"), "ipv4")
     old = parse_save(
         save("-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE"), "ipv4", "iptables-legacy"
@@ -378,7 +378,7 @@ def test_comment_is_unquoted():
     ],
 )
 def test_what_is_no_output_of_the_tool(text, message):
-    """Output that is cut off, or of something else, is refused: rules may be missing from it."""
+    """Output that is truncated, or of something else, is refused: rules may be missing."""
     with pytest.raises(RulesetError, match=message) as error:
         parse_save(text, "ipv4")
     assert "\n" not in str(error.value)
@@ -391,7 +391,7 @@ def test_empty_output_is_no_rules():
 
 
 def test_unowned_masquerade_is_of_unknown_owner():
-    """A rule without a name of anybody's is nobody's."""
+    """A rule without a known name has no known owner."""
     (rule,) = ruleset("-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE").rules
     assert rule.owner is Owner.UNKNOWN
 
@@ -432,7 +432,7 @@ def test_flow_of_a_connection():
 
 
 def test_flow_of_a_connection_that_was_there_before():
-    """What was read from conntrack's table has no mark and no interfaces that are known."""
+    """An entry from conntrack's table has neither a known mark nor known interfaces."""
     flow = Flow.of(connection(hook=Hook.CONNTRACK, mark=None, iif=0, is_related=True))
     assert (flow.mark, flow.ct_mark, flow.iif, flow.oif) == (None, None, None, None)
     assert flow.states == {"related"}

@@ -27,7 +27,7 @@ MODES = ("iptables", "nftables")
 
 @cache
 def ruleset(mode, node):
-    """Read what was recorded of a node, as its tools show it."""
+    """Read what was recorded of a node, as its tools print it."""
     if mode == "nftables":
         return Ruleset.of([parse_ruleset((FILES / f"kube-proxy-{node}.json").read_text())])
     saves = DATA / "iptables"
@@ -62,7 +62,7 @@ def postrouting(case):
     scenario, node = case.scenario, node_of(case)
     client = scenarios.address(scenario.client, case.family)
     is_egress = scenario.service is None
-    # In nftables mode a hairpin is told by its addresses, in iptables mode by the mark.
+    # In nftables mode a hairpin is recognised by its addresses, in iptables mode by the mark.
     is_marked = not is_egress and (scenario.id, case.mode) != ("S12", "nftables")
     is_here = BACKEND.node.name == node and not is_egress
     return Flow(
@@ -82,7 +82,7 @@ def postrouting(case):
 
 REPLACED = [case for case in cases() if case.verdict == "replaced"]
 PRESERVED = [case for case in cases() if case.verdict == "preserved"]
-# One that no rule drops: nobody listens there.
+# No rule drops it: no socket listens there.
 DROPPED = [
     case for case in cases() if case.verdict == "dropped" and case.scenario.id not in {"S14e"}
 ]
@@ -90,7 +90,7 @@ DROPPED = [
 
 @pytest.mark.parametrize("case", REPLACED, ids=str)
 def test_replaced_source_has_its_certain_rule(case):
-    """What the lab masquerades is kube-proxy's; what kube-proxy has no part in is nobody's."""
+    """kube-proxy owns what it masquerades; the rest has no known owner."""
     candidates = ruleset(case.mode, node_of(case)).snat_candidates(postrouting(case))
     rule = candidates.certain
     assert rule is not None, candidates.reason
@@ -176,7 +176,7 @@ def test_dropped_packet_that_may_be_of_any_state_has_one_candidate(case):
 
 
 def test_destination_is_local_only_if_the_addresses_are_known():
-    """``--dst-type LOCAL`` cannot be told without the node's addresses."""
+    """``--dst-type LOCAL`` is unknown without the node's addresses."""
     (case,) = cases(modes=["iptables"], families=["ipv4"], protos=["tcp"], scenarios=["S6"])
     flow, hook = at_hook(case)
     candidates = ruleset("iptables", "node2").drop_candidates(
@@ -248,7 +248,7 @@ IPVS = f'-A KUBE-SERVICES -m comment --comment "{IPVS_COMMENT}"'
     ],
 )
 def test_other_ways_to_run_kube_proxy(lines, expected):
-    """masqueradeAll, pods told by their bridge, IPVS mode, and no kube-proxy at all."""
+    """masqueradeAll, pods recognised by their bridge, IPVS mode, and no kube-proxy at all."""
     rules = Ruleset.of([parse_save(save(*lines), "ipv4")])
     assert expected == (
         rules.proxy_mode,

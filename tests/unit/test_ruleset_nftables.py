@@ -59,7 +59,7 @@ def match(left, right, op="=="):
 
 
 def document(chains, *, family="inet", table="t", base=None):
-    """A table with these chains; ``base`` is where the one named "base" hangs."""
+    """A table with these chains; ``base`` is the hook of the one named "base"."""
     where = {"family": family, "table": table}
     hook = {"type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"} | (base or {})
     objects = [{"metainfo": {}}, {"table": {"family": family, "name": table}}]
@@ -156,7 +156,7 @@ def answer(*statements, flow=FLOW):
     ],
 )
 def test_matches(left, op, right, expected):
-    """A match holds, does not hold, or cannot be told."""
+    """A match holds, does not hold, or is unknown."""
     assert answer(match(left, right, op)) == expected
 
 
@@ -169,7 +169,7 @@ def test_matches(left, op, right, expected):
     ],
 )
 def test_statements_that_may_end_a_rule(statement):
-    """A limit may be reached, a set be full, a match of iptables says no more than its name."""
+    """A limit may be reached, a set full, and a match of iptables shows only its name."""
     assert answer(statement) == "maybe"
 
 
@@ -177,7 +177,7 @@ def test_statements_that_may_end_a_rule(statement):
     "statement", [{"counter": {"packets": 3, "bytes": 9}}, {"log": None}, {"notrack": None}]
 )
 def test_statements_that_change_nothing(statement):
-    """Counting and logging do not matter, and do not stand in the rule's text."""
+    """Counting and logging do not matter, and are not in the rule's text."""
     rules = ruleset([statement, MASQUERADE])
     assert rules.snat_candidates(FLOW).certain is not None
     assert "packets" not in rules.rules[0].text
@@ -236,7 +236,7 @@ def verdicts(*pairs):
         (vmap(OIF, verdicts(("eth1", jump("a")))), "masquerade", 1),
         (vmap(OIF, verdicts(("eth0", {"accept": None}))), None, 0),
         (vmap(DPORT, verdicts(({"range": [1, 100]}, jump("a", "goto")))), "snat", 1),
-        # What selects is not understood: any of them, or none.
+        # The selector is not understood: any of them may match, or none.
         (vmap(STATE, verdicts(("new", jump("a")), ("established", {"accept": None}))), None, 2),
         (vmap({"numgen": {"mode": "random", "mod": 2}}, verdicts((0, jump("a")))), None, 2),
     ],
@@ -272,7 +272,7 @@ def test_marks_changed_on_the_way(value, expected):
 
 
 def test_change_of_the_connection_mark_makes_it_unknown():
-    """Once a rule sets the connection's mark, what it was before does not help."""
+    """Once a rule sets the connection's mark, its earlier value does not help."""
     asked = match({"ct": {"key": "mark"}}, 7)
     flow = replace(FLOW, ct_mark=7)
     assert ruleset([asked, MASQUERADE]).snat_candidates(flow).certain
@@ -346,7 +346,7 @@ def test_after_snat_a_packet_has_its_new_source():
 
 
 def test_drops_in_maps_have_the_comment_of_their_element():
-    """An element that drops, or leads to a helper that does, is told by its own comment."""
+    """An element that drops, or leads to a helper that does, is identified by its own comment."""
     key = {"elem": {"val": 80, "comment": "default/echo:http"}}
     base = {"type": "filter", "hook": "forward", "prio": 0}
     direct = ruleset(
@@ -440,7 +440,7 @@ def test_tables_of_iptables_count_once():
 
 
 def test_tables_of_iptables_have_its_chain_names():
-    """Where only nft is installed, chains of iptables' tables still tell their owner."""
+    """If only nft is installed, chains in iptables' tables still show their owner."""
     rules = ruleset(
         [jump("FLANNEL-POSTRTG")],
         family="ip",
@@ -458,7 +458,7 @@ def test_tables_of_iptables_have_its_chain_names():
     ["", "{", "[]", "{}", '{"nftables": 5}', '{"nftables": [5]}', '{"nftables": [{"rule": {}}]}'],
 )
 def test_what_is_no_output_of_the_tool(text):
-    """Output that is cut off, or of something else, is refused in one line."""
+    """Output that is truncated, or of something else, is refused in one line."""
     with pytest.raises(RulesetError, match="nft -j list ruleset") as error:
         parse_ruleset(text)
     assert "\n" not in str(error.value)

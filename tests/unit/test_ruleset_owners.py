@@ -1,4 +1,4 @@
-"""Whose rules these are, and which of them takes what a pod sends."""
+"""The owners of rules, and which rule translates what a pod sends."""
 
 from dataclasses import replace
 from ipaddress import ip_address
@@ -54,7 +54,7 @@ def flow(src, dst, *, oif="eth0", mark=0, dport=80, is_dnat=False):
         ("portmap.json", flow("10.88.0.5", OUTSIDE), "cni-ipmasq", "masquerade"),
         ("docker.iptables", flow("172.17.0.2", OUTSIDE), "docker", "masquerade"),
         ("docker.iptables", flow("172.18.0.2", OUTSIDE), "docker", "masquerade"),
-        # Docker's too, but nothing in it says so.
+        # Docker's, too, but nothing in it proves that.
         (
             "docker.iptables",
             flow("172.17.0.2", "172.17.0.2", oif="docker0"),
@@ -68,7 +68,7 @@ def flow(src, dst, *, oif="eth0", mark=0, dport=80, is_dnat=False):
     ],
 )
 def test_certain_rule_and_its_owner(file, packet, owner, action):
-    """What leaves the pod's network is translated by a rule whose owner is told by name."""
+    """What leaves the pod's network is translated by a rule whose owner is known by name."""
     candidates = ruleset(file).snat_candidates(packet)
     assert candidates.certain is not None, candidates.reason
     assert candidates.certain.owner == owner
@@ -94,7 +94,7 @@ def test_certain_rule_and_its_owner(file, packet, owner, action):
     ],
 )
 def test_no_rule_for_what_stays_inside(file, packet):
-    """What the owners leave alone has no candidate."""
+    """What the owners do not translate has no candidate."""
     candidates = ruleset(file).snat_candidates(packet)
     assert (candidates.certain, candidates.possible) == (None, ())
 
@@ -109,7 +109,7 @@ def test_ip_sets_make_candidates():
 
 
 def test_kind_chain_counts_more_than_its_comment():
-    """kind's kindnetd copied a comment of ip-masq-agent; the chain says whose the rule is."""
+    """kind's kindnetd copied a comment of ip-masq-agent; the chain tells the owner."""
     candidates = ruleset("kindnet.iptables").snat_candidates(flow("10.244.1.5", OUTSIDE))
     assert candidates.certain.comment.startswith("ip-masq-agent:")
     assert candidates.certain.owner is Owner.KINDNET
@@ -134,7 +134,7 @@ def test_kind_chain_counts_more_than_its_comment():
     ],
 )
 def test_owners_present(file, expected):
-    """A rule set says who has rules in it, and takes nobody's for somebody's."""
+    """A rule set names the owners of its rules, and no owner without proof."""
     rules = ruleset(file)
     assert rules.owners == expected
     assert rules.proxy_mode is None

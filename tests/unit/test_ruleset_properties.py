@@ -50,7 +50,7 @@ TARGETS = (
     "MARK --set-xmark 0x3/0x0", "LOG", "A", "B", "C",
 )  # fmt: skip
 UNDECIDED = ("RETURN", "ACCEPT", "MASQUERADE", "SNAT --to-source 192.0.2.9", "STRANGE")
-# A chain leads only to later ones, as the kernel wants it.
+# A chain leads only to later ones, as the kernel requires.
 CHAINS = ("POSTROUTING", "A", "B", "C")
 
 
@@ -73,7 +73,7 @@ def line(rule):
 
 
 def numbered(lines):
-    # Equal lines are one rule to the reader; here each shall be itself.
+    # Equal lines are one rule to the parser; here each must be distinct.
     return [
         text.replace(" -j", f" -m comment --comment {number} -j", 1).replace(
             " -g", f" -m comment --comment {number} -g", 1
@@ -93,7 +93,7 @@ FACTS = ("mark", "ct_mark", "iif", "oif", "local_addresses", "orig_dst", "orig_d
 @given(st.lists(rules, max_size=12), flows, st.sets(st.sampled_from(FACTS)))
 @settings(max_examples=400, deadline=None)
 def test_less_knowledge_never_misleads(some, flow, unknown):
-    """With facts unknown, the rule that matches is still a candidate, and no other is certain."""
+    """With unknown facts, the rule that matches is still a candidate, and no other is certain."""
     rules_ = ruleset(numbered(line(rule) for rule in some))
     truth = rules_.snat_candidates(flow)
     assert truth.certain is not None or truth.possible == ()
@@ -125,7 +125,7 @@ def test_what_is_not_understood_before_kube_proxy(flow, place, target):
     chain = [number for number, text in enumerate(lines) if text.startswith("-A KUBE-POSTROUTING")]
     lines.insert(chain[place % len(chain)], f"-A KUBE-POSTROUTING -m strange -j {target}")
     rules_ = Ruleset.of([parse_save("\n".join(lines), "ipv4")])
-    # The mark must not have been taken off before, or the packet does not pass the place.
+    # The mark must not be cleared before, or the packet does not pass the place.
     candidates = rules_.snat_candidates(replace(flow, mark=0x4000))
     assert candidates.certain is None
     assert any(rule.chain == "KUBE-POSTROUTING" for rule in candidates.possible)
@@ -133,7 +133,7 @@ def test_what_is_not_understood_before_kube_proxy(flow, place, target):
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text):
-    """Whatever the tools print, the reader refuses it or reads it, and does nothing else."""
+    """Whatever the tools print, the parser refuses it or reads it, and does nothing else."""
     for read in (partial(parse_save, family="ipv4"), parse_ruleset):
         with suppress(RulesetError):
             read(text)

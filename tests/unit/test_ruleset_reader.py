@@ -69,7 +69,7 @@ class Netlink:
 
 
 def test_all_tools(node):
-    """What the tools show is put together."""
+    """The outputs of the tools are combined."""
     node.prints("nft", "kube-proxy-node1.json")
     node.prints(NFT_SAVE, "flannel.iptables")
     node.install("ip6tables-nft-save", "true")
@@ -79,7 +79,7 @@ def test_all_tools(node):
 
 
 def test_plain_name_of_the_tool(node):
-    """Where there is no iptables-nft-save, iptables-save is asked which variant it is."""
+    """Without iptables-nft-save, iptables-save is asked for its variant."""
     node.prints("nft", "masquerade-node1.json")
     node.install(
         "iptables-save",
@@ -91,7 +91,7 @@ def test_plain_name_of_the_tool(node):
 
 
 def test_legacy_is_read_only_where_it_has_tables(node):
-    """The tool for legacy tables is run only if the kernel has some: it could make them."""
+    """The tool for legacy tables runs only if the kernel has some: it could create them."""
     node.prints("nft", "masquerade-node1.json")
     node.install("iptables-legacy-save", f"touch {node.net}/ran; cat {FILES}/docker.iptables")
     assert read().owners == set()
@@ -105,7 +105,7 @@ def test_legacy_is_read_only_where_it_has_tables(node):
 
 
 def test_legacy_tables_without_their_tool(node):
-    """Tables that nothing here can read are told."""
+    """Tables that no tool here can read are noted."""
     node.prints("nft", "masquerade-node1.json")
     (node.net / "ip6_tables_names").write_text("nat\n")
     assert read().unread == ("legacy tables nat (ipv6): ip6tables-save is not installed",)
@@ -124,14 +124,14 @@ def test_legacy_tables_without_their_tool(node):
     ],
 )
 def test_without_nft(node, tables, unread):
-    """Without nft, tables that iptables-save does not show are told, if there are any."""
+    """Without nft, tables that iptables-save does not print are noted, if there are any."""
     node.tables = tables
     node.prints(NFT_SAVE, "flannel.iptables")
     assert read().unread == unread
 
 
 def test_without_any_tool(node):
-    """A node without tools is no error; what stands unread is told."""
+    """A node without tools is no error; what is unread is noted."""
     node.tables = {("ip", "nat")}
     rules = read()
     assert rules.rules == ()
@@ -139,7 +139,7 @@ def test_without_any_tool(node):
 
 
 def test_without_nf_tables(node, monkeypatch):
-    """Where the kernel has no nf_tables, its tools are not run: they would load it."""
+    """If the kernel has no nf_tables, its tools are not run: they would load it."""
     monkeypatch.setattr(reader, "has_nf_tables", lambda: False)
     node.install("nft", f"touch {node.net}/ran")
     node.install(NFT_SAVE, f"touch {node.net}/ran")
@@ -175,7 +175,7 @@ def test_tools_that_fail(node, script, complaint):
 
 
 def test_clean_environment(node, monkeypatch):
-    """Tools see no variable of ours, no input, and no shell sees their arguments."""
+    """Tools get none of our variables and no input, and no shell sees their arguments."""
     monkeypatch.setenv("SECRET", "1")
     node.install("show", 'env | cut -d= -f1 | sort | tr "\\n" " "; cat; echo; echo "$1"; pwd')
     output = run(("show", "; $HOME"), LIMITS)
@@ -185,7 +185,7 @@ def test_clean_environment(node, monkeypatch):
 
 
 def test_tool_that_cannot_be_run(node):
-    """A file that is no program is told by the kernel's reason."""
+    """For a file that is not a program, the kernel's reason is shown."""
     (node.bin / "nft").write_text("no program")
     assert run(("nft",), LIMITS).problem == "nft cannot be run: Permission denied"
 
@@ -207,7 +207,7 @@ def test_watcher_reads_only_what_has_changed(node):
 
 @pytest.mark.parametrize("blind", ["legacy", "not permitted"])
 def test_watcher_reads_at_intervals_what_is_not_counted(node, blind):
-    """Legacy tables have no count, and without rights there is none: only time tells."""
+    """Legacy tables have no count, nor is there one without privileges: time decides."""
     node.prints("nft", "masquerade-node1.json")
     if blind == "legacy":
         (node.net / "ip_tables_names").write_text("nat\n")

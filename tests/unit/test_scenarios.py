@@ -12,7 +12,7 @@ from tracer.errors import LabError
 
 ROOT = Path(__file__).parents[2]
 
-# S10 is S8a with a load balancer of its own, S11 is no connection.
+# S10 is S8a with its own load balancer, S11 is no connection.
 IDS = """
     S1 S2 S3 S4 S5 S6 S7a S7b S8a S8b S9a S9b S9c S12 S13 S14a S14b S14c S14d S14e S14f
     S15a S15b S16a S16b S17a S17b S18 S19a S19b
@@ -55,13 +55,13 @@ def test_every_scenario_is_there_once():
 
 
 def test_what_was_not_observed():
-    """S9 has no record: the proxy is the lab's. Nor has S13: kube-proxy has no part in it."""
+    """S9 has no record: the proxy is the lab's. Nor has S13: kube-proxy is not involved."""
     unobserved = [scenario.id for scenario in SCENARIOS if not scenario.observed]
     assert unobserved == ["S9a", "S9b", "S9c", "S13"]
 
 
 def test_proxied_connections_must_be_asked_for():
-    """Those through a proxy take one to run, and its headers to be read: TCP, to the proxy."""
+    """Those through a proxy need a running one, whose headers are read: TCP, to the proxy."""
     assert [case for case in cases() if case.scenario.relay is not None] == []
     behind = cases(modes=["iptables"], has_relay=True, scenarios=["S9a", "S9b", "S9c"])
     assert {case.proto for case in behind} == {"tcp"}
@@ -163,12 +163,12 @@ def test_service_without_node_port_is_refused():
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"hello", b'{"pod": "p11"}', b"\xff"])
 def test_foreign_answer_is_an_error(body):
-    """What no echo server of the lab can have said is refused in one line."""
+    """An answer that no echo server of the lab can have sent is refused in one line."""
     with pytest.raises(LabError, match="is not from an echo server"):
         echo.decode(body)
 
 
 def test_answer_survives_the_wire():
-    """An answer is read as it was written."""
+    """An answer is decoded as it was encoded."""
     answer = echo.Answer(pod="p11", client_address=hosts.CLIENT.ipv6, client_port=40000)
     assert echo.decode(answer.encode()) == answer

@@ -69,7 +69,7 @@ def test_without_opentelemetry(monkeypatch):
 
 
 def test_sinks_are_closed(tmp_path):
-    """After an error, too, the file is whole."""
+    """Even after an error the file is complete."""
     with pytest.raises(ZeroDivisionError):
         run("--diagram-file", str(tmp_path / "x.svg"), make=lambda: 1 / 0)
     assert "no path was seen" in (tmp_path / "x.svg").read_text()

@@ -27,7 +27,7 @@ START_NS = samples.KTIME_NS
 
 
 def info(*nodes, behind_ns=0):
-    """Return what a recording of some nodes says of them; its clock is so much behind."""
+    """Return a recording's information on some nodes, with its clock behind by so much."""
     return replace(
         samples.INFO,
         nodes={NETNS[node]: node for node in nodes},
@@ -232,7 +232,7 @@ def many(count, *, every_ns=100 * MS):
 
 @pytest.mark.parametrize("behind_ns", [60 * S, -3 * S, 3600 * S])
 def test_clocks_differ(record, stitch, behind_ns):
-    """However far a clock is off, it is found out and corrected, and told."""
+    """However far a clock is off, the offset is found, corrected and reported."""
     first, second = many(10)
     files = [record("node2", *first), record("node1", *second, behind_ns=behind_ns)]
     for order in itertools.permutations(files):
@@ -248,7 +248,7 @@ def test_clocks_differ(record, stitch, behind_ns):
 
 
 def test_clock_that_is_told(record, stitch):
-    """What the user knows of a clock stays, and the others follow it."""
+    """A clock offset that the user gives stays, and the others follow it."""
     first, second = s3()
     files = [record("node2", first), record("node1", second, behind_ns=60 * S)]
     _, paths, summary, _ = stitch(*files)
@@ -334,7 +334,7 @@ def test_count(record, stitch):
 
 
 def test_damage(record, stitch):
-    """Of a recording that is cut off all that is good is used; one line says so, and exit 1."""
+    """From a truncated recording all good records are used; one line says so, and exit 1."""
     first, second = many(10)
     files = record("node2", *first), record("node1", *second)
     data = files[1].read_bytes()
@@ -424,7 +424,7 @@ def test_losses_add_up(record, stitch):
 
 
 def test_memory_is_bounded(record, stitch, monkeypatch):
-    """What is out of the window is handed out while the recordings are still read."""
+    """Paths outside the window are returned while the recordings are still being read."""
     held = []
     take = Joiner.take
 
@@ -497,7 +497,7 @@ def test_nodes_of_one_recording_share_a_clock():
 
 
 def test_tuples_that_came_back_do_not_mislead():
-    """Of connections that were used again on another day the median takes no note."""
+    """Tuples that were reused on another day do not move the median."""
     first, second = many(20)
     late = [
         each for i in range(5) for each in s3(S * 86400, port=50000 + i, snat_port=30000 + i)[1:]
@@ -514,7 +514,7 @@ def test_tuples_that_came_back_do_not_mislead():
 
 
 def test_few_connections_say_nothing():
-    """Two connections, and those that do not agree, are no reason to move a clock."""
+    """Two connections, or connections that disagree, are no reason to correct a clock."""
     first, second = many(2)
     recordings = [(info("node1", behind_ns=S), batches(*second)), (info("node2"), batches(*first))]
     assert clocks.compare(recordings, {}).offsets_ns == {}
@@ -527,7 +527,7 @@ def test_few_connections_say_nothing():
 
 
 def test_small_differences_stay():
-    """What transit takes is no clock's fault."""
+    """Transit time is not a clock's offset."""
     first, second = many(10)
     recordings = [
         (info("node1", behind_ns=2 * MS), batches(*second)),
@@ -549,5 +549,5 @@ def test_the_sample_is_bounded(monkeypatch):
 
 @given(st.lists(st.binary(max_size=200)))
 def test_any_bytes(records):
-    """Records that are none are passed over."""
+    """Malformed records are skipped."""
     assert clocks.compare([(info("node1"), batches(*records))], {}) == clocks.Clocks()

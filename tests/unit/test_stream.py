@@ -1,4 +1,4 @@
-"""The live stream: what clients ask, what they get, and what becomes of those who do not read."""
+"""The live stream: what clients ask, what they get, and what happens to those that do not read."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def test_a_request_is_read_as_it_was_meant(wanted):
 
 @given(st.binary(max_size=200), st.sampled_from([parse_request, parse_end]))
 def test_any_bytes_are_a_request_or_an_error(line, parse):
-    """Nothing but a StreamError comes of a line, whatever it is."""
+    """No line causes anything but a StreamError."""
     assert reason(parse, line).isprintable()
 
 
@@ -104,7 +104,7 @@ KEYS = ("client", "backend", "port", "proto", "verdicts", "causes", "services", 
 
 @given(st.dictionaries(st.sampled_from(KEYS), json_values))
 def test_any_filter_is_understood_or_refused(told):
-    """So with values of any kind under the right keys."""
+    """The same with values of any kind under the right keys."""
     line = json.dumps({"kind": "request", "version": 1, "filter": told}).encode()
     assert reason(parse_request, line).isprintable()
 
@@ -134,7 +134,7 @@ def test_any_filter_is_understood_or_refused(told):
     ],
 )
 def test_refusals(told, why):
-    """What is wrong is named; a filter that is not known is never left out in silence."""
+    """Errors are named; an unknown filter is never dropped silently."""
     with pytest.raises(StreamError, match=why):
         parse_request(json.dumps(told).encode())
 
@@ -157,7 +157,7 @@ def test_connections_read_back(connection, node_view):
 
 
 def test_drops_and_accepts_read_back():
-    """So for drops, with all and with nothing known, and for accepts."""
+    """The same for drops, with all and with nothing known, and for accepts."""
     told_again(samples.explained())
     told_again(samples.explained(backend_pod=None, rule=None, service=None, cause=None))
     told_again(samples.explained_drop(rule=samples.RULE))
@@ -173,7 +173,7 @@ def test_drops_and_accepts_read_back():
     st.sampled_from(["connection", "drop", "accept", "hop", ""]),
 )
 def test_any_line_is_understood_or_refused(told, kind):
-    """An agent that is none cannot end a client but by a StreamError."""
+    """A program that is not an agent can end a client only by a StreamError."""
     whole = json.loads(to_line(samples.explained()))
     broken = whole | (told if isinstance(told, dict) else {"orig": told}) | {"kind": kind}
     assert "\n" not in reason(judged_of, broken)
@@ -184,7 +184,7 @@ def test_any_line_is_understood_or_refused(told, kind):
 
 @given(filters, filters, connections)
 def test_a_covering_filter_wants_what_either_wants(one, other, connection):
-    """No client misses anything for another's sake, in whichever order they came."""
+    """No client misses anything because of another one, in whichever order they came."""
     both = one.covering(other)
     assert both == other.covering(one)
     assert both.covering(one) == both
@@ -203,7 +203,7 @@ def test_a_covering_filter_wants_what_either_wants(one, other, connection):
     ],
 )
 def test_it_is_the_narrowest(one, other, both):
-    """Of prefixes the longest that holds both."""
+    """The longest prefix that holds both."""
     filters = (Filter(client=ip_network(one)), Filter(client=ip_network(other)))
     assert filters[0].covering(filters[1]).client == (both and ip_network(both))
     assert Filter(port=80).covering(Filter(port=80)).port == 80
@@ -214,7 +214,7 @@ def test_it_is_the_narrowest(one, other, both):
 
 
 class Stream:
-    """A server, and an agent's part that a test plays."""
+    """A server, with the agent's part played by a test."""
 
     def __init__(self, path):
         self.path = path
@@ -284,7 +284,7 @@ def ended(stream, client):
 
 
 def test_everyone_gets_what_he_wants(stream):
-    """Each client by his own filter, in order; the kernel's is the narrowest that covers both."""
+    """Each client gets what its filter wants, in order; the kernel's filter covers both."""
     assert stream.server.flows is None
     one = stream.listen(Wanted(flows=Filter(client=ip_network("198.51.100.0/24"))))
     assert stream.server.flows == Filter(client=ip_network("198.51.100.0/24"))
@@ -305,7 +305,7 @@ def test_everyone_gets_what_he_wants(stream):
 
 
 def test_who_wants_only_drops(stream):
-    """Costs the kernel nothing: drops are read anyway."""
+    """This costs the kernel nothing: drops are read anyway."""
     with closing(stream.listen(Wanted(verdicts=frozenset({Verdict.DROPPED})))) as client:
         assert stream.server.flows is None
         stream.server.offer(samples.explained_drop())
@@ -314,7 +314,7 @@ def test_who_wants_only_drops(stream):
 
 
 def test_an_accept_follows_its_connection(stream):
-    """Of accepts a client gets those of his connections, or all if he wants strays."""
+    """A client gets the accepts of its connections, or all of them if it wants strays."""
     accepted = SeenAccept(
         accept=samples.accept(samples.REPLACED[1].inverted), time_ns=samples.KTIME_NS
     )
@@ -329,7 +329,7 @@ def test_an_accept_follows_its_connection(stream):
 
 
 def test_what_is_remembered_is_bounded(stream, monkeypatch):
-    """However many filters there are, all together remember so many connections."""
+    """However many filters there are, together they remember a bounded number of connections."""
     monkeypatch.setattr(audience, "_REMEMBERED_ALL", 40)
     monkeypatch.setattr(audience, "_REMEMBERED_EACH", 2)
     with ExitStack() as stack:
@@ -360,7 +360,7 @@ def test_losses_are_those_since_the_client_came(stream):
 
 
 def test_what_happened_before_the_hang_up_still_comes(stream):
-    """Also what the agent reads only after it has heard of it; the summary comes behind it."""
+    """Including what the agent reads only after the request; the summary comes after it."""
     with closing(stream.listen()) as client:
         client.hang_up()
         stream.step()
@@ -375,7 +375,7 @@ def test_what_happened_before_the_hang_up_still_comes(stream):
 
 
 def test_a_client_that_does_not_read(stream):
-    """It loses what finds no room, is told how much, and nobody else loses anything."""
+    """It loses what does not fit, is told how much, and no other client loses anything."""
     idle, busy = stream.listen(), stream.listen()
     made = seen = 0
     with closing(idle), closing(busy):
@@ -398,7 +398,7 @@ def test_a_client_that_does_not_read(stream):
 
 
 def test_a_batch_that_is_longer_than_a_queue(stream):
-    """Who reads meanwhile loses nothing of it; who does not, loses what finds no room."""
+    """A client that reads meanwhile loses nothing; one that does not loses what does not fit."""
     reader, idle = stream.listen(), stream.listen()
     with closing(reader), closing(idle):
         taken = 0
@@ -418,7 +418,7 @@ def test_a_batch_that_is_longer_than_a_queue(stream):
 
 
 def test_a_last_line_that_waits(stream):
-    """Whoever does not take it yet is greeted no second time, and gets no second summary."""
+    """A client that does not read yet gets no second hello and no second summary."""
     with stream.raw(request_line(Wanted())) as sock:
         for _ in range(2000):
             stream.server.offer(REPLACED)
@@ -460,7 +460,7 @@ def test_a_client_that_is_stuck_is_let_go(stream):
 
 
 def test_two_hundred_clients(stream):
-    """All are served, with queues that take a bounded part of memory though none reads."""
+    """All are served, with queues in bounded memory although none reads."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ExitStack() as stack:
@@ -480,7 +480,7 @@ def test_two_hundred_clients(stream):
 
 
 def test_one_too_many(stream, monkeypatch):
-    """He is told so in one line; the others go on."""
+    """It is told in one line; the others go on."""
     monkeypatch.setattr(servers, "MAX_CLIENTS", 2)
     with ExitStack() as stack:
         first = stack.enter_context(stream.listen())
@@ -515,7 +515,7 @@ def test_malformed_requests(stream, said, why):
 
 
 def test_asking_twice(stream):
-    """So if it comes later."""
+    """The same if it comes later."""
     with stream.raw(request_line(Wanted()), b"again\n") as sock:
         hello, error, rest = sock.recv(4096).split(b"\n")
     assert json.loads(hello) == {
@@ -526,7 +526,7 @@ def test_asking_twice(stream):
 
 
 def test_who_never_asks(stream):
-    """He is let go after ten seconds."""
+    """It is disconnected after ten seconds."""
     with stream.raw(b'{"kind"') as sock:
         stream.now_s = 9.0
         stream.step()
@@ -604,7 +604,7 @@ def test_the_socket_is_for_its_group(tmp_path):
 
 
 def test_a_socket_that_was_left(tmp_path):
-    """Of an agent that was killed: the next takes its place. Of one that lives: it is refused."""
+    """A killed agent's socket is replaced by the next agent; a live agent's is not."""
     path = tmp_path / "agent.sock"
     StreamServer(path)._socket.close()
     assert path.exists()
@@ -635,7 +635,7 @@ def test_the_directory_of_the_socket(tmp_path, monkeypatch):
 
 
 def test_a_file_is_not_removed(tmp_path):
-    """What is there and no socket stays."""
+    """A file that is not a socket stays."""
     path = tmp_path / "agent.sock"
     path.write_text("precious")
     with pytest.raises(StreamError, match="Address already in use"):

@@ -1,4 +1,4 @@
-"""The live stream over TLS: who gets it, that it is the same, and who cannot hold it up."""
+"""The live stream over TLS: who gets it, that it is the same, and that no client blocks it."""
 
 import json
 import socket
@@ -47,7 +47,7 @@ def streaming(tmp_path):
 
 @pytest.fixture(params=["unix", "https"])
 def where(request, streaming):
-    """Both ways to an agent: what goes over one goes over the other."""
+    """Both ways to an agent: the same goes over each."""
     return streaming.path if request.param == "unix" else streaming.agent()
 
 
@@ -63,7 +63,7 @@ def taken(client):
 
 
 def test_everyone_gets_what_he_wants(streaming, where):
-    """By his own filter, in order, and a summary when he has heard enough."""
+    """By its own filter, in order, and with a summary when it has seen enough."""
     with ExitStack() as stack:
         all_ = stack.enter_context(streaming.listen(where, Wanted()))
         few = stack.enter_context(
@@ -116,7 +116,7 @@ def test_the_end_of_the_agent(streaming, where):
 
 
 def test_a_client_that_is_killed(streaming, where):
-    """Its place is free at once, and whoever else listens misses nothing."""
+    """Its place is free at once, and other clients miss nothing."""
     with closing(streaming.listen(streaming.agent(), Wanted())) as other:
         killed = streaming.listen(where, Wanted())
         sock = killed._channel.socket
@@ -147,7 +147,7 @@ def test_garbage_after_the_upgrade(streaming, said):
 
 
 def test_a_request_that_comes_with_the_upgrade(streaming):
-    """What is said behind the head, before the answer is there, is heard all the same."""
+    """Data behind the request head, sent before the answer, is still read."""
     sock, rest = streaming.raw(behind=ALL + end_line())
     with closing(sock):
         kinds = [json.loads(line)["kind"] for line in to_the_end(sock, rest).splitlines()]
@@ -155,7 +155,7 @@ def test_a_request_that_comes_with_the_upgrade(streaming):
 
 
 def test_many_clients_at_once(streaming):
-    """Of either kind, more than have a thread; all get what finds room, in bounded memory."""
+    """More of either kind than there are threads; all get what fits, in bounded memory."""
     ends = [streaming.agent(), streaming.path] * 40
     clients, trouble = [], []
 
@@ -197,7 +197,7 @@ def test_many_clients_at_once(streaming):
     ],
 )
 def test_who_may_not(streaming, token, why):
-    """One line that says why, and what to do; and it is no client of the stream."""
+    """One line says why, and what to do; it does not become a client of the stream."""
     with pytest.raises(StreamError, match=why):
         AgentStream(streaming.agent(token=token), Wanted())
     assert streaming.server.clients == 0
@@ -271,7 +271,7 @@ def test_a_renewed_certificate(streaming):
 
 
 def test_what_the_certificate_is_of(streaming):
-    """Another host than it is of is refused, unless the name is given; then that one counts."""
+    """A certificate for another host is refused, unless that name is given; then only it counts."""
     with pytest.raises(StreamError, match=r"not accepted: .*[Hh]ostname mismatch"):
         AgentStream(streaming.agent(server_name="agent.example"), Wanted())
     with pytest.raises(StreamError, match=r"not accepted: .*mismatch.*--tls-server-name"):
@@ -401,7 +401,7 @@ def test_an_error_in_the_middle(streaming):
 
 
 def test_handshakes_that_never_end(streaming):
-    """Whoever opens connections and says nothing, or half a greeting, holds up nobody."""
+    """Clients that connect and send nothing, or half a handshake, block no one."""
     with ExitStack() as stack:
         address = ("127.0.0.1", streaming.pages.port)
         for i in range(40):
@@ -414,7 +414,7 @@ def test_handshakes_that_never_end(streaming):
 
 
 def test_a_client_that_trickles(streaming, monkeypatch):
-    """A byte now and then renews no patience: a request is over after a while, however it goes."""
+    """A byte now and then does not extend the time limit of a request."""
     monkeypatch.setattr(page_server, "_PATIENCE_S", 0.5)
     said = b"GET /stream HTTP/1.1\r\n" + b"x: y\r\n" * 100_000
     is_over, at = False, 0
@@ -432,7 +432,7 @@ def test_a_client_that_trickles(streaming, monkeypatch):
 
 
 def test_keys_renewed_without_end(streaming):
-    """A client that renews its keys without a word is let go; the agent's loop goes on."""
+    """A client that keeps renewing keys without data is disconnected; the agent's loop goes on."""
     with closing(KeyUpdates(streaming.pages.port)) as client:
         client.say("\r\n".join(("GET /stream HTTP/1.1", *ASKING, "", "")).encode())
         assert b"101" in client.hear()
@@ -448,7 +448,7 @@ def test_keys_renewed_without_end(streaming):
 
 
 def test_a_machine_that_is_gone(streaming):
-    """TCP asks for it now and then: a client's place gets free, and a client does not wait."""
+    """TCP keepalive frees a dead client's place, and lets a client notice a dead agent."""
     with closing(streaming.listen(streaming.agent(), Wanted())) as client:
         (listener,) = streaming.server._clients
         for sock in (listener.channel.socket, client._channel.socket):

@@ -1,4 +1,4 @@
-"""Paths as pictures: SVG that is whole in itself, and says what the text diagram says."""
+"""Paths as pictures: self-contained SVG that says what the text diagram says."""
 
 import re
 from pathlib import Path as File
@@ -26,7 +26,7 @@ ATTRIBUTES = {
 
 
 def parsed(path, **options):
-    # The text is our own; what it holds is what is in question.
+    # The text is our own; its contents are what is tested.
     return ElementTree.fromstring(  # noqa: S314
         path_svg(path, **{"is_detailed": True} | options)
     )
@@ -48,7 +48,7 @@ def test_self_contained(make):
 
 @pytest.mark.parametrize("make", paths.ALL.values(), ids=paths.ALL)
 def test_says_what_the_sketch_says(make):
-    """Verdict, stations, packets, facts and what is missing stand in it as text."""
+    """Verdict, stations, packets, facts and what is missing are in it as text."""
     text = "".join(texts(parsed(make()))).replace(" ", "").replace("\u2192", "->")
     drawn = sketch(make())
     for part in (
@@ -133,12 +133,12 @@ def test_everything_is_inside(path):
     ],
 )
 def test_wrapped(text, lines):
-    """Lines are broken at spaces, else where a name or an address has its joints."""
+    """Lines are broken at spaces, otherwise after separators in names and addresses."""
     assert wrapped(text, 12 * 10 * 0.602, 10, most=3) == lines
 
 
 def test_shortened():
-    """Of what takes more than its lines the middle is left out."""
+    """The middle of a text that is too long is left out."""
     first, second = wrapped("a" * 50 + "b" * 50, 12 * 10 * 0.602, 10, most=2)
     assert (first[0], second[-1]) == ("a", "b")
     assert "\u2026" in first + second
@@ -178,7 +178,7 @@ def test_file(tmp_path):
 
 
 def test_file_of_several(tmp_path):
-    """Several pictures stand below each other, with one style, and do not overlap."""
+    """Several pictures are one below the other, with one style, and do not overlap."""
     root = file_of(tmp_path, 3)
     inner = root.findall(f"{NS}svg")
     tops = [float(each.get("y", 0)) for each in inner]
@@ -193,7 +193,7 @@ def test_file_of_several(tmp_path):
 
 
 def test_file_of_many(tmp_path):
-    """Of very many paths the first are drawn, and the number of the others is told."""
+    """Of very many paths the first are drawn, with the number of the others."""
     root = file_of(tmp_path, MOST_PICTURES + 5)
     assert len(root.findall(f"{NS}svg")) == MOST_PICTURES + 1
     assert "5 more paths are not drawn here" in texts(root)

@@ -33,7 +33,7 @@ def lines(stream):
 
 
 def test_rows():
-    """The heading stands once above the rows, each cell under its name."""
+    """The heading appears once above the rows, each cell under its name."""
     rows, out = table(A=3, LONGER=1, LAST=0)
     rows.row(["1", "2", "3"])
     rows.row(["abc", "", "z"])
@@ -54,14 +54,14 @@ def test_a_wider_cell():
 
 
 def test_a_first_wide_cell():
-    """The heading stands above what the first row needs."""
+    """The heading is as wide as the first row needs."""
     rows, out = table(A=2, B=2)
     rows.row(["12345", "x"])
     assert lines(out) == ["A      B", "12345  x"]
 
 
 def test_no_room_to_grow():
-    """A cell for which the screen has no room pushes its own row alone, no further than it must."""
+    """A cell that does not fit the screen shifts only its own row, no further than needed."""
     rows, out = table(screen=Screen(width=20, height=9), A=4, B=6, C=4)
     rows.row(["a" * 6, "b", "c"])  # 18 columns: there is room
     rows.row(["1" * 9, "22", "3"])
@@ -85,7 +85,7 @@ def test_a_very_long_cell_in_a_file():
 
 
 def test_heading_on_a_screen():
-    """Where the heading has left the screen it is printed again, notes and broken lines counted."""
+    """When the heading has scrolled off it is printed again; notes and wrapped lines count."""
     rows, out = table(screen=Screen(width=10, height=5), A=2, B=2)
     for _ in range(4):
         rows.row(["1", "x"])
@@ -96,7 +96,7 @@ def test_heading_on_a_screen():
 
 
 def test_heading_in_a_file():
-    """In a file the heading stands once, however many rows follow."""
+    """In a file the heading appears once, however many rows follow."""
     rows, out = table(A=2, B=2)
     for _ in range(1000):
         rows.row(["1", "x"])
@@ -189,7 +189,7 @@ def test_paint():
     ],
 )
 def test_printable(text, shown):
-    """What a terminal would obey, and marks that reorder text, are spelled out."""
+    """Control characters, and marks that reorder text, are escaped."""
     assert printable(text) == shown
 
 

@@ -1,4 +1,4 @@
-"""Judged things as rows for people."""
+"""Judged records as rows for people."""
 
 import io
 from dataclasses import replace
@@ -47,7 +47,7 @@ def seen(accept):
 
 
 def test_connection():
-    """A row tells who sent where, who answers, and whom the backend sees."""
+    """A row tells who sent where, who replies, and whom the backend sees."""
     heading, row = written(samples.judged(*samples.REPLACED, mark=0x4000))
     assert cells(row, heading) == [
         "00:00:00.123", "node2", "replaced", "tcp", "198.51.100.10:46356", "10.240.0.5:30080",
@@ -56,7 +56,7 @@ def test_connection():
 
 
 def test_explained_connection():
-    """What is known of it has names: the backend's pod, the Service and the way in, the cause."""
+    """Known facts have names: the backend's pod, the Service and the way in, the cause."""
     heading, row = written(samples.explained())
     assert cells(row, heading)[6:] == [
         "10.240.0.5:65241", "default/p11:8080", "default/nodeport:http (nodeport)",
@@ -118,7 +118,7 @@ FORGED = samples.word(FAR, is_trusted=False, client=None, by=None)
     ],
 )
 def test_proxied_connection(told, client, cause):
-    """The client that a trusted proxy names stands beside the proxy, what is wrong by the cause."""
+    """The client that a trusted proxy names is shown with the proxy, problems with the cause."""
     heading, row = written(samples.proxied(told))
     assert cells(row, heading)[4] == client
     assert cells(row, heading)[9] == cause
@@ -138,13 +138,13 @@ FLANNEL = replace(samples.RULE, owner=Owner.FLANNEL)
     ],
 )
 def test_cause(cause, rule, text):
-    """Where a rule is the cause, its owner is named; where it is not certain, that is said."""
+    """If a rule is the cause, its owner is named, or shown as unknown."""
     heading, row = written(samples.explained(cause=cause, rule=rule))
     assert cells(row, heading)[9] == text
 
 
 def test_explanation():
-    """On request each row is followed by what it rests on and by advice."""
+    """On request each row is followed by evidence and advice."""
     out = io.StringIO()
     writer = TextWriter(out, is_explaining=True)
     for each in (samples.explained(), seen(samples.accept()), samples.explained_drop()):
@@ -160,7 +160,7 @@ def test_explanation():
 
 
 def test_explanation_is_harmless():
-    """Evidence holds names and comments from cluster and rules: a terminal obeys none of them."""
+    """Evidence holds untrusted names and comments: control characters are escaped."""
     judged = samples.explained(evidence=("rule \x1b[2J\nof evil",), advice=("\u202eevil",))
     assert all(line.isprintable() for line in explanation(judged.opinion))
 
@@ -220,13 +220,13 @@ def test_explained_drop():
 
 
 def test_drop_without_a_cause():
-    """The kernel's reason stands where there is no cause."""
+    """The kernel's reason is shown if there is no cause."""
     heading, row = written(samples.explained_drop(cause=None, hook=None, reason="TCP_FLAGS"))
     assert cells(row, heading)[9] == "TCP_FLAGS"
 
 
 def test_drop_of_a_reply():
-    """A dropped answer is told by the connection it belongs to, and said to be an answer."""
+    """A dropped reply is shown by the connection it belongs to, and marked as a reply."""
     heading, row = written(
         samples.judged_drop(
             samples.drop(packet=samples.REPLACED[1], is_reply=True), reason="NO_SOCKET", place=None
@@ -243,7 +243,7 @@ def test_drop_of_what_nobody_could_read():
 
 
 def test_accept():
-    """What a socket saw stands under what the tracer said it would."""
+    """What a socket saw is below what the tracer predicted."""
     _, accepted = written(seen(samples.accept()))
     heading, row = written(samples.judged(*samples.REPLACED))
     assert cells(accepted, heading)[6:8] == cells(row, heading)[6:8]
@@ -276,7 +276,7 @@ def test_names_are_harmless():
     ],
 )
 def test_endpoint(address, port, text):
-    """IPv6 stands in brackets where a port follows."""
+    """IPv6 is in brackets if a port follows."""
     assert endpoint(ip_address(address), port) == text
 
 
@@ -297,7 +297,7 @@ def test_ends():
     ],
 )  # fmt: skip
 def test_summary(connections, drops, lost, text):
-    """The end of a run tells what was seen and lost, then line by line what is not seen."""
+    """The summary says what was seen and lost, then line by line what was not seen."""
     summary = Summary(connections=connections, drops=drops, lost=lost, not_seen=("XDP", "OVS"))
     assert summary_text(summary) == [text, "not seen: XDP", "not seen: OVS"]
 

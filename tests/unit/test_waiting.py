@@ -48,7 +48,7 @@ def kinds(found):
 
 
 def test_connection_waits_for_its_first_bytes():
-    """A connection is judged once it is declared, with its accept behind it."""
+    """A connection is judged once its first bytes are declared, with its accept after it."""
     run = pipeline()
     assert list(run.judge(raw(FIRST, ACCEPT))) == []
     found = list(run.judge(raw(declared())))
@@ -64,7 +64,7 @@ def test_only_tcp_waits():
 
 
 def test_nothing_waits_unasked():
-    """Where headers are not read, nothing is kept back, and nothing is said of headers."""
+    """If headers are not read, nothing waits, and nothing is said about headers."""
     run = Pipeline(FakeSource([], INFO))
     (found,) = run.judge(raw(FIRST))
     assert found.word is None
@@ -73,7 +73,7 @@ def test_nothing_waits_unasked():
 
 
 def test_time_of_records():
-    """In a recording only records tell the time: a later one ends the wait."""
+    """In a recording only records carry time: a later one ends the wait."""
     run = pipeline()
     assert list(run.judge(raw(FIRST, numbered(1, KTIME_NS + PATIENCE_NS)))) == []
     (found,) = run.judge(raw(numbered(2, KTIME_NS + PATIENCE_NS + 1)))
@@ -90,7 +90,7 @@ def test_clock():
 
 
 def test_late():
-    """What is declared when its connection was judged already is counted and told."""
+    """A declaration that comes after its connection was judged is counted and reported."""
     run = pipeline()
     list(run.judge(raw(FIRST, numbered(1, KTIME_NS + 9 * PATIENCE_NS))))
     assert list(run.judge(raw(declared(ktime_ns=KTIME_NS + 9 * PATIENCE_NS)))) == []
@@ -116,7 +116,7 @@ def test_filter_holds_for_those_that_waited():
 
 
 def test_drops_do_not_wait():
-    """A drop is told at once."""
+    """A drop does not wait."""
     assert kinds(pipeline().judge(raw(FIRST, samples.drop()))) == ["JudgedDrop"]
 
 
@@ -128,7 +128,7 @@ def test_ports_that_are_used_again():
 
 
 def test_flood():
-    """Beyond a number the oldest do not wait any longer."""
+    """Beyond a limit the oldest stop waiting."""
     waiting = Waiting()
     ready = [each for n in range(_WAITING + 3) for each in waiting.hold(numbered(n))]
     assert [each.connection.orig.sport for each in ready] == [0, 1, 2]

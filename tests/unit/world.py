@@ -68,13 +68,13 @@ def recorded(mode, node):
 
 
 def ipvs_lines(name):
-    """Read what was recorded of the lab in IPVS mode, a JSON object a line."""
+    """Read what was recorded of the lab in IPVS mode, one JSON object per line."""
     return [json.loads(line) for line in (IPVS / name).read_text().splitlines()]
 
 
 @cache
 def plugin(name):
-    """Read the rules of one network plugin, as a file shows them."""
+    """Read the rules of one network plugin, as a file has them."""
     return Ruleset.of([parse_save((FILES / f"{name}.iptables").read_text(), "ipv4")])
 
 
@@ -120,7 +120,7 @@ def entry(client, to, port, backend, seen, *, target=8080, sport=40000, proto=6,
 
 
 def dumped(connection):
-    """Return an entry as conntrack shows it to those who come late: no mark, no interfaces."""
+    """Return an entry as conntrack's table shows it later: no mark, no interfaces."""
     values = {"mark": None, "iif": 0, "oif": 0, "hook": Hook.CONNTRACK}
     return samples.connection(connection.orig, connection.reply, status=connection.status, **values)
 
@@ -142,7 +142,7 @@ AT = {
 
 
 def discard(packet, node_view, *, at="forward", reason="NETFILTER_DROP", **changes):
-    """Judge the drop of a packet at a place; its connection is as it was sent unless told."""
+    """Judge the drop of a packet at a place; its connection is what was sent, unless given."""
     where = AT[at]
     dst_input = where["dst_input"]
     values = where | {"packet": packet, "orig": packet, "dst_input": 1 if dst_input else None}

@@ -206,7 +206,7 @@ def test_burst_of_events_beside_a_silent_namespace(box):
 
 
 def test_events_are_switched_off(box):
-    """Where conntrack would stay silent, one line says so and what to set."""
+    """If conntrack would stay silent, one line says so, and what to set."""
     box.run("node", "sysctl", "-qw", "net.netfilter.nf_conntrack_events=0")
     with pytest.raises(ConntrackError, match=r"^conntrack of node sends no events: set [^\n]+$"):
         ConntrackSource([box.target()], 0)

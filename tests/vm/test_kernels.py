@@ -107,7 +107,7 @@ def test_doctor(run_in_vm):
     for name in ("netfilter programs", "TCX programs"):
         assert checks[name]["ok"] == run_in_vm.has_links
     assert checks["probes"]["ok"]
-    # 6.4 and 5.17: what stands in not_seen is what the kernel has not.
+    # 6.4 and 5.17: not_seen names what the kernel lacks.
     assert any("not to track" in line for line in report["not_seen"]) != run_in_vm.has_links
     has_reasons = not any(line.startswith("drops, but") for line in report["not_seen"])
     assert has_reasons == (run_in_vm.kernel != "5.10")
@@ -142,7 +142,7 @@ def test_kernel_tests(run_in_vm):
 
 
 def test_the_clock_is_set(run_in_vm):
-    """The agent and a trace go on exactly while somebody sets the clock by a day and back."""
+    """The agent and a trace stay exact while the clock is set by a day and back."""
     if not run_in_vm.has_programs:
         pytest.skip("this kernel runs no programs for connections")
     done = run_in_vm(*TESTS, "tests/vm/test_set_clock.py")

@@ -73,7 +73,7 @@ def send(box, sport=0):
 
 # The first of all tests: where NAT is a module, nobody has loaded it.
 def test_nat_that_is_loaded_later(box):
-    """Who starts before NAT's module says what it will miss, or ends to be started anew."""
+    """A tracer that starts before NAT's module says what it will miss, or exits for a restart."""
     subprocess.run(["modprobe", "-r", "nft_chain_nat"], capture_output=True, check=False)
     if probing.find([box.target()]).nat:
         pytest.skip("NAT is loaded already, or no module")
@@ -138,7 +138,7 @@ def test_nothing_is_left_after_sigkill(box, tmp_path):
 
 
 def test_probes_are_switched_off(box):
-    """Where an administrator has switched them off, one line says so, and events do."""
+    """If an administrator has disabled them, one line says so, and events are used."""
     with knob(ENABLED, "0"):
         with pytest.raises(LoadError, match=r"^probes are switched off: [^\n]+ is 0$"):
             probing.find([box.target()])
@@ -162,7 +162,7 @@ def read_flows(source, count):
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_first_of_several_chains(box, version):
-    """The mark is that before the first nat chain, whatever later ones get to see."""
+    """The mark is that before the first nat chain, whatever later ones see."""
     box.rules("""
 table inet t {
   chain pre { type filter hook prerouting priority -150; meta l4proto udp meta mark set 0x4000; }

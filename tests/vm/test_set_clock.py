@@ -1,4 +1,4 @@
-"""Somebody sets the clock by a day and back; test_kernels.py runs it in a virtual machine."""
+"""The clock is set by a day and back; test_kernels.py runs this in a virtual machine."""
 
 import json
 import socket
@@ -183,7 +183,7 @@ class Rounds:
         self._made = 0
 
     def go(self):
-        """Connections are counted exactly, and told by the clock as it is now."""
+        """Connections are counted exactly, and shown by the current clock."""
         agents, began_s = self._agents, time.time()
         known = len(agents.traced())
         self._made += talk(self._box)
@@ -203,7 +203,7 @@ class Rounds:
 
 
 def is_idle(agents):
-    """Neither takes more CPU time than its usual work does; one that spins takes all."""
+    """Neither takes more CPU time than its usual work; one that spins would take all."""
     before_s, cpu_s = time.monotonic(), agents.cpu_s()
     time.sleep(5)
     return agents.cpu_s() - cpu_s < 0.5 * (time.monotonic() - before_s)

@@ -42,7 +42,7 @@ def test_environment(file, tmp_path):
 
 
 def test_nothing_to_ask(tmp_path, monkeypatch):
-    """Outside of a pod and without any configuration, the ways to name one are told."""
+    """Outside a pod and without any configuration, the error lists the ways to name one."""
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ClusterError, match=r"no cluster configured: .*--kubeconfig"):
         find_config(environ={})

@@ -37,7 +37,7 @@ def test_judged_by_the_state_at_its_time():
 
 
 def test_forgotten_after_a_while():
-    """What is gone longer than is kept is not found any more."""
+    """Objects that have been gone longer than they are kept are no longer found."""
     history = History().add(LOCAL, 0).add(GONE, SECOND)
     assert asked(history.add(Cluster(updated_ns=1), module.KEEP_NS), 0) is not None
     later = module.KEEP_NS + 2 * SECOND

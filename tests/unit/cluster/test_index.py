@@ -59,7 +59,7 @@ NOWHERE = [
 
 @pytest.mark.parametrize(("address", "port", "proto", "name", "port_name", "via"), WAYS)
 def test_ways_to_a_service(recorded, address, port, proto, name, port_name, via):
-    """Each way to a Service is told from the address that the client sent to."""
+    """The destination address tells through which way a Service was reached."""
     match = recorded.service_at(
         ip_address(address), port, proto, node_addresses={ip_address("10.244.1.1")}
     )
@@ -129,7 +129,7 @@ def test_pod_ranges_by_longest_prefix():
 
 
 def test_host_network():
-    """A hostNetwork pod's address is its node's, whoever names it."""
+    """The address of a hostNetwork pod is its node's, whichever object names it."""
     cluster = cluster_of(
         kube.node("node1", ["10.240.0.3"]),
         kube.pod("agent", ["10.240.0.3"], hostNetwork=True),
@@ -158,7 +158,7 @@ def test_endpoints_that_are_no_pods():
 
 
 def test_ended_pod():
-    """A pod that has ended keeps its name, but its address may be another's by now."""
+    """A pod that has ended keeps its name, but its address may belong to another pod by now."""
     cluster = cluster_of(
         kube.pod("job", ["10.9.9.9"], phase="Succeeded"), kube.pod("new", ["10.9.9.9"])
     )
@@ -195,7 +195,7 @@ def test_slices_are_merged():
 
 
 def test_load_balancer_modes():
-    """ipMode Proxy is told apart; an ingress with a host name alone has no address."""
+    """ipMode Proxy is recognised; an ingress with only a hostname has no address."""
     status = {
         "loadBalancer": {
             "ingress": [
@@ -229,7 +229,7 @@ HOST_PORT = {"containerPort": 8080, "hostPort": 8000, "protocol": "TCP"}
     ],
 )
 def test_host_ports(port, address, node, found):
-    """A host port answers on its own node, at the address it names or at all."""
+    """A host port is served on its own node, at the address that it names or at all of them."""
     cluster = cluster_of(
         kube.node("node1", ["10.240.0.3"]),
         kube.node("node2", ["10.240.0.5"], ["10.244.2.0/24"]),
@@ -244,7 +244,7 @@ def test_host_ports(port, address, node, found):
 
 
 def test_one_address_claimed_twice():
-    """Where two Services claim an address, a ClusterIP comes first, then names decide."""
+    """If two Services claim an address, a ClusterIP comes first, then names decide."""
     cluster = cluster_of(
         kube.service("a", clusterIPs=["10.0.0.1"], externalIPs=["10.0.0.2", "10.0.0.9"]),
         kube.service("c", clusterIPs=["10.0.0.3"], externalIPs=["10.0.0.9"]),
@@ -330,7 +330,7 @@ def test_changes_equal_a_rebuild(changes):
 
 @given(st.lists(OBJECTS, max_size=8), st.lists(ADDRESSES | st.just("198.51.100.1"), min_size=1))
 def test_prefixes_say_what_classify_does(objects, addresses):
-    """The longest of the prefixes around an address has its class; each prefix is told once."""
+    """An address has the class of its longest prefix; each prefix is returned once."""
     cluster = Cluster.build(objects)
     prefixes = list(cluster.prefixes())
     assert len({network for network, _ in prefixes}) == len(prefixes)

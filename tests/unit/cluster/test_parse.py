@@ -34,7 +34,7 @@ def test_external_policy(spec, expected):
 
 
 def test_service_fields():
-    """All that bears on source addresses is read."""
+    """All fields that affect source addresses are read."""
     service = parse(
         kube.service(
             "web",
@@ -159,7 +159,7 @@ PLACES = [(obj, path) for obj in RECORDED for path in paths(obj) if path]
 
 @given(st.sampled_from(PLACES), JSON)
 def test_any_field_may_be_anything(place, value):
-    """Whatever stands anywhere in an object: it is read, or refused in one printable line."""
+    """Whatever an object contains, it is read, or refused in one printable line."""
     obj, (*path, last) = copy.deepcopy(place[0]), place[1]
     at = obj
     for key in path:

@@ -46,7 +46,7 @@ def reviewer(api, clock, tmp_path):
 
 
 def test_allowed(api, reviewer):
-    """A token that is known and may get /metrics is let in; all of its user is asked about."""
+    """A known token that may get /metrics is admitted; the review asks about all of its user."""
     assert reviewer.refusal("Bearer good", "/metrics") is None
     assert api.asked("create", "tokenreviews") == [{"token": "good"}]
     (spec,) = api.asked("create", "subjectaccessreviews")
@@ -72,12 +72,12 @@ def test_allowed(api, reviewer):
     ],
 )
 def test_refused(reviewer, header, status, reason):
-    """No token or an unknown one is 401, a user who may not is 403."""
+    """No token or an unknown one is 401, a user without permission is 403."""
     assert reviewer.refusal(header, "/metrics") == (status, reason)
 
 
 def test_a_right_to_one_path_is_none_to_another(api, reviewer):
-    """Who may scrape may not listen, nor the other way round; either answer is kept for its own."""
+    """Permission to scrape is none to listen, nor the reverse; each answer is cached separately."""
     name = SCRAPER["username"]
     for _ in range(2):
         assert reviewer.refusal("Bearer good", "/metrics") is None
@@ -92,7 +92,7 @@ def test_the_scheme_is_case_insensitive(reviewer):
 
 
 def test_answers_are_kept_for_a_while(api, reviewer, clock):
-    """A scraper costs two questions a minute, and a withdrawn token opens no longer than that."""
+    """A scraper costs two requests a minute, and a revoked token is admitted no longer."""
     for _ in range(3):
         assert reviewer.refusal("Bearer good", "/metrics") is None
     assert len(api.asked("create", "tokenreviews")) == 1
@@ -109,7 +109,7 @@ def test_answers_are_kept_for_a_while(api, reviewer, clock):
 
 
 def test_a_flood_of_tokens(api, reviewer, clock):
-    """A stranger who makes up tokens asks no more than so many questions a second."""
+    """A client that makes up tokens causes only a limited number of requests a second."""
     answers = [reviewer.refusal(f"Bearer made-up-{i}", "/metrics")[0] for i in range(100)]
     assert len(api.asked("create", "tokenreviews")) == answers.count(401) == 20
     assert answers.count(503) == 80
@@ -118,7 +118,7 @@ def test_a_flood_of_tokens(api, reviewer, clock):
 
 
 def test_a_flood_keeps_no_scraper_out(api, reviewer, clock, monkeypatch):
-    """Who was let in before is asked about beside the flood, when his answer grows old, too."""
+    """A client that was admitted before is reviewed again in spite of a flood of others."""
     monkeypatch.setattr(review, "_REMEMBERED", 5)
     assert reviewer.refusal("Bearer good", "/metrics") is None
     for i in range(100):
@@ -128,11 +128,11 @@ def test_a_flood_keeps_no_scraper_out(api, reviewer, clock, monkeypatch):
     answers = [reviewer.refusal(f"Bearer more-{i}", "/metrics")[0] for i in range(30)]
     assert answers[-1] == 503
     assert reviewer.refusal("Bearer good", "/metrics") is None
-    # Nor does a question about a stranger that takes long.
+    # Nor does a slow review of an unknown client.
     clock.now_s += ALLOWED_S + 1
     with reviewer._strangers.asking:
         assert reviewer.refusal("Bearer good", "/metrics") is None
-    # Once refused he is a stranger, until he is let in again.
+    # Once refused, it counts as unknown until it is admitted again.
     api.users.clear()
     clock.now_s += ALLOWED_S + 1
     assert reviewer.refusal("Bearer good", "/metrics")[0] == 401
@@ -140,7 +140,7 @@ def test_a_flood_keeps_no_scraper_out(api, reviewer, clock, monkeypatch):
 
 
 def test_memory_is_bounded(api, reviewer, clock, monkeypatch):
-    """However many tokens there are, so many are remembered of each kind."""
+    """However many tokens there are, only a limited number of each kind is remembered."""
     monkeypatch.setattr(review, "_REMEMBERED", 5)
     api.users |= {f"real-{i}": SCRAPER for i in range(10)}
     for i in range(10):

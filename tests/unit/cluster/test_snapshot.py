@@ -92,7 +92,7 @@ BAD = [
 
 @pytest.mark.parametrize(("data", "message"), BAD, ids=range(len(BAD)))
 def test_malformed(file, data, message):
-    """What is no snapshot is refused in one line with the file's name."""
+    """A file that is not a snapshot is refused in one line with its name."""
     file.write_bytes(data)
     with pytest.raises(ClusterError) as caught:
         load(file)

@@ -10,7 +10,7 @@ KEYS = st.integers(0, 5) | st.integers(0, 3).map(lambda number: number * 1021)
 
 @given(st.lists(st.lists(st.tuples(KEYS, st.none() | st.integers()), max_size=5), max_size=8))
 def test_every_state_stays(rounds):
-    """Each table holds what it held when it was made, whatever was made of it since."""
+    """Each table keeps what it held when it was made, whatever was derived from it since."""
     table, expected = Table(), {}
     states = [(table, dict(expected))]
     for changes in rounds:

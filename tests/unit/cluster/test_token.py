@@ -70,7 +70,7 @@ def test_of_a_pod(tmp_path, monkeypatch):
     ],
 )
 def test_users_without_one(kubeconfig, user, why):
-    """One line that says whose, and what to do."""
+    """One line names the token's source, and what to do."""
     with pytest.raises(ClusterError, match=why):
         token_of(kubeconfig(user), None)
 
@@ -79,7 +79,7 @@ def test_users_without_one(kubeconfig, user, why):
     "said", [b"", b"\n", b"x" * 20_000, b"\xff", b"a\0b", b"a\nb", "ä".encode()]
 )
 def test_files_without_one(tmp_path, said):
-    """Whatever cannot stand in a header is no token, and is not shown."""
+    """Text that cannot be in a header is no token, and is not shown."""
     path = tmp_path / "token"
     path.write_bytes(said)
     with pytest.raises(ClusterError, match=f"token file {path} holds no valid bearer token"):

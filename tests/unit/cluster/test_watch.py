@@ -107,18 +107,18 @@ def test_added_and_removed(watch, api):
 
 
 def test_resumes(watch, api):
-    """A watch that was cut off goes on from its resource version: nothing is listed again."""
+    """An interrupted watch continues from its resource version: nothing is listed again."""
     api.put(UNREADY)
     settled(watch, lambda: is_ready(watch.cluster) == [False])
     api.disconnect()
     api.put(SLICE)
     settled(watch, lambda: is_ready(watch.cluster) == [True])
-    # It was only asked how far it has come.
+    # It was only asked for its current version.
     assert api.asked("list", "endpointslices") == [{"limit": "100"}, {"limit": "1"}]
 
 
 def test_bookmarks(watch, api):
-    """A bookmark moves the version to go on from and confirms the snapshot."""
+    """A bookmark moves the version to continue from, and confirms the snapshot."""
     asked_ns = time.monotonic_ns()
     api.bookmark()
     version = str(api.version)
@@ -134,7 +134,7 @@ def test_bookmarks(watch, api):
 
 
 def test_gone_at_the_start_of_a_watch(watch, api):
-    """410 Gone leads to a new list, and what vanished meanwhile is gone."""
+    """410 Gone leads to a new list, and objects that vanished meanwhile are gone."""
     with api.changed:
         del api.objects["services"]["default", "web"]
         api.put(UNREADY)
@@ -177,7 +177,7 @@ def test_the_server_goes_away(watch, api):
     api.start(port)
     settled(watch, lambda: is_ready(watch.cluster) == [False])
     settled(watch, lambda: watch.status.error is None)
-    # Who failed has looked at the version that it is at. Nothing is listed again.
+    # A watch that failed has looked up the current version: nothing is listed again.
     for plural in ("nodes", "services", "endpointslices", "pods"):
         assert all(query == {"limit": "1"} for query in api.asked("list", plural)[1:])
 
@@ -205,7 +205,7 @@ def test_a_history_that_begins_anew(watch, api):
 
 @pytest.mark.parametrize("silence_s", [0.3, 20], ids=["silent", "cut off"])
 def test_a_new_history_behind_the_same_address(api, config, silence_s):
-    """A watch that falls silent, or is cut off, is not resumed before the version was looked at."""
+    """A watch that goes silent, or is cut, is resumed only after looking up the version."""
     with Watch(kubeconfig=config, timing=replace(FAST, silence_s=silence_s)) as watch:
         watch.start()
         api.wait_for(lambda: api.open_watches == 3)
@@ -234,7 +234,7 @@ def test_versions_are_numbers(version, other, is_before):
 
 
 def test_a_hung_connection(api, config):
-    """A server that accepts and says nothing is given up and asked again."""
+    """A server that accepts and sends nothing is given up and asked again."""
     timing = replace(FAST, answer_s=0.1, silence_s=0.1)
     with Watch(kubeconfig=config, timing=timing) as watch:
         watch.start()
@@ -260,7 +260,7 @@ def test_no_answer_at_the_start(api, config):
 
 
 def test_a_slow_start_is_told(api, config):
-    """Who waits longer than a moment is told for what, and goes on to wait."""
+    """If the wait is long, a message says for what, and the wait goes on."""
     told = []
 
     def on_slow(why):
@@ -276,7 +276,7 @@ def test_a_slow_start_is_told(api, config):
 
 
 def test_a_list_that_trickles(api, config):
-    """A list that comes a byte at a time, each in time, is given up all the same."""
+    """A list that trickles in a byte at a time is given up, although no byte is late."""
     api.is_trickling = True
     timing = replace(FAST, answer_s=0.1)
     with Watch(kubeconfig=config, timing=timing) as watch:
@@ -325,7 +325,7 @@ def test_bad_certificate(config, api, tmp_path):
 
 @pytest.mark.parametrize(("days", "reason"), [(-2, "has expired"), (1, "is not yet valid")])
 def test_a_certificate_of_another_day(api, config, days, reason):
-    """One that is too old, or too new for a clock that is wrong, is named as such."""
+    """A certificate that has expired, or is not yet valid by a wrong clock, is named as such."""
     api.stop()
     begin = datetime.now(UTC) + timedelta(days=days)
     api.validity = {"not_before": begin, "not_after": begin + timedelta(days=1)}
@@ -370,7 +370,7 @@ def test_client_certificate(strict, tmp_path, is_inline):
 
 
 def test_no_client_certificate(strict, config):
-    """A server that wants a certificate and gets none is not asked for ever."""
+    """A server that requires a certificate and gets none is not retried for ever."""
     with Watch(kubeconfig=config, timing=FAST) as watch, pytest.raises(ClusterError) as caught:
         watch.start(wait_s=3)
     assert "certificate" in str(caught.value)
@@ -458,7 +458,7 @@ def test_forbidden(api, config, verb, plural, rule):
 
 
 def test_permission_granted_later(api, config):
-    """What was refused is tried again: permissions can be granted while the agent runs."""
+    """Refused requests are retried: permissions can be granted while the agent runs."""
     api.forbidden = {("list", "nodes")}
     with Watch(kubeconfig=config, timing=FAST) as watch:
         watch.start(wait_s=0)
@@ -521,7 +521,7 @@ def test_hanging_plugin(api, tmp_path, monkeypatch):
 
 
 def test_malformed_objects(watch, api, caplog):
-    """An object that cannot be read is counted and said once; the others are not affected."""
+    """An object that cannot be read is counted and reported once; the others are not affected."""
     bad = kube.service("bad", ports=[{"port": "many"}])
     api.put(bad)
     api.put(bad)
@@ -535,7 +535,7 @@ def test_malformed_objects(watch, api, caplog):
 
 @pytest.mark.parametrize("event", [[], {"type": "ADDED"}, {"type": "ADDED", "object": 3}])
 def test_malformed_events(watch, api, event):
-    """An event that is none ends the watch, which goes on from where it was."""
+    """A malformed event ends the watch, which continues from where it was."""
     api.send_raw("services", event)
     settled(watch, lambda: watch.status.failures >= 1)
     api.forget()

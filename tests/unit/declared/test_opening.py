@@ -39,13 +39,13 @@ def opening(data, *, is_all=False):
     ],
 )
 def test_openings(data, expected):
-    """The peer's own word comes last: the PROXY header, which stands before all else."""
+    """The peer's own statement comes last: the PROXY header, which precedes everything else."""
     assert opening(data) == expected
 
 
 @pytest.mark.parametrize("data", [b"", V1, V1[:-1], v2(body=INET)[:20], V1 + HTTP[:-1], HTTP[:9]])
 def test_more_bytes_are_needed(data):
-    """What may yet become something else is not told before its time."""
+    """Bytes that may still become something else are not decided early."""
     assert opening(data) is None
 
 
@@ -61,12 +61,12 @@ def test_more_bytes_are_needed(data):
     ],
 )
 def test_what_is_cut(data, clients):
-    """Where no more bytes come, what is there is told, and that it is cut."""
+    """If no more bytes come, what is there is reported, and that it is cut."""
     assert opening(data, is_all=True) == (Opening.CUT, clients)
 
 
 def test_clients_without_address():
-    """LOCAL is kept: it says that the proxy speaks for itself."""
+    """LOCAL is kept: it means that the proxy speaks for itself."""
     (client,) = read_opening(v2(command=0) + TLS, is_all=False).clients
     assert (client.form, client.address) == (ClientForm.LOCAL, None)
 
@@ -85,7 +85,7 @@ def segments_of(data, cuts):
     st.randoms(use_true_random=False),
 )
 def test_any_segments_in_any_order(data, cuts, chance):
-    """However it is cut, and in whatever order and how often it comes, the stream is the same."""
+    """However it is split, reordered or repeated, the stream is the same."""
     segments = segments_of(data, cuts)
     segments += chance.sample(segments, len(segments) // 2)
     chance.shuffle(segments)
@@ -97,7 +97,7 @@ def test_any_segments_in_any_order(data, cuts, chance):
 
 
 def test_retransmission():
-    """Bytes that came already are not taken twice; a longer copy brings what is new in it."""
+    """Bytes that came already are not added twice; a longer copy adds its new bytes."""
     stream = Stream()
     assert not stream.add(4, b"ef")
     assert not stream.add(4, b"efgh")
@@ -108,7 +108,7 @@ def test_retransmission():
 
 
 def test_end():
-    """The peer's end counts once all bytes before it are there."""
+    """The end of the stream counts once all bytes before it are there."""
     stream = Stream()
     stream.add(4, b"", is_end=True)
     assert not stream.is_all
@@ -117,7 +117,7 @@ def test_end():
 
 
 def test_bounds():
-    """No peer makes us keep more than the limit, and as much again that waits."""
+    """No peer makes us keep more than the limit, and the same amount of waiting segments."""
     stream, chance = Stream(), random.Random(1)
     for _ in range(5000):
         stream.add(chance.randrange(1, 2 * LIMIT), bytes(chance.randrange(3000)))
@@ -128,7 +128,7 @@ def test_bounds():
 
 
 def test_gap_is_filled_when_nothing_more_can_wait():
-    """The segment that is missing is taken, however many wait for it."""
+    """A missing segment is accepted, however many segments wait for it."""
     stream = Stream()
     for offset in range(10, 200, 10):
         stream.add(offset, bytes(10))

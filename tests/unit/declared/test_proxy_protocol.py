@@ -95,7 +95,7 @@ def test_version_1_unknown(rest):
     ],
 )
 def test_version_1_malformed(line):
-    """A line that begins as a header and breaks its format is told, and none of it is kept."""
+    """A line that begins as a header but is malformed is reported, and none of it is kept."""
     assert proxy_header(line) == MALFORMED
 
 
@@ -104,14 +104,14 @@ def test_version_1_malformed(line):
     ("family", "addresses", "address"), [(1, INET, "198.51.100.7"), (2, INET6, "2001:db8::7")]
 )
 def test_version_2(family, addresses, address, tlvs):
-    """Version 2 names the client in binary; TLVs behind the addresses are skipped."""
+    """Version 2 names the client in binary; TLVs after the addresses are skipped."""
     data = v2(family=family, body=addresses + tlvs)
     found = proxy_header(data + b"GET / HTTP/1.1\r\n")
     assert found == Header(client=client(ProxyHeader.PROXY_V2, address, 56324), length=len(data))
 
 
 def test_version_2_mapped():
-    """An IPv4 address in IPv6's clothes is an IPv4 one."""
+    """An IPv4-mapped IPv6 address becomes an IPv4 address."""
     found = proxy_header(v2(family=2, body=ends("::ffff:198.51.100.7", "::1", 1, 2)))
     assert found.client == client(ProxyHeader.PROXY_V2, "198.51.100.7", 1)
 
@@ -147,7 +147,7 @@ def test_version_2_without_address(data, form):
     ],
 )
 def test_version_2_malformed(data):
-    """Another version, command or family, or addresses without room, are told."""
+    """Another version, command or family, or truncated addresses, are reported as malformed."""
     assert proxy_header(data) == MALFORMED
 
 
@@ -156,7 +156,7 @@ def test_version_2_malformed(data):
     [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01", b"PROXZ", b"\r\n\r\n\0\r\nQUIX", b"proxy ", b"\0"],
 )
 def test_other(data):
-    """What begins otherwise is told from its first bytes."""
+    """Other protocols are recognised by their first bytes."""
     assert proxy_header(data) == OTHER
 
 
@@ -178,14 +178,14 @@ def test_more_bytes_are_needed(data):
 
 
 def test_tlvs_need_not_be_there():
-    """The client is known once its address is there; the length says what is still to come."""
+    """The client is known once its address is there; the length tells what is still to come."""
     data = v2(body=INET, length=5000)
     assert proxy_header(data).length == 5016
 
 
 @given(samples.ipv4 | samples.ipv6, st.integers(0, 65535), st.binary(max_size=30))
 def test_any_client(address, port, rest):
-    """Whatever address and port both versions can carry comes out."""
+    """Any address and port that both versions can carry is returned."""
     version = address.version
     zero = type(address)(0)
     packed = address.packed + zero.packed + struct.pack("!HH", port, 0)
@@ -199,5 +199,5 @@ def test_any_client(address, port, rest):
 
 @given(st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", V2_SIGNATURE, v2(body=INET)]), st.binary())
 def test_any_bytes(begin, data):
-    """No bytes at all make it raise."""
+    """No bytes make it raise."""
     proxy_header(begin + data)

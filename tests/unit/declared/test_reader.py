@@ -1,4 +1,4 @@
-"""From segments to one record a connection, and nothing else of what was sent."""
+"""From segments to one record per connection, and nothing else of what was sent."""
 
 import sys
 from dataclasses import replace
@@ -33,7 +33,7 @@ def read(reader, *records, now_ns=KTIME_NS):
 
 
 def test_one_record_a_connection():
-    """A header in three segments, in disorder, is one record, at the time of the deciding one."""
+    """A header in three segments, out of order, is one record, at the time of the deciding one."""
     reader = DeclaredReader(forget)
     data = V1 + HTTP
     assert read(reader, CONNECTION, segment_bytes(FLOW, 60, data[60:])) == []
@@ -55,7 +55,7 @@ def test_kernel_is_told():
 
 
 def test_nothing_else_passes():
-    """What is handed on holds no byte of a path, a cookie or a body; other records pass as are."""
+    """The output holds no byte of a path, a cookie or a body; other records pass unchanged."""
     reader = DeclaredReader(forget)
     drop = samples.drop_bytes(samples.drop())
     body = b"POST /secret-path HTTP/1.1\r\nCookie: secret\r\nX-Forwarded-For: secret\r\n\r\nsecret"
@@ -66,7 +66,7 @@ def test_nothing_else_passes():
 
 
 def test_only_connections_that_are_told():
-    """Of a connection that the filter left out, or that was not seen, nothing is read."""
+    """Segments of connections that were filtered out, or not seen, are not read."""
     reader = DeclaredReader(forget)
     assert read(reader, segment_bytes(FLOW, 0, HTTP)) == []
     other = replace(FLOW, sport=1)
@@ -85,21 +85,21 @@ def test_ports_that_are_used_again():
 
 
 def test_end_of_the_stream():
-    """A peer that ends in the middle is told as cut."""
+    """A peer that closes in the middle of a header is reported as cut."""
     reader = DeclaredReader(forget)
     (found,) = read(reader, CONNECTION, segment_bytes(FLOW, 0, V1[:9], flags=END))
     assert (found.opening, found.clients) == (Opening.CUT, ())
 
 
 def test_kernel_stops():
-    """What the kernel does not go on with is decided by what is there: one byte tells TLS."""
+    """If the kernel sends no more, the bytes that are there decide: one byte recognises TLS."""
     reader = DeclaredReader(forget)
     (found,) = read(reader, CONNECTION, segment_bytes(FLOW, 0, b"\x16", flags=CUT))
     assert found.opening is Opening.OTHER
 
 
 def test_server_speaks_first():
-    """A PROXY header after which nothing comes is told after a while: the server speaks first."""
+    """A PROXY header with nothing after it is reported after a while: the server speaks first."""
     reader = DeclaredReader(forget)
     assert read(reader, CONNECTION, segment_bytes(FLOW, 0, V1)) == []
     assert read(reader, now_ns=KTIME_NS + PATIENCE_NS - 1) == []
@@ -110,7 +110,7 @@ def test_server_speaks_first():
 
 
 def test_many_half_headers():
-    """Peers that send half a header and wait push out the oldest, which is counted."""
+    """When too many peers send half a header and wait, the oldest is evicted and counted."""
     reader = DeclaredReader(forget)
     for n in range(_STREAMS + 3):
         flow = replace(FLOW, sport=n)
@@ -136,7 +136,7 @@ def test_segments_without_sense():
     )
 )
 def test_any_segments(segments):
-    """Whatever segments come, a connection has one record at the most, and nothing raises."""
+    """Whatever segments come, a connection has at most one record, and nothing raises."""
     reader = DeclaredReader(forget)
     flows = [FLOW, FiveTuple(src=FLOW.dst, dst=FLOW.src, sport=1, dport=2, proto=6)]
     records = [connection_bytes(samples.connection(orig=flow)) for flow in flows]

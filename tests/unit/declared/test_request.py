@@ -59,7 +59,7 @@ def named(*fields, header=None):
     ],
 )
 def test_x_forwarded_for(value, clients):
-    """Addresses with and without ports, in their order; of what is no address no text is kept."""
+    """Addresses with and without ports, in order; invalid text is not kept."""
     assert named(f"X-Forwarded-For: {value}") == clients
 
 
@@ -83,7 +83,7 @@ def test_x_forwarded_for(value, clients):
         ("proto=https;for=192.0.2.43;;host=a,", ["192.0.2.43"]),
         ('for="1\\92.0.2.43"', ["192.0.2.43"]),
         ('host="a,for=6.6.6.6,b";for=192.0.2.43', ["192.0.2.43"]),
-        # A proxy that does not tell whom it speaks for hides what stands before it.
+        # A proxy that does not name its client hides everything before it.
         ("for=6.6.6.6, proto=https", ["6.6.6.6", "unknown"]),
         ("for=6.6.6.6;for=192.0.2.43", ["invalid"]),
         ('for="6.6.6.6, for=192.0.2.43', ["invalid"]),
@@ -109,7 +109,7 @@ def test_fields_of_one_name_are_one_list():
 
 
 def test_folded_field():
-    """A field that goes on in the next line is one."""
+    """A folded field is one field."""
     assert named("X-Forwarded-For: 1.1.1.1,", "\t2.2.2.2", " ,3.3.3.3") == [
         "1.1.1.1",
         "2.2.2.2",
@@ -135,7 +135,7 @@ def test_other_fields():
 
 
 def test_the_nearest_are_kept():
-    """Of a long list the last are kept, which the nearest proxies wrote, and more is told."""
+    """The last entries of a long list are kept, and it is noted that there were more."""
     addresses = [f"192.0.2.{n}" for n in range(100)]
     found = request(get(f"X-Forwarded-For: {', '.join(addresses)}"))
     assert [str(each) for each in found.clients] == addresses[-KEPT:]
@@ -151,7 +151,7 @@ def test_line_ends(end):
 
 
 def test_more_bytes_are_needed():
-    """A head that is not whole says what its whole lines say, and that there may be more."""
+    """An incomplete head gives what its complete lines say, and that there may be more."""
     data = get("X-Forwarded-For: 1.1.1.1", "Accept: */*")
     for length in range(len(data)):
         found = request(data[:length])
@@ -178,7 +178,7 @@ def test_more_bytes_are_needed():
     ],
 )
 def test_no_request(data):
-    """Other protocols are told from what they begin with."""
+    """Other protocols are recognised by their first bytes."""
     assert request(data) is None
 
 
@@ -196,7 +196,7 @@ _PIECES = st.lists(
 
 @given(_PIECES)
 def test_any_fields(data):
-    """Whatever stands in the fields, only addresses and short tokens come out."""
+    """Whatever the fields contain, only addresses and short tokens are returned."""
     found = request(b"GET / HTTP/1.1\r\n" + data + b"\r\n\r\n")
     for each in found.clients:
         assert (each.address is not None) == (each.form is ClientForm.ADDRESS)
