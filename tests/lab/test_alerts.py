@@ -330,7 +330,7 @@ def test_policy_local_loses_clients(trouble):
     """The runbook's trace names the rule, and that it is not kube-proxy's."""
     (cause,) = {a["labels"]["cause"] for a in trouble.alerts["SrcipPolicyLocalLosesClients"]}
     assert cause == "other-rule"
-    assert "because  rule of" in trouble.traces["replaced"]
+    assert "because  SNAT by a rule of unknown owner" in trouble.traces["replaced"]
     assert "somebodys" in trouble.traces["replaced"]
 
 
