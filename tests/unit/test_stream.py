@@ -30,6 +30,7 @@ from tracer.pipeline import Selection, Wanted
 from tracer.stream import audience, unix_socket, upgrade
 from tracer.stream import server as servers
 from tracer.stream.client import AgentStream
+from tracer.stream.clients import QUEUE_BYTES, QUEUES_BYTES
 from tracer.stream.errors import StreamError
 from tracer.stream.lines import judged_of
 from tracer.stream.protocol import parse_end, parse_object, parse_request, request_line
@@ -390,7 +391,7 @@ def test_a_client_that_does_not_read(stream):
             stream.step()
         assert seen == made
         queued = sum(client.queued for client in stream.server._clients)
-        assert queued <= servers.QUEUE_BYTES
+        assert queued <= QUEUE_BYTES
         summary = ended(stream, idle)
         assert summary.lost["queue_full"] > 0
         assert summary.connections + summary.lost["queue_full"] == made
@@ -473,7 +474,7 @@ def test_two_hundred_clients(stream):
             stream.server.offer(REPLACED)
         stream.step()
         queued = [client.queued for client in stream.server._clients]
-        assert sum(queued) <= servers.QUEUES_BYTES
+        assert sum(queued) <= QUEUES_BYTES
         for client in clients:
             summary = ended(stream, client)
             assert summary.connections + summary.lost["queue_full"] == 301

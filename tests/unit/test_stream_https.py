@@ -21,6 +21,7 @@ from tracer.pipeline import Wanted
 from tracer.stream import server as servers
 from tracer.stream import upgrade
 from tracer.stream.client import AgentStream
+from tracer.stream.clients import QUEUE_BYTES, QUEUES_BYTES
 from tracer.stream.errors import StreamError
 from tracer.stream.protocol import end_line, request_line
 from tracer.stream.upgrade import HttpsAgent
@@ -86,7 +87,7 @@ def test_a_client_that_does_not_read(streaming, where):
         for _ in range(made // 100):
             streaming.offer(*[REPLACED] * 100)
         (listener,) = streaming.server._clients
-        assert listener.queued <= servers.QUEUE_BYTES
+        assert listener.queued <= QUEUE_BYTES
         client.hang_up()
         assert len(taken(client)) == client.summary().connections
         lost = client.summary().lost["queue_full"]
@@ -178,7 +179,7 @@ def test_many_clients_at_once(streaming):
             streaming.offer(REPLACED)
         with streaming.lock:
             queued = sum(each.queued for each in streaming.server._clients)
-        assert queued <= servers.QUEUES_BYTES
+        assert queued <= QUEUES_BYTES
         for client in clients:
             client.hang_up()
             taken(client)

@@ -7,8 +7,6 @@ counted in its summary.
 """
 
 import logging
-import selectors
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +15,13 @@ from functools import reduce
 from pathlib import Path
 
 from exporters.jsonl import summary_to_line, to_line
-from tracer.channel import Channel, ClearChannel, keep_alive
+from tracer.channel import Channel, ClearChannel
 from tracer.filter import Filter
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
 from tracer.pipeline import untold
 from tracer.stream import unix_socket
 from tracer.stream.audience import Audience
+from tracer.stream.clients import READ, WRITE, Clients
 from tracer.stream.errors import StreamError
 from tracer.stream.listener import Listener
 from tracer.stream.mailbox import Mailbox
@@ -40,20 +39,11 @@ from tracer.stream.recheck import AskAgain, Recheck
 _log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 256
-# How many bytes may be queued for a client, and for all together. Many clients share the latter
-# equally.
-QUEUE_BYTES, QUEUES_BYTES = 256 << 10, 8 << 20
-# The kernel doubles it; it is memory of the node's, though not of this process.
-_SEND_BUFFER = 64 << 10
 # How many bytes to receive at once over the Unix socket, and how often in a row: a client sends
 # little more than a request.
 _CHUNK, _CHUNKS = 64 << 10, 4
-# How long a client may take to send its request, to read its last lines, and to read nothing while
-# lines are queued.
-_ASK_S, _LINGER_S, _STUCK_S = 10.0, 10.0, 60.0
 # After how many results to check which sockets are writable again.
 _OFTEN = 32
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,23 +84,21 @@ class StreamServer:
         """
         self.path = path
         self._clock_s = clock_s
-        self._clients: set[Listener] = set()
+        self._clients = Clients(self._forget, clock_s)
         self._audience = Audience()
-        self._lost_before = 0
         self._socket = unix_socket.listen(path, group, MAX_CLIENTS) if path else None
         self._door: Mailbox[tuple[Channel, bytes, AskAgain]] = Mailbox(MAX_CLIENTS)
         self._recheck = Recheck(MAX_CLIENTS, clock_s)
-        self._selector = selectors.EpollSelector()
-        self._selector.register(self._door, _READ)
-        self._selector.register(self._recheck, _READ)
+        self._clients.wake_on(self._door)
+        self._clients.wake_on(self._recheck)
         if self._socket is not None:
-            self._selector.register(self._socket, _READ)
+            self._clients.wake_on(self._socket)
         self._resume_s = float("inf")
         self._offered = 0
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `poll` has work to do."""
-        return self._selector.fileno()
+        return self._clients.fileno()
 
     @property
     def clients(self) -> int:
@@ -120,7 +108,7 @@ class StreamServer:
     @property
     def lost(self) -> int:
         """How many lines did not fit into their client's queue, since the start."""
-        return self._lost_before + sum(client.lost for client in self._clients)
+        return self._clients.lost
 
     @property
     def is_ending(self) -> bool:
@@ -148,27 +136,18 @@ class StreamServer:
 
     def poll(self) -> None:
         """Accept clients, read their requests, and write what their sockets accept."""
-        for key, events in self._selector.select(0):
-            if key.fileobj is self._socket:
-                # Bounded: new clients could connect as fast as surplus ones are refused.
-                for _ in range(MAX_CLIENTS):
-                    if not self._accept():
-                        break
+        for client, other, events in self._clients.ready():
+            if client is None:
+                self._look_at(other)
                 continue
-            if key.fileobj is self._door:
-                for channel, said, ask_again in self._door.take():
-                    self._greet(channel, said, ask_again)
-                continue
-            if key.fileobj is self._recheck:
-                for refused, (status, why) in self._recheck.refused():
-                    self._turn_out(refused, why, status)
-                continue
-            client: Listener = key.data
-            if events & _READ:
+            if events & READ:
                 self._receive(client)
-            if events & _WRITE and client in self._clients:
-                self._flush(client)
-        self._expire()
+            if events & WRITE and client in self._clients:
+                self._clients.flush(client)
+        self._clients.expire()
+        if self._resume_s <= self._clock_s() and self._socket is not None:
+            self._resume_s = float("inf")
+            self._clients.wake_on(self._socket)
 
     def attach(self, origin: Origin) -> None:
         """Send a hello to new clients: from now on they get what they want."""
@@ -183,31 +162,25 @@ class StreamServer:
         for client in waiting:
             self._audience.join(client)
             client.before = losses
-            self._put(client, hello_line(origin.version, origin.nodes))
-            self._flush(client)
+            self._clients.put(client, hello_line(origin.version, origin.nodes))
+            self._clients.flush(client)
 
     def offer(self, judged: Judged) -> None:
         """Send a judged thing to the clients that want it."""
         self._offered += 1
         if self._offered % _OFTEN == 0:
-            self._flush_ready()
+            self._clients.flush_ready()
         line = None
         for client in self._audience.wanting(judged):
             if line is None:
                 line = to_line(judged).encode() + b"\n"
-            self._offer(client, line, judged)
+            if self._clients.offer(client, line):
+                client.connections += isinstance(judged, JudgedConnection)
+                client.drops += isinstance(judged, JudgedDrop)
 
     def flush(self) -> None:
         """Write what the clients' sockets accept."""
-        for client in list(self._clients):
-            if client.has_unsent and not client.events & _WRITE:
-                self._flush(client)
-
-    def _flush_ready(self) -> None:
-        """Write to sockets that are writable again: a batch may be larger than a queue."""
-        for key, events in self._selector.select(0):
-            if events & _WRITE and key.data in self._clients:
-                self._flush(key.data)
+        self._clients.flush_all()
 
     def end(self, origin: Origin) -> None:
         """
@@ -222,7 +195,7 @@ class StreamServer:
             for client in ending:
                 self._summarize(client, losses, not_seen)
         for client in [each for each in self._clients if each.is_over and not each.has_unsent]:
-            self._remove(client)
+            self._clients.remove(client)
 
     def close(self, origin: Origin) -> None:
         """Send every client its summary, as far as sockets accept it at once; remove the socket."""
@@ -230,9 +203,7 @@ class StreamServer:
             client.is_ending = True
         self.end(origin)
         self.flush()
-        for client in list(self._clients):
-            self._remove(client)
-        self._selector.close()
+        self._clients.close()
         for channel, _, _ in self._door.close():
             channel.close()
         self._recheck.close()
@@ -245,6 +216,19 @@ class StreamServer:
 
     # Connecting and disconnecting
 
+    def _look_at(self, other: object) -> None:
+        if other is self._door:
+            for channel, said, ask_again in self._door.take():
+                self._greet(channel, said, ask_again)
+        elif other is self._recheck:
+            for refused, (status, why) in self._recheck.refused():
+                self._turn_out(refused, why, status)
+        else:
+            # Bounded: new clients could connect as fast as surplus ones are refused.
+            for _ in range(MAX_CLIENTS):
+                if not self._accept():
+                    break
+
     def _accept(self) -> bool:
         assert self._socket is not None  # noqa: S101 - it was reported as readable
         try:
@@ -254,23 +238,16 @@ class StreamServer:
         except OSError as error:
             # No descriptors left. The socket stays readable: pause, or the loop would spin.
             _log.warning("cannot accept a client of the stream: %s", error.strerror)
-            self._selector.unregister(self._socket)
+            self._clients.sleep_on(self._socket)
             self._resume_s = self._clock_s() + 1
             return False
         self._greet(ClearChannel(sock, chunk=_CHUNK), b"")
         return True
 
     def _greet(self, channel: Channel, said: bytes, ask_again: AskAgain | None = None) -> None:
-        channel.deadline_s = None
-        try:
-            _set_up(channel.socket)
-        except OSError:
-            # The client is gone already.
-            channel.close()
+        client = self._clients.add(channel)
+        if client is None:
             return
-        client = Listener(channel, self._clock_s() + _ASK_S, _READ)
-        self._clients.add(client)
-        self._selector.register(channel, _READ, client)
         if len(self._clients) > MAX_CLIENTS:
             self._refuse(client, f"{MAX_CLIENTS} clients are connected already")
             return
@@ -290,7 +267,7 @@ class StreamServer:
             except BlockingIOError:
                 return
             except OSError:
-                self._remove(client)
+                self._clients.remove(client)
                 return
             if not chunk:
                 self._hang_up(client)
@@ -316,10 +293,10 @@ class StreamServer:
     def _hang_up(self, client: Listener) -> None:
         """Handle an end line or a closed connection: send no more results, only the summary."""
         if client.wanted is None:
-            self._remove(client)
+            self._clients.remove(client)
             return
-        self._leave(client)
-        self._watch(client, client.events & ~_READ)
+        self._clients.let_go(client)
+        self._clients.stop_reading(client)
 
     def _watch_token(self, client: Listener, ask_again: AskAgain) -> bool:
         try:
@@ -337,12 +314,8 @@ class StreamServer:
 
     def _refuse(self, client: Listener, why: str, status: int | None = None) -> None:
         self._audience.leave(client)
-        self._leave(client)
+        self._clients.let_go(client)
         self._tell_last(client, error_line(why, status))
-
-    def _leave(self, client: Listener) -> None:
-        client.is_ending = True
-        client.deadline_s = self._clock_s() + _LINGER_S
 
     def _summarize(
         self, client: Listener, losses: Mapping[str, int], not_seen: Sequence[str]
@@ -359,80 +332,14 @@ class StreamServer:
         self._tell_last(client, summary_to_line(summary).encode() + b"\n")
 
     def _tell_last(self, client: Listener, line: bytes) -> None:
-        self._put(client, line)
+        self._clients.put(client, line)
         client.is_over = True
-        self._flush(client)
+        self._clients.flush(client)
 
-    def _expire(self) -> None:
-        now_s = self._clock_s()
-        for client in [each for each in self._clients if each.deadline_s <= now_s]:
-            self._remove(client)
-        if self._resume_s <= now_s and self._socket is not None:
-            self._resume_s = float("inf")
-            self._selector.register(self._socket, _READ)
-
-    def _remove(self, client: Listener) -> None:
-        if client not in self._clients:
-            return
-        self._clients.discard(client)
+    def _forget(self, client: Listener) -> None:
+        """Let go of a client whose connection is closed."""
         self._recheck.forget(client)
         self._audience.leave(client)
-        self._lost_before += client.lost
-        self._watch(client, 0)
-        client.channel.close()
-
-    # Queues
-
-    def _offer(self, client: Listener, line: bytes, judged: Judged) -> None:
-        room = min(QUEUE_BYTES, QUEUES_BYTES // len(self._clients))
-        if client.queued + len(line) > room and not client.events & _WRITE:
-            self._flush(client)
-        if client.queued + len(line) > room:
-            client.lost += 1
-            return
-        client.connections += isinstance(judged, JudgedConnection)
-        client.drops += isinstance(judged, JudgedDrop)
-        self._put(client, line)
-
-    def _put(self, client: Listener, line: bytes) -> None:
-        if not client.has_unsent and not client.is_ending:
-            client.deadline_s = self._clock_s() + _STUCK_S
-        client.put(line)
-
-    def _flush(self, client: Listener) -> None:
-        sent = client.channel.sent
-        try:
-            client.write()
-        except BlockingIOError:
-            if client.channel.sent > sent and not client.is_ending:
-                client.deadline_s = self._clock_s() + _STUCK_S
-            self._watch(client, client.events | _WRITE)
-        except OSError:
-            self._remove(client)
-        else:
-            self._watch(client, client.events & ~_WRITE)
-            if client.is_over:
-                self._remove(client)
-            elif not client.is_ending:
-                client.deadline_s = float("inf")
-
-    def _watch(self, client: Listener, events: int) -> None:
-        """Change the events for which a client's socket wakes the loop."""
-        if events == client.events:
-            return
-        if not events:
-            self._selector.unregister(client.channel)
-        elif client.events:
-            self._selector.modify(client.channel, events, client)
-        else:
-            self._selector.register(client.channel, events, client)
-        client.events = events
-
-
-def _set_up(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-    if sock.family != socket.AF_UNIX:
-        keep_alive(sock)
 
 
 def _first_line(client: Listener) -> bytes | None:
