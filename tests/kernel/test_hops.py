@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tests.kernel.box import CLIENT, NODE, SERVER, wait_until
+from tests.kernel.box import CLIENT, NODE, PATIENCE_S, SERVER, wait_until
 from tests.kernel.test_bypasses import SCHED_CLS, program
 from tests.kernel.test_connections import load_nat
 from tests.kernel.trace import Trace
@@ -21,7 +21,6 @@ from tracer.kernel.netns import inside
 from tracer.model import TCP, UDP, Hook
 
 PORT = 8080
-PATIENCE_S = 20
 # One less than the kernel's BPF_MPROG_MAX: that many programs fit.
 MOST_AT_TC = 63
 DEVICES = ("n0", "n1")

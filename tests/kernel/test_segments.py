@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from tests.kernel.box import NODE, NODE_INSIDE, SERVER, wait_until
+from tests.kernel.box import NODE, NODE_INSIDE, PATIENCE_S, SERVER, wait_until
 from tests.unit.declared.test_proxy_protocol import INET, TLV, v2
 from tests.unit.declared.test_request import get
 from tracer.filter import Filter
@@ -55,7 +55,7 @@ class Server:
         """Return the first bytes of the next connection, and who sent them."""
         connection, peer = self.sock.accept()
         with closing(connection):
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE_S)
             data = b""
             while len(data) < size and (more := connection.recv(65536)):
                 data += more

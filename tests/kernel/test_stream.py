@@ -143,11 +143,12 @@ def test_nobody_listens(box, running):
         sock.connect(str(running.path))
         sock.sendall(request_line(UDP_ONLY))
         sock.recv(100)
-    wait_until(lambda: running.snapshots and running.snapshots[-1].stream_clients == 0)
+    live = running.agent._live
+    wait_until(lambda: not live.is_on and live.clients == 0)
+    # While there was a client, accepts of the whole machine may have found no room.
+    before = live.lost()
     flood(box)
     wait_until(lambda: running.counted() >= FLOWS)
     assert running.counted() == FLOWS
     told = running.snapshots[-1].lost
-    assert [told["stream", reason] for reason in ("ring_full", "rate_limited", "queue_full")] == [
-        0, 0, 0,
-    ]  # fmt: skip
+    assert {reason: told["stream", reason] for reason in before} == before
