@@ -20,7 +20,7 @@ from lab.scenarios import cases
 from lab.services import OBJECTS
 from tests.deploy.conftest import tool
 from tests.lab import test_serve as serve
-from tests.lab.commands import wait_until
+from tests.lab.commands import PATIENCE_S, wait_until
 from tests.unit.apiserver import running
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -42,7 +42,7 @@ class Prometheus:
     def get(self, path, **query):
         url = f"{self._url}{path}?{urllib.parse.urlencode(query)}"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - ours
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310 - ours
                 return answer.read().decode()
         except OSError:
             return None
