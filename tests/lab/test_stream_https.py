@@ -313,4 +313,6 @@ def test_the_end_of_the_agent(lab):
         out, err = client.communicate(timeout=PATIENCE_S)
         assert (client.returncode, err) == (0, "")
         assert lines(out)[-1]["kind"] == "summary"
+        # Until it is gone its port takes connections that nobody answers.
+        assert secure.served.process.wait(PATIENCE_S) == 0
         assert "Connection refused; does" in secure.refused()
