@@ -1,4 +1,4 @@
-"""What each address is to the programs that count: the view of a node as prefixes."""
+"""The classes of addresses for the counting programs: a node's view as prefixes."""
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -14,7 +14,7 @@ _LOOPBACKS: tuple[IPv4Network | IPv6Network, ...] = (
 
 
 def address_classes(view: View) -> dict[IPNetwork, AddressClass]:
-    """Return prefixes whose longest match says of an address what the view says of it."""
+    """Return prefixes whose longest match gives an address the class that the view gives it."""
     if view.cluster is None:
         classes = dict.fromkeys(_LOOPBACKS, ClientClass.LOOPBACK)
     else:
@@ -32,7 +32,7 @@ def address_classes(view: View) -> dict[IPNetwork, AddressClass]:
 
 
 def _covering(network: IPNetwork, classes: Mapping[IPNetwork, ClientClass]) -> ClientClass:
-    """Return the class that holds for a network by the prefixes that cover it."""
+    """Return the class of the longest prefix that covers a network; external if none does."""
     for length in range(network.prefixlen - 1, -1, -1):
         found = classes.get(network.supernet(new_prefix=length))
         if found is not None:

@@ -1,7 +1,7 @@
 """
 The node agent: the kernel's counts, judged by path, as totals that only grow.
 
-One thread drains, judges and publishes; whoever scrapes reads what it published.
+One thread drains, judges and publishes; scrapes read the published snapshot.
 """
 
 import time
@@ -30,39 +30,39 @@ from tracer.wire import Kind
 
 CONNECTIONS, DROPS = "srcip_connections_total", "srcip_dropped_packets_total"
 OTHER_DROPS = DropLabels(*(OTHER,) * len(DropLabels._fields))
-# Drops that are judged in a second, and at once. Each costs about a third of a millisecond.
+# How many drops to judge per second, and in one burst. Each takes about a third of a millisecond.
 DROPS_PER_S, DROPS_AT_ONCE = 1000, 5000
 # How long a record of the stream may wait in its ring.
 STREAM_S = 0.1
-# How long the start waits for the cluster before it counts without one.
+# How long to wait for the cluster's objects at the start before counting without them.
 CLUSTER_PATIENCE_S = 30.0
-# Prefixes are written this often at the most, and never more than a hundredth of the time.
+# Write prefixes this often at most, and spend at most a hundredth of the time on it.
 _CLASSES_S, _CLASSES_SHARE = 1.0, 100
 
 
 class Kernel(StreamingKernel, Protocol):
-    """What the agent asks of `tracer.kernel.source.KernelSource`."""
+    """What the agent needs of `tracer.kernel.source.KernelSource`."""
 
     @property
     def counters(self) -> Counts:
         """The counts by path."""
 
     def count(self, *, masquerade_mark: int) -> None:
-        """Begin to count, or go on with another mark."""
+        """Start to count, or continue with another mark."""
 
     def run_statistics(self) -> Mapping[str, tuple[int, int]]:
-        """Return run time in ns and runs by program."""
+        """Return run time in ns and run count by program."""
 
     def map_usage(self) -> Mapping[str, tuple[int, int]]:
-        """Return elements and room of the maps that grow."""
+        """Return used elements and capacity of the maps that grow."""
 
 
 class Agent:
     """
     Keeps the totals of one node.
 
-    Call `step` again and again. ``publish`` gets a snapshot after each drain, and whenever the
-    agent turns ready or not.
+    Call `step` in a loop. ``publish`` gets a snapshot after each drain, and whenever readiness
+    changes.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Agent:
 
     def step(self, timeout_s: float) -> bool:
         """
-        Do what is due, and wait for drops the rest of the time.
+        Do what is due, then wait for drops.
 
         Returns:
-            Whether there is still something to look at: not when all namespaces are gone.
+            False once all traced namespaces are gone.
         """
         now_s = self._clock_s()
         self._views.refresh()
@@ -122,9 +122,9 @@ class Agent:
             self.drain()
             self._next_drain_s = now_s + self._interval_s
         elif self._missing() != self._not_ready:
-            self._tell()
+            self._publish_snapshot()
         if not self._is_counting:
-            # What is dropped meanwhile waits in its ring, and who wants the stream for its hello.
+            # Meanwhile drops wait in their ring, and clients of the stream for their hello.
             time.sleep(timeout_s)
             return True
         records = self._kernel.read(min(timeout_s, STREAM_S) if self._live.is_on else timeout_s)
@@ -136,20 +136,20 @@ class Agent:
         return True
 
     def close(self) -> None:
-        """Tell the end to those who listen."""
+        """End the live stream."""
         self._live.close()
 
     def drain(self) -> None:
-        """Take in what the kernel has counted, and publish."""
+        """Read what the kernel has counted, and publish."""
         began_s, now_s = time.monotonic(), self._clock_s()
         self.paths.take(now_s)
-        # What is lost is read after what was counted: it never hides in between.
+        # Losses after counts, so that no loss falls in between.
         self._take_lost()
         if now_s >= self._next_tidy_s:
             self._tidy(now_s)
             self._next_tidy_s = now_s + KEEP_S / 20
         self._drained = self._snapshot(drain_s=time.monotonic() - began_s)
-        self._tell()
+        self._publish_snapshot()
 
     def _view(self, netns: int) -> View:
         node = self._kernel.info.nodes.get(netns, f"netns {netns}")
@@ -166,11 +166,11 @@ class Agent:
             self._live.offer(judged)
 
     def _affordable(self, records: Sequence[bytes]) -> Iterator[bytes]:
-        """Yield what there is time for: drops, which are counted, before what is only streamed."""
+        """Yield what the budgets allow; drops, which are counted, have a budget of their own."""
         drops = sum(kind_of(raw) == Kind.DROP for raw in records)
         left = self._budget.take(drops, self._clock_s())
         self._lost["agent", "rate_limited"] += drops - left
-        # One by one, since the order of all of them is that of time.
+        # One by one, to keep the records in order of time.
         for raw in records:
             if kind_of(raw) != Kind.DROP:
                 yield from self._live.affordable((raw,))
@@ -193,7 +193,7 @@ class Agent:
     # The cluster
 
     def _follow_cluster(self, now_s: float) -> None:
-        """Begin to count once the cluster is known; then keep the kernel's classes up to date."""
+        """Start to count once the cluster is known; keep the kernel's address classes current."""
         is_late = now_s - self._started_s >= CLUSTER_PATIENCE_S
         is_due = self._cluster_status().missing is None or is_late
         if now_s >= self._next_classes_s or (is_due and not self._is_counting):
@@ -238,13 +238,13 @@ class Agent:
             return self._view(netns).cluster
         return None
 
-    # What is told
+    # What is published
 
     def _missing(self) -> str | None:
         missing = self._cluster_status().missing
-        return missing or (None if self._drained else "nothing was drained yet")
+        return missing or (None if self._drained else "no counts were read yet")
 
-    def _tell(self) -> None:
+    def _publish_snapshot(self) -> None:
         self._not_ready = self._missing()
         snapshot = self._drained or Snapshot(version=self._version)
         self._publish(replace(snapshot, not_ready=self._not_ready))
@@ -253,13 +253,13 @@ class Agent:
         lost, untracked = Counter(self._lost), 0
         for stage, reasons in self._kernel.lost_by_program().items():
             untracked += reasons.get("untracked", 0)
-            told = _REASONS[stage] & reasons.keys()
-            lost.update({(stage, reason): reasons[reason] for reason in told})
+            possible = _REASONS[stage] & reasons.keys()
+            lost.update({(stage, reason): reasons[reason] for reason in possible})
         lost.update({("stream", reason): n for reason, n in self._live.lost().items()})
         status, cluster = self._cluster_status(), self._cluster()
         not_seen = list(self._kernel.info.not_seen)
         if status.is_stale:
-            not_seen.append("changes of the cluster since the API server was last heard")
+            not_seen.append("cluster changes since the API server last answered")
         return Snapshot(
             version=self._version,
             drained_at_s=time.time(),
@@ -285,7 +285,7 @@ class Agent:
         )
 
 
-# What each program can lose at all.
+# What each program can lose.
 _REASONS = {
     "connections": {"paths_full", "mark_overtaken", "unreadable", "probe_missed"},
     "drops": {"ring_full"},

@@ -1,9 +1,9 @@
 """
-A conversation over a socket, in clear or by TLS, of which no call does more than a bounded part.
+A connection over a socket, in clear text or TLS, where each call does a bounded amount of work.
 
-TLS is done in memory: what a call takes from the socket is what it deciphers, and nothing is left
-inside the library that a selector would not show. OpenSSL's own loop would go on for as long as
-the other side sends what carries no data.
+TLS works on memory buffers: a call decrypts exactly what it read from the socket, and nothing is
+left inside the library that a selector would not report. OpenSSL's own loop would continue for as
+long as the peer sends records without data.
 """
 
 import ssl
@@ -21,20 +21,20 @@ from socket import (
 )
 from typing import Protocol
 
-# What is enciphered before the socket has taken what came before: one record of TLS.
+# How much to encrypt before the socket has accepted what came before: one TLS record.
 _RECORD = 16 << 10
-# What may come in a row without a word in it. An honest client renews its keys now and then.
+# How many bytes may arrive in a row without data. A well-behaved client sends key updates rarely.
 _EMPTY = 64 << 10
 _TCP = {TCP_KEEPIDLE: 60, TCP_KEEPINTVL: 10, TCP_KEEPCNT: 3, TCP_NODELAY: 1}
 
 
 class Channel(Protocol):
     """
-    One end of a conversation.
+    One end of a connection.
 
-    Nothing waits: what cannot be done now raises ``BlockingIOError``. With a ``deadline_s``, of the
-    monotonic clock, everything waits until then, and raises ``TimeoutError`` after it. Whatever
-    else goes wrong is an ``OSError``.
+    By default nothing blocks: what cannot be done now raises ``BlockingIOError``. With a
+    ``deadline_s``, on the monotonic clock, calls block until then, and then raise ``TimeoutError``.
+    All other failures are an ``OSError``. ``sent`` counts the bytes that the socket accepted.
     """
 
     socket: socket
@@ -45,32 +45,32 @@ class Channel(Protocol):
         """Return the socket's descriptor."""
 
     def receive(self) -> bytes:
-        """Return what has come, nothing at the end."""
+        """Return received data, or ``b""`` at the end."""
 
     def send(self, data: bytes | memoryview) -> int:
-        """Take some of it, and return how much."""
+        """Accept some of the data, and return how much."""
 
     def flush(self) -> None:
-        """Have the socket take what was taken so far."""
+        """Write everything accepted so far to the socket."""
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something was taken that the socket has not."""
+        """Whether accepted data has not been written to the socket yet."""
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
 
 
 class ClearChannel:
-    """A conversation in clear."""
+    """A connection in clear text."""
 
     has_unsent = False
 
     def __init__(self, sock: socket, *, chunk: int) -> None:
         """
         Args:
-            sock: It is ours from now on.
-            chunk: Bytes to receive at once at the most.
+            sock: The connected socket, which this object now owns.
+            chunk: Bytes to receive at once at most.
         """
         self.socket = sock
         self.deadline_s: float | None = None
@@ -82,19 +82,19 @@ class ClearChannel:
         return self.socket.fileno()
 
     def receive(self) -> bytes:
-        """Return what has come, nothing at the end."""
+        """Return received data, or ``b""`` at the end."""
         _limit(self.socket, self.deadline_s)
         return self.socket.recv(self._chunk)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Take some of it, and return how much."""
+        """Accept some of the data, and return how much."""
         _limit(self.socket, self.deadline_s)
         sent = self.socket.send(data)
         self.sent += sent
         return sent
 
     def flush(self) -> None:
-        """The socket has it already."""
+        """Do nothing: `send` writes to the socket."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -102,7 +102,7 @@ class ClearChannel:
 
 
 class TlsChannel:
-    """A conversation by TLS."""
+    """A connection over TLS."""
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class TlsChannel:
     ) -> None:
         """
         Args:
-            sock: It is ours from now on.
-            context: With the certificate of a server, or what a client trusts.
-            chunk: Bytes to receive at once at the most.
-            is_server: Which side we are.
-            server_name: What a client expects the certificate to be of.
+            sock: The connected socket, which this object now owns.
+            context: Holds a server's certificate, or the authorities that a client trusts.
+            chunk: Bytes to receive at once at most.
+            is_server: Whether this is the server's end.
+            server_name: The name that a client expects in the certificate.
         """
         self.socket = sock
         self.deadline_s: float | None = None
@@ -139,19 +139,19 @@ class TlsChannel:
 
     def shake_hands(self) -> None:
         """
-        Agree on keys, until the deadline.
+        Do the TLS handshake, until the deadline.
 
         Raises:
-            OSError: As everywhere; an ``ssl.SSLError`` says what was not agreed on.
+            OSError: As everywhere; an ``ssl.SSLError`` if the handshake fails.
         """
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 self.flush()
-                self._take_in()
+                self._feed()
             except ssl.SSLError:
-                # The other side is told why.
+                # Send the alert that tells the peer why.
                 with suppress(OSError):
                     self.flush()
                 raise
@@ -160,23 +160,23 @@ class TlsChannel:
                 return
 
     def receive(self) -> bytes:
-        """Return what has come, nothing at the end."""
-        found = self._deciphered()
+        """Return received data, or ``b""`` at the end."""
+        found = self._decrypted()
         if not found and not self._is_over:
-            self._empty += self._take_in()
-            found = self._deciphered()
-        # Keys may have been asked for: nothing of ours would bring the answer to the other side.
+            self._empty += self._feed()
+            found = self._decrypted()
+        # Reading may produce an answer, such as a key update, that nothing else would flush.
         with suppress(BlockingIOError):
             self.flush()
         if found or self._is_over:
             self._empty = 0
             return found
         if self._empty > _EMPTY:
-            raise ConnectionAbortedError("the other side speaks, and says nothing")
+            raise ConnectionAbortedError("the peer sends TLS records without data")
         raise BlockingIOError
 
     def send(self, data: bytes | memoryview) -> int:
-        """Take some of it, and return how much."""
+        """Accept some of the data, and return how much."""
         self.flush()
         taken = self._tls.write(data[:_RECORD])
         with suppress(BlockingIOError):
@@ -184,7 +184,7 @@ class TlsChannel:
         return taken
 
     def flush(self) -> None:
-        """Have the socket take what was taken so far."""
+        """Write everything accepted so far to the socket."""
         while self._unsent or self._outgoing.pending:
             self._unsent = self._unsent or self._outgoing.read()
             _limit(self.socket, self.deadline_s)
@@ -194,20 +194,20 @@ class TlsChannel:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something was taken that the socket has not."""
+        """Whether accepted data has not been written to the socket yet."""
         return bool(self._unsent or self._outgoing.pending)
 
     def close(self) -> None:
-        """Say goodbye, if that can be said at once, and close the socket."""
+        """Send a close_notify, if the socket accepts it at once, and close the socket."""
         self.deadline_s = None
-        # Before the end of a handshake there is nothing to end.
+        # SSLError: the handshake has not finished.
         with suppress(ssl.SSLError):
             self._tls.unwrap()
         with suppress(OSError):
             self.flush()
         self.socket.close()
 
-    def _take_in(self) -> int:
+    def _feed(self) -> int:
         _limit(self.socket, self.deadline_s)
         chunk = self.socket.recv(self._chunk)
         if chunk:
@@ -216,7 +216,7 @@ class TlsChannel:
             self._incoming.write_eof()
         return len(chunk)
 
-    def _deciphered(self) -> bytes:
+    def _decrypted(self) -> bytes:
         parts = []
         try:
             while part := self._tls.read(_RECORD):
@@ -230,7 +230,7 @@ class TlsChannel:
 
 
 def keep_alive(sock: socket) -> None:
-    """Have TCP find out in a minute and a half that the other machine is gone; send at once."""
+    """Make TCP detect within 90 s that the peer's machine is gone, and send without delay."""
     sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
     for option, value in _TCP.items():
         sock.setsockopt(IPPROTO_TCP, option, value)
@@ -238,10 +238,10 @@ def keep_alive(sock: socket) -> None:
 
 def send_all(channel: Channel, data: bytes) -> None:
     """
-    Send all of it, until the deadline.
+    Send all data, until the deadline.
 
     Raises:
-        OSError: As of the channel.
+        OSError: As the channel does.
     """
     left = memoryview(data)
     while left:
@@ -251,7 +251,7 @@ def send_all(channel: Channel, data: bytes) -> None:
 
 def _limit(sock: socket, deadline_s: float | None) -> None:
     if deadline_s is None:
-        # To set it is a system call, to ask is none.
+        # Setting it is a system call, reading it is not.
         if sock.gettimeout() != 0:
             sock.setblocking(False)
         return

@@ -1,4 +1,4 @@
-"""How far the clocks of recorded nodes differ, by the connections that crossed two of them."""
+"""How far the clocks of recorded nodes differ, measured by connections that crossed two nodes."""
 
 import statistics
 import zlib
@@ -10,11 +10,12 @@ from tracer.model import ICMP, ICMPV6, Hook
 from tracer.source import SourceInfo
 from tracer.wire import Kind, WireConnection, WireHeader, WireTuple
 
-# What is not a clock's fault is less than this: transit, and scheduling before a record is written.
+# Ignore smaller differences: they may be transit time, or scheduling before a record is written.
 _NOTICED_NS = 10_000_000
-# Fewer may be tuples that came back on another day; so may those that do not agree on a second.
+# Trust a difference only if so many pairs show it and most agree within so much: otherwise it may
+# come from tuples that were used again later.
 _PAIRS, _AGREE_NS = 3, 1_000_000_000
-# Tuples to remember: about 16 MiB.
+# How many tuples to remember: about 16 MiB.
 _ROOM = 32_768
 _SEEN = 8
 
@@ -23,13 +24,13 @@ Records = Callable[[], Iterable[list[bytes]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
-    """What to add to each node's times, in nanoseconds, and how it was found out."""
+    """What to add to each node's times, in nanoseconds, and notes on how it was measured."""
 
     offsets_ns: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def of(self, info: SourceInfo) -> int:
-        """Return what to add to the times of a recording."""
+        """Return the offset to add to a recording's times, in nanoseconds."""
         return next((self.offsets_ns[n] for n in info.nodes.values() if n in self.offsets_ns), 0)
 
 
@@ -39,13 +40,14 @@ def compare(
     """
     Compare the clocks of recordings.
 
-    A connection whose tuple was sent once by one node, and received once by another, tells how
-    their clocks differ; the median of many is right, even if some tuples came back later. Only a
-    part of the tuples is looked at, the same part of each recording, so that memory is bounded.
+    A connection whose tuple was sent once by one node and received once by another shows how their
+    clocks differ; the median of many is right even if some tuples were used again later. To bound
+    memory, only a sample of the tuples is compared, the same sample in each recording.
 
     Args:
-        recordings: How to read each one's records, and those, read once, as batches.
-        known_ns: Offsets that the user knows, by node. They stay, and the others follow them.
+        recordings: Each recording's info, and a function that yields its records in batches. It is
+            called once.
+        known_ns: Offsets that the user gave, by node. They are kept, and the others adapt to them.
     """
     clocks = _groups(info for info, _ in recordings)
     sample = _Sample()
@@ -59,7 +61,7 @@ def compare(
 
 
 def _groups(infos: Iterable[SourceInfo]) -> dict[str, str]:
-    """Return for each node the name of its clock: nodes of one recording share one."""
+    """Return the name of each node's clock: nodes of one recording share a clock."""
     clocks: dict[str, str] = {}
     for info in infos:
         nodes = sorted(info.nodes.values())
@@ -73,19 +75,19 @@ _Place = tuple[str, str, int]  # clock, node, namespace
 
 
 class _Sample:
-    """Some tuples of all recordings, and who sent and received them when."""
+    """A sample of all recordings' tuples, and which node sent and received each when."""
 
     def __init__(self) -> None:
         self._mask = 0
-        # None for what was seen too often to tell.
+        # None for tuples that were seen too often to be useful.
         self._seen: dict[bytes, list[tuple[bool, _Place, int]] | None] = {}
 
     def add(self, record: bytes, names: Mapping[int, tuple[str, str]], offset_ns: int) -> None:
-        """Take a record; those that are no connections, or damaged, are passed over."""
+        """Add a record; skip those that are not connections, or are damaged."""
         if len(record) != _SIZE or record[_KIND] != Kind.CONNECTION or record[_HOOK] in _TIMELESS:
             return
         if record[_PROTO] in (ICMP, ICMPV6):
-            return  # to invert its types is not worth it here
+            return  # not worth inverting its types here
         header = WireHeader.from_buffer_copy(record)
         name = names.get(header.netns)
         if name is None:
@@ -98,7 +100,7 @@ class _Sample:
                 self._see(key, (is_received, place, time_ns))
 
     def differences(self) -> dict[tuple[str, str], list[int]]:
-        """Return what each two clocks differ by, as each connection between them tells."""
+        """Return for each pair of clocks the differences that its connections show, in ns."""
         found: dict[tuple[str, str], list[int]] = {}
         for seen in self._seen.values():
             received = [each for each in seen or () if each[0]]
@@ -136,8 +138,8 @@ def _spread(
     differences: Mapping[tuple[str, str], list[int]],
     known_ns: Mapping[str, int],
 ) -> Clocks:
-    """Set each clock by one that is right, first those that share most connections with it."""
-    ahead = {pair: _median(found) for pair, found in differences.items() if _is_telling(found)}
+    """Set each clock by one already set, first those that share the most connections with it."""
+    ahead = {pair: _median(found) for pair, found in differences.items() if _is_reliable(found)}
     known = {clocks[node]: known_ns[node] for node in known_ns if node in clocks}
     moved, notes = dict.fromkeys(known, 0), []
     for root in (None, *sorted(set(clocks.values()))):
@@ -156,7 +158,7 @@ def _spread(
     )
 
 
-def _is_telling(found: Sequence[int]) -> bool:
+def _is_reliable(found: Sequence[int]) -> bool:
     middle = _median(found)
     agree = sum(abs(each - middle) <= _AGREE_NS for each in found)
     return len(found) >= _PAIRS and 2 * agree > len(found)
@@ -169,17 +171,17 @@ def _median(found: Sequence[int]) -> int:
 def _note(here: str, there: str, ahead_ns: int, connections: int) -> str:
     how = "ahead of" if ahead_ns > 0 else "behind"
     return (
-        f"the clock of {there} was {abs(ahead_ns) / 1e9:.3f} s {how} that of {here}, by "
-        f"{connections} connections: its times were corrected"
+        f"the clock of {there} was {abs(ahead_ns) / 1e9:.3f} s {how} that of {here} (measured by "
+        f"{connections} connections); its times were corrected"
     )
 
 
-# Where the parts of a record are.
+# Offsets of the parts of a record.
 _SIZE = WireConnection.pad.offset + WireConnection.pad.size
 _KIND = WireHeader.kind.offset
 _HOOK = WireConnection.hook.offset
 _ORIG = slice(WireConnection.orig.offset, WireConnection.orig.offset + WireConnection.orig.size)
 _REPLY = slice(WireConnection.reply.offset, WireConnection.reply.offset + WireConnection.reply.size)
 _PROTO = WireConnection.orig.offset + WireTuple.proto.offset
-# What was read from conntrack's table has the time of the reading.
+# Connections read from conntrack's table have the time of reading, not of the packet.
 _TIMELESS = (Hook.CONNTRACK,)

@@ -1,4 +1,4 @@
-"""Kernel records to model objects: bytes in, values out, no I/O."""
+"""Decode kernel records into model objects: bytes in, values out, no I/O."""
 
 import ctypes
 import sys
@@ -63,12 +63,12 @@ _ADDRESSES = 16_384
 
 
 def kind_of(record: bytes) -> int:
-    """Return what kind a record says it is of, without decoding it; 0 if it is too short."""
+    """Return the kind in a record's header, without decoding the rest; 0 if it is too short."""
     return record[_KIND_AT] if len(record) > _KIND_AT else 0
 
 
 def ktime_of(record: bytes) -> int:
-    """Return when a record says it was made, without decoding it."""
+    """Return the time in a record's header, without decoding the rest."""
     return int.from_bytes(record[_KTIME], sys.byteorder)
 
 
@@ -77,11 +77,11 @@ def decode(record: bytes) -> Record:
     Decode one record.
 
     Args:
-        record: One record exactly as the ring buffer delivered it.
+        record: One record, exactly as the ring buffer delivered it.
 
     Raises:
-        DecodeError: If it is too short, of an unknown kind, holds a value that the wire format
-            does not know, or comes from programs of another wire version.
+        DecodeError: If it is too short, is of an unknown kind or another wire version, or holds a
+            value that the wire format does not define.
     """
     kind = _kind(record)
     size = ctypes.sizeof(RECORDS[kind])
@@ -100,20 +100,20 @@ def decode(record: bytes) -> Record:
         case Kind.DECLARED:
             return _declared(record)
         case Kind.SEGMENT:
-            raise DecodeError("segment record is not for those who keep records")
+            raise DecodeError("segment record outside of its own ring")
 
 
 def decode_segment(record: bytes) -> Segment:
     """
-    Decode one record of the ring of segments, which goes no further.
+    Decode one record of the ring of segments; segments are never recorded.
 
     Raises:
-        DecodeError: As of ``decode``.
+        DecodeError: As `decode` does.
     """
     kind = _kind(record)
     size = ctypes.sizeof(WireSegment)
     if kind is not Kind.SEGMENT or len(record) < size:
-        raise DecodeError(f"{kind.name.lower()} record of {len(record)} bytes is no segment")
+        raise DecodeError(f"{kind.name.lower()} record of {len(record)} bytes is not a segment")
     wire = WireSegment.from_buffer_copy(record)
     _check_size(record, kind, size + wire.length)
     return Segment(
@@ -129,7 +129,7 @@ def decode_segment(record: bytes) -> Segment:
 
 def _kind(record: bytes) -> Kind:
     if len(record) < HEADER_SIZE:
-        raise DecodeError(f"record has {len(record)} bytes, its header alone has {HEADER_SIZE}")
+        raise DecodeError(f"record has {len(record)} bytes, fewer than its header's {HEADER_SIZE}")
     header = WireHeader.from_buffer_copy(record)
     if header.version != WIRE_VERSION:
         raise DecodeError(f"record has wire version {header.version}, expected {WIRE_VERSION}")
@@ -140,10 +140,11 @@ def _kind(record: bytes) -> Kind:
 
 
 def _check_size(record: bytes, kind: Kind, size: int) -> None:
-    told = WireHeader.from_buffer_copy(record).size
-    if len(record) != size or told != size:
+    stated = WireHeader.from_buffer_copy(record).size
+    if len(record) != size or stated != size:
         raise DecodeError(
-            f"{kind.name.lower()} record has {len(record)} bytes and says {told}, expected {size}"
+            f"{kind.name.lower()} record has {len(record)} bytes and states {stated}, "
+            f"expected {size}"
         )
 
 
@@ -152,7 +153,7 @@ def decode_path_key(key: bytes) -> PathKey:
     Decode one key of the map of counted paths.
 
     Raises:
-        DecodeError: If it holds a value that the wire format does not know.
+        DecodeError: If it holds a value that the wire format does not define.
     """
     wire = WirePathKey.from_buffer_copy(key)
     flags = PathFlag(wire.flags)
@@ -248,7 +249,7 @@ def _hop(wire: WireHop) -> Hop:
 
 
 def _zone(wire: WireConnection | WireDrop | WireHop) -> int:
-    """Return a connection's zone: one can be set for one direction alone, the original counts."""
+    """Return an entry's zone. It may apply to one direction only: the original one counts."""
     return int(wire.zone) if wire.zone_dir & _ZONE_DIR_ORIG else 0
 
 
@@ -278,7 +279,7 @@ def _client(wire: WireClient) -> DeclaredClient:
     elif form is ClientForm.TOKEN:
         token = value.rstrip(b"\0").decode("ascii", "replace")
         if not CLIENT_TOKEN.fullmatch(token):
-            raise DecodeError("declared record has a client's name that no header may hold")
+            raise DecodeError("declared record has an invalid client name")
     return DeclaredClient(
         header=ProxyHeader(wire.header),
         form=form,
@@ -305,7 +306,7 @@ def _five_tuple(wire: WireTuple) -> FiveTuple:
     )
 
 
-# A node meets the same addresses again and again: of these there is one object each.
+# The same addresses occur again and again: share one object for each.
 @lru_cache(maxsize=_ADDRESSES)
 def _address_of(raw: bytes, family: int) -> IPAddress:
     if family == AF_INET:

@@ -1,4 +1,4 @@
-"""Model values to the bytes that the kernel programs read: filters, settings, prefixes."""
+"""Encode model values as wire bytes: configuration for the programs, and records."""
 
 import ctypes
 from collections.abc import Iterable
@@ -47,18 +47,18 @@ def encode_config(
 
     Args:
         wanted: What to stream; the kernel filters before it writes a record.
-        reasons: Drop reasons reported unasked, by the running kernel's numbers below 256.
-        wakeup_records: A CPU wakes the reader once per so many records.
+        reasons: Drop reasons to report for every flow, as the running kernel's numbers below 256.
+        wakeup_records: A CPU wakes the reader once per this many records.
         masquerade_mark: kube-proxy's masquerade bit.
-        is_streaming: Whether records are written at all.
-        is_counting: Whether connections are counted by path.
-        active_paths: Which of the two maps of paths counts.
-        sample_round: Another one than before, and not 0, to have each path's sample looked for.
-        classes_round: Another one than before, below 2^24, when classes of addresses have changed;
-            0 to remember none, since what is remembered does not say of which namespace it is.
-        packets: How many packets of a direction hops are reported of.
-        is_broad: Whether to report also what a wanted connection becomes on other nodes, where the
-            filter does not know it again: connections and drops are then left to user space.
+        is_streaming: Whether to write records at all.
+        is_counting: Whether to count connections by path.
+        active_paths: The index of the map of paths that counts.
+        sample_round: Not 0; change it to make the programs look up each path's sample again.
+        classes_round: Below 2^24; change it when classes of addresses changed. 0 to cache no
+            classes, because the cache does not distinguish namespaces.
+        packets: Number of packets per direction whose hops to report.
+        is_broad: Whether to also report what a wanted connection becomes on other nodes, where the
+            filter does not match it: user space then filters connections and drops.
     """
     config = WireConfig(
         filter=_filter(wanted),
@@ -80,14 +80,14 @@ def encode_config(
 
 
 def encode_prefix(netns: int, network: IPNetwork) -> bytes:
-    """Encode ``struct srcip_prefix``, the key of the map of client classes."""
+    """Encode ``struct srcip_prefix``, the key of the map of address classes."""
     length = 32 + network.prefixlen + (96 if network.version == 4 else 0)
     address = _octets(mapped(network.network_address))
     return bytes(WirePrefix(length=length, netns=netns, address=address))
 
 
 def encode_connection(connection: Connection) -> bytes:
-    """Encode a connection as the kernel would: the inverse of ``decode``."""
+    """Encode a connection as the kernel does: the inverse of `decode`."""
     return bytes(
         WireConnection(
             header=_header(connection, Kind.CONNECTION),
@@ -110,7 +110,7 @@ def encode_connection(connection: Connection) -> bytes:
 
 
 def encode_declared(declared: Declared) -> bytes:
-    """Encode what a connection's first bytes declare, its clients behind it."""
+    """Encode what a connection's first bytes declare: a fixed part, then its clients."""
     clients = b"".join(map(_client, declared.clients))
     head = WireDeclared(
         header=_header(declared, Kind.DECLARED, more=len(clients)),
@@ -123,7 +123,7 @@ def encode_declared(declared: Declared) -> bytes:
 
 
 def _header(record: Connection | Declared, kind: Kind, *, more: int = 0) -> WireHeader:
-    """Return how a record begins; ``more`` bytes follow its fixed part."""
+    """Return a record's header; ``more`` bytes follow its fixed part."""
     return WireHeader(
         ktime_ns=record.ktime_ns,
         netns=record.netns,
@@ -133,8 +133,8 @@ def _header(record: Connection | Declared, kind: Kind, *, more: int = 0) -> Wire
     )
 
 
-def _flags(*told: tuple[int, bool]) -> int:
-    return sum(flag for flag, is_set in told if is_set)
+def _flags(*flags: tuple[int, bool]) -> int:
+    return sum(flag for flag, is_set in flags if is_set)
 
 
 def _client(client: DeclaredClient) -> bytes:
@@ -167,7 +167,7 @@ def _filter(wanted: Filter) -> WireFilter:
     wire = WireFilter(port=wanted.port or 0, proto=wanted.proto or 0)
     families = {_family(each) for each in (wanted.client, wanted.backend) if each is not None}
     if families:
-        # A client of one family never has a backend of the other: then nothing is wanted.
+        # Client and backend are always of one family: prefixes of both match nothing.
         wire.family = families.pop() if len(families) == 1 else _NO_FAMILY
     if wanted.client:
         wire.client, wire.client_mask = _prefix_and_mask(wanted.client)

@@ -1,4 +1,4 @@
-"""Errors the tracer raises on purpose; everything else is a bug."""
+"""Errors that srcip raises on purpose; everything else is a bug."""
 
 
 class TracerError(Exception):
@@ -6,7 +6,7 @@ class TracerError(Exception):
 
 
 class DecodeError(TracerError):
-    """A record cannot be read as anything the wire format knows."""
+    """A record does not follow the wire format."""
 
 
 class LoadError(TracerError):

@@ -8,10 +8,10 @@ from tracer.model import Connection, FiveTuple, IPAddress, IPNetwork
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
     """
-    Which connections are wanted; an empty filter wants all.
+    Which connections are wanted; an empty filter matches all.
 
-    ``client`` holds for the original source, ``backend`` for the address that answers, and
-    ``port`` for the one the client addressed or the one that answers; ICMP has none.
+    ``client`` matches the original source, ``backend`` the address that answers, and ``port`` the
+    port that the client addressed or the one that answers; ICMP has none.
     """
 
     client: IPNetwork | None = None
@@ -25,7 +25,7 @@ class Filter:
         return self == Filter()
 
     def covering(self, other: "Filter") -> "Filter":
-        """Return the narrowest filter that wants all that either of two wants."""
+        """Return the narrowest filter that matches everything that either filter matches."""
         return Filter(
             client=_covering(self.client, other.client),
             backend=_covering(self.backend, other.backend),
@@ -34,11 +34,11 @@ class Filter:
         )
 
     def matches(self, connection: Connection) -> bool:
-        """Whether a connection is wanted: what ``connections.c`` decides in the kernel."""
+        """Whether a connection is wanted, as ``connections.c`` decides in the kernel."""
         return self.matches_tuples(connection.orig, connection.reply)
 
     def matches_tuples(self, orig: FiveTuple, reply: FiveTuple) -> bool:
-        """Whether what a client sent and the answer to it belong to a wanted connection."""
+        """Whether the connection with these tuples is wanted."""
         return (
             self.proto in (None, orig.proto)
             and (self.port is None or (not orig.is_icmp and self.port in (orig.dport, reply.sport)))
@@ -47,7 +47,7 @@ class Filter:
         )
 
     def matches_packet(self, packet: FiveTuple) -> bool:
-        """Whether a packet belongs to a wanted flow, in either direction (``drops.c``)."""
+        """Whether a packet belongs to a wanted flow, in either direction, as in ``drops.c``."""
         return (
             self.proto in (None, packet.proto)
             and (
@@ -60,7 +60,7 @@ class Filter:
 
 
 def _covering(one: IPNetwork | None, other: IPNetwork | None) -> IPNetwork | None:
-    """Return the longest prefix that holds both; None for everything."""
+    """Return the longest prefix that contains both; None for everything."""
     if one is None or other is None or one.version != other.version:
         return None
     length = min(one.prefixlen, other.prefixlen)

@@ -1,4 +1,4 @@
-"""What the tracer knows, in the kernel's own terms: connections, drops, accepts."""
+"""What the kernel reports, in its own terms: connections, drops, accepts, hops."""
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -12,7 +12,7 @@ PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6, "sctp": SCT
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
-# Queries and their answers: invmap[] of nf_conntrack_proto_icmp.c and _icmpv6.c.
+# ICMP types of queries and their answers: invmap[] of nf_conntrack_proto_icmp.c and _icmpv6.c.
 _ICMP_PAIRS = {
     ICMP: ((8, 0), (13, 14), (15, 16), (17, 18)),
     ICMPV6: ((128, 129), (139, 140)),
@@ -31,7 +31,7 @@ def protocol_name(number: int) -> str:
 
 
 class Hook(IntEnum):
-    """Where the kernel was seen at work. Values are ``enum srcip_hook``."""
+    """Where in the kernel something was seen. Values are ``enum srcip_hook``."""
 
     NF_PREROUTING = 1
     NF_INPUT = 2
@@ -81,9 +81,10 @@ class ClientClass(IntEnum):
 
 class AddressFlag(IntFlag):
     """
-    What else an address is to a node. Values are ``enum srcip_address_flag``.
+    Further properties of an address. Values are ``enum srcip_address_flag``.
 
-    ``HERE`` is the node's own; ``CLUSTER`` in a range that kube-proxy takes for pods.
+    ``HERE``: the traced node's own; ``CLUSTER``: in a range that kube-proxy takes for pods
+    (``--cluster-cidr``).
     """
 
     HERE = 1
@@ -109,7 +110,7 @@ class FiveTuple:
 
     @property
     def inverted(self) -> "FiveTuple":
-        """The tuple of the answer, as conntrack inverts it: an echo request's is an echo reply."""
+        """The tuple of the answer, as conntrack inverts it; for an echo request, an echo reply."""
         sport, dport = self.dport, self.sport
         if self.is_icmp:
             sport, dport = self.sport, _answer(self.proto, self.dport >> 8) << 8 | self.dport & 0xFF
@@ -117,7 +118,7 @@ class FiveTuple:
 
     @property
     def numbers(self) -> tuple[int, int, int, int, int, int]:
-        """The tuple as a key to look up often: addresses are slow to hash, numbers are not."""
+        """The tuple as a fast dictionary key: numbers hash faster than addresses."""
         src = self.src
         return src.version, int(src), int(self.dst), self.sport, self.dport, self.proto
 
@@ -128,20 +129,20 @@ class FiveTuple:
 
     @property
     def is_icmp(self) -> bool:
-        """Whether the ports stand for an ICMP id, type and code."""
+        """Whether the ports hold an ICMP id, type and code."""
         return self.proto in (ICMP, ICMPV6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
     """
-    A conntrack entry: the tuple the client sent, and the reply expected for it.
+    A conntrack entry: the tuple that the client sent, and the reply expected for it.
 
-    Without NAT the reply is the original reversed; each address that differs names one
-    translation. Rewritten ports alone do not count as one: they do not hide the client.
+    Without NAT the reply is the original reversed; an address that differs means SNAT or DNAT.
+    A change of ports alone does not count: it does not hide the client.
 
-    ``mark`` is the packet's before SNAT, None if nobody saw the packet there; ``ct_mark`` the
-    entry's. ``iif`` and ``oif`` are 0 where there is no interface.
+    ``mark`` is the packet's mark before SNAT, None if it was not seen there; ``ct_mark`` is the
+    entry's. ``iif`` and ``oif`` are 0 if there is no interface.
     """
 
     ktime_ns: int
@@ -164,7 +165,7 @@ class Connection:
 
     @property
     def is_dnat(self) -> bool:
-        """Whether the packet goes elsewhere than the client addressed it."""
+        """Whether the destination address was replaced."""
         return self.reply.src != self.orig.dst
 
     @property
@@ -178,11 +179,10 @@ class Drop:
     """
     A packet that the kernel discarded.
 
-    ``packet`` is its tuple as it was then, ``orig`` the original tuple of its conntrack entry;
-    either is None where the kernel had none. ``zone`` is the entry's, 0 where there is none.
-    ``is_new`` says that conntrack had seen no answer yet.
-    ``reason``, ``location`` and ``dst_input`` are the
-    running kernel's numbers and addresses; a source knows their names.
+    ``packet`` is its tuple at that moment, ``orig`` the original tuple of its conntrack entry;
+    either is None if the kernel had none. ``zone`` is the entry's, 0 if there is none. ``is_new``
+    says that conntrack had not seen an answer yet. ``reason``, ``location`` and ``dst_input`` are
+    numbers and addresses of the running kernel; a source knows their names.
     """
 
     ktime_ns: int
@@ -205,7 +205,7 @@ class Drop:
         """
         What the client sent: the entry's original tuple, else the packet's own.
 
-        An ICMP error carries the entry of the flow that it speaks of, and is not a packet of it.
+        An ICMP error has the conntrack entry of the flow that it is about, but is not part of it.
         """
         if self.orig is None or (self.packet is not None and self.packet.proto != self.orig.proto):
             return self.packet
@@ -214,7 +214,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accept:
-    """A TCP connection that a listening socket accepted: ``peer.src`` is what it sees."""
+    """A TCP connection that a listening socket accepted: ``peer.src`` is the source it sees."""
 
     ktime_ns: int
     netns: int
@@ -224,16 +224,15 @@ class Accept:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
     """
-    A packet of a watched connection at one place of its way through a node.
+    A packet of a watched connection at one place on its way through a node.
 
-    ``packet`` is its tuple as it was there. ``orig`` and ``reply`` are those of its conntrack entry
-    at that moment (before DNAT of a first packet, ``reply`` is ``orig`` inverted); None where it
-    had none, as at tc ingress. ``zone`` is the entry's, 0 where there is none; a packet may pass
-    several. ``packet_id`` is the same for all hops of a packet on its way
-    through a node, ``number`` counts the packets of a direction from 1. ``is_after_nat`` tells the
-    two places of a netfilter hook apart, None at tc. ``is_fragment`` says that it is not the first
-    fragment, which alone has ports. ``length`` in bytes is that of what the kernel handles at once:
-    it may be several segments.
+    ``packet`` is its tuple at that place. ``orig`` and ``reply`` are those of its conntrack entry
+    at that moment (before DNAT of a first packet, ``reply`` is ``orig`` inverted); None if it had
+    none, as at tc ingress. ``zone`` is the entry's, 0 if there is none; a packet may pass several.
+    ``packet_id`` is the same for all hops of a packet on one node; ``number`` counts the packets of
+    a direction from 1. ``is_after_nat`` distinguishes the two places at a netfilter hook; None at
+    tc. ``is_fragment`` marks fragments other than the first, which have no ports. ``length`` is in
+    bytes, of what the kernel handles as one packet: it may be several segments.
     """
 
     ktime_ns: int
@@ -257,19 +256,19 @@ class Hop:
 
     @property
     def ifindex(self) -> int:
-        """The device that the packet is on: where it leaves by, if that is known yet."""
+        """The packet's device: the outgoing one if already known, else the incoming one."""
         return self.oif or self.iif
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathKey:
     """
-    What a connection count is kept by: a way through the node, never who used it.
+    The key by which connections are counted: a path through the node, never who used it.
 
-    ``dst`` is None where the client addressed something outside that nothing translated;
-    ``backend`` is None without DNAT, ``seen_source`` without SNAT. ``is_marked`` is None where
-    nobody saw the mark; ``is_hairpin`` says that the client is the backend, ``has_snat_status``
-    what conntrack's status says, ``client_flags`` what else the client's address is.
+    ``dst`` is None if the destination is an external address without DNAT; ``backend`` is None
+    without DNAT, ``seen_source`` without SNAT. ``is_marked`` is None if the mark was not seen;
+    ``is_hairpin`` says that the client is the backend; ``has_snat_status`` is IPS_SRC_NAT of
+    conntrack's status; ``client_flags`` are those of the client's address.
     """
 
     netns: int

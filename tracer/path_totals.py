@@ -1,7 +1,7 @@
 """
-Connections as the kernel counts them, by path, and as what judging makes of each path.
+Turn the kernel's counts of connections by path into totals by labels.
 
-A path is judged when it is new, and again when what surrounds it has changed.
+A path is judged when it is new, and again when what its verdict depends on has changed.
 """
 
 from collections import Counter
@@ -29,18 +29,18 @@ class Counts(Protocol):
         """Return what was added to each path since the last drain."""
 
     def sample(self, key: bytes) -> bytes | None:
-        """Return the record of one connection of a path."""
+        """Return the record of one connection of a path, if there is one."""
 
     def forget_sample(self, key: bytes) -> None:
-        """Have the path's next connection give a sample."""
+        """Delete a path's sample: its next connection becomes the new one."""
 
     def replace_classes(self, classes: Mapping[int, Mapping[IPNetwork, AddressClass]]) -> int:
-        """Set the classes of addresses by namespace; return how many found no room."""
+        """Set the classes of addresses by namespace; return how many did not fit."""
 
 
 @dataclass(slots=True)
 class _Path:
-    """A path as it was judged last."""
+    """A path and its last verdict."""
 
     key: PathKey
     sample: Connection
@@ -51,12 +51,12 @@ class _Path:
 
 class PathTotals:
     """
-    Totals of connections by what Prometheus calls them.
+    Totals of connections by Prometheus labels.
 
     Args:
         counts: The kernel's counts by path.
-        view_of: What surrounds the connections of a namespace now.
-        max_series: Series at the most.
+        view_of: Returns the current view of a namespace.
+        max_series: The maximum number of series.
     """
 
     def __init__(self, counts: Counts, view_of: Callable[[int], View], *, max_series: int) -> None:
@@ -68,7 +68,7 @@ class PathTotals:
         self._pending: Counter[bytes] = Counter()
 
     def take(self, now_s: float) -> None:
-        """Take in what the kernel has counted since the last time."""
+        """Add what the kernel has counted since the last call."""
         added = Counter(self._pending)
         late, self._pending = set(self._pending), Counter()
         added.update(self._counts.drain())
@@ -79,23 +79,23 @@ class PathTotals:
                 self.undecodable.add(str(error))
                 labels = OTHER_CONNECTIONS
             if labels is None and raw not in late:
-                # The sample is written just after the count: it is there next time.
+                # The sample is written just after the count: wait for it until the next call.
                 self._pending[raw] = count
             else:
                 self.tally.add(labels or OTHER_CONNECTIONS, count)
 
     def add_other(self, count: int) -> None:
-        """Count connections of which no more is known."""
+        """Count connections about which nothing else is known."""
         self.tally.add(OTHER_CONNECTIONS, count)
 
     def forget_unused(self, now_s: float) -> None:
-        """Forget how paths were judged that have had no connection for long."""
+        """Forget the verdicts of paths without a connection for `KEEP_S`."""
         self._paths = {
             raw: path for raw, path in self._paths.items() if now_s - path.used_s < KEEP_S
         }
 
     def _labels(self, raw: bytes, now_s: float) -> ConnectionLabels | None:
-        """Return the labels of a path now; None without a sample."""
+        """Return the current labels of a path; None without a sample."""
         path = self._paths.get(raw)
         key, sample = (path.key, path.sample) if path else self._read_path(raw)
         if sample is None:
@@ -117,7 +117,7 @@ class PathTotals:
         sample = self._counts.sample(raw)
         record = decode(sample) if sample is not None else None
         if record is not None and not isinstance(record, Connection):
-            raise DecodeError("the sample of a path is no connection")
+            raise DecodeError("the sample of a path is not a connection record")
         return decode_path_key(raw), record
 
 

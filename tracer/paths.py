@@ -1,4 +1,4 @@
-"""A run that shows whole paths: what the pipeline judges, put together over packets and nodes."""
+"""A run that shows whole paths: judged connections joined over packets and nodes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,15 +15,15 @@ from tracer.source import Source
 from tracer.surroundings import LiveViews
 from tracer.views import Views
 
-# Of namespaces of one machine, whose clock is one: a packet crosses them in less, even if it waits
-# for a neighbour's address.
+# For namespaces of one machine, which share a clock: a packet crosses them in less, even if it
+# waits for neighbour discovery.
 LIVE_WINDOW_NS = 500_000_000
-# A clock that is set back would have all wait that came before.
+# After a larger step all open paths end: else, if the clock is set back, they would wait for it.
 _STEP_NS = 100_000_000
 
 
 class PathPipeline:
-    """Makes paths of what one source delivers. Used as a `Pipeline` is."""
+    """Joins the records of one source into paths. Has the interface of `Pipeline`."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class PathPipeline:
         """
         Args:
             source: Where records come from.
-            wanted: Which paths to show: what holds for one of their nodes holds for them.
-            views: What surrounds the connections.
-            proxies: Which proxies are trusted, and what is known of them.
-            clock_ns: Unix time, by which a path is whole; without one the records' own.
-            window_ns: How far the times of two nodes may lie apart.
-            cluster: The objects that tell which nodes are missing.
+            wanted: Which paths to show; a path matches if one of its nodes does.
+            views: The views of the traced namespaces.
+            proxies: Which proxies are trusted, and what is known about them.
+            clock_ns: Unix time, by which paths become complete; without one, the records' times.
+            window_ns: How far apart the times of two nodes may be.
+            cluster: Returns the objects that show which nodes are missing.
         """
         self._wanted = wanted or Wanted()
-        # What a connection is on the next node no filter knows: paths are filtered when whole.
+        # Paths are filtered when complete: on the next node the filter may not match a connection.
         self._source = source
         self._offset_ns = source.info.clock_offset_ns
         self._pipeline = Pipeline(
@@ -55,7 +55,7 @@ class PathPipeline:
             Wanted(are_stray_accepts=True),
             views,
             proxies=proxies,
-            # Live, the records' clock is this machine's.
+            # When live, the records' clock is this machine's.
             clock=time.monotonic_ns if clock_ns else None,
         )
         self._assembler = Assembler()
@@ -65,24 +65,24 @@ class PathPipeline:
         self._connections = self._drops = 0
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Path]:
-        """Yield the wanted paths that are whole once these records are taken in."""
+        """Take records; yield the wanted paths that are now complete."""
         before_ns, self._offset_ns = self._offset_ns, self._source.info.clock_offset_ns
         if abs(self._offset_ns - before_ns) >= _STEP_NS:
             yield from self._take(None)
             self._now_ns = 0
-        # Before this time all is read: these records were not waited for then.
+        # Everything before the previous call's time has been read by now.
         read_ns, self._now_ns = self._now_ns, self._clock_ns() if self._clock_ns else 0
         self._add(self._pipeline.judge(records))
         now_ns = read_ns if self._clock_ns else self._latest_ns
         yield from self._take(now_ns - self._pipeline.delay_ns)
 
     def rest(self) -> Iterator[Path]:
-        """Yield the rest, whole or not."""
+        """Yield the rest, complete or not."""
         self._add(self._pipeline.rest())
         yield from self._take(None)
 
     def summary(self) -> Summary:
-        """Add up the run so far: paths that arrived, and paths that ended in a drop."""
+        """Sum up the run so far: paths that arrived, and paths that ended in a drop."""
         summary = self._pipeline.summary()
         lost = {**self._assembler.lost(), **self._joiner.lost()}
         return replace(
@@ -94,7 +94,7 @@ class PathPipeline:
 
     def _add(self, found: Iterable[Judged]) -> None:
         for judged in found:
-            # Not the latest of all: a record with a wrong time is not to end all legs.
+            # Not the maximum: one record with a wrong time must not end all legs.
             self._latest_ns = judged.time_ns
             if isinstance(judged, SeenAccept):
                 self._joiner.add_accept(judged)
@@ -104,7 +104,7 @@ class PathPipeline:
     def _take(self, now_ns: int | None) -> Iterator[Path]:
         for leg in self._assembler.take(now_ns):
             self._joiner.add(leg)
-        for path in self._joiner.take(self._told_until(now_ns)):
+        for path in self._joiner.take(self._complete_until(now_ns)):
             if not self._wanted.has_path(path):
                 continue
             if path.verdict is Verdict.DROPPED:
@@ -113,15 +113,15 @@ class PathPipeline:
                 self._connections += 1
             yield path
 
-    def _told_until(self, now_ns: int | None) -> int | None:
-        """Return the time before which every leg was handed on."""
+    def _complete_until(self, now_ns: int | None) -> int | None:
+        """Return the time before which the joiner has every leg."""
         if now_ns is None:
             return None
         return min(now_ns - QUIET_NS, self._assembler.open_since_ns or now_ns)
 
 
 def live_paths(source: Source, wanted: Wanted, views: LiveViews, proxies: Proxies) -> PathPipeline:
-    """Make paths of what happens now, on one machine."""
+    """Return a pipeline for live paths on one machine."""
 
     def cluster() -> Cluster | None:
         history = views.history()

@@ -1,4 +1,4 @@
-"""A run: records from a source, decoded, judged, filtered and counted."""
+"""The pipeline of a run: decodes, judges, filters and counts a source's records."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,18 +32,18 @@ from tracer.undecodable import Undecodable
 from tracer.views import FixedViews, Views
 from tracer.waiting import PATIENCE_NS, Ready, Waiting, must_wait
 
-# An accept follows its connection within a round trip: more than a burst's worth is enough.
+# How many connections to remember, to recognize their accepts, which follow within a round trip.
 _REMEMBERED = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """
-    What a run shows. ``flows`` is also what the kernel filters by; what is empty means all.
+    What a run shows. Empty fields match everything. The kernel also applies ``flows``;
     ``services`` are pairs of namespace and name.
 
-    ``are_stray_accepts`` keeps accepts that belong to no connection that was shown: those of other
-    namespaces and of connections that the filter left out.
+    ``are_stray_accepts`` keeps accepts that belong to no shown connection: those of other
+    namespaces, and of connections that the filter excludes.
     """
 
     flows: Filter = field(default_factory=Filter)
@@ -54,15 +54,15 @@ class Wanted:
 
     @property
     def has_connections(self) -> bool:
-        """Whether a connection can be wanted: not if only drops are."""
+        """Whether any connection can be wanted, not only drops."""
         return self.verdicts != {Verdict.DROPPED} or self.are_stray_accepts
 
     def has(self, judged: JudgedConnection | JudgedDrop) -> bool:
-        """Whether what the judge said is wanted."""
+        """Whether a judged connection or drop is wanted."""
         return self.has_opinion(judged.opinion)
 
     def has_opinion(self, opinion: Opinion) -> bool:
-        """Whether a verdict with its cause and Service is wanted."""
+        """Whether an opinion's verdict, cause and Service are wanted."""
         return (
             (not self.verdicts or opinion.verdict in self.verdicts)
             and (not self.causes or opinion.cause in self.causes)
@@ -70,8 +70,8 @@ class Wanted:
         )
 
     def has_path(self, path: Path) -> bool:
-        """Whether a path is wanted: by its verdict, and by what holds for one of its nodes."""
-        # A node that has no opinion does not know.
+        """Whether a path is wanted, by its verdict, and by the tuples on one of its nodes."""
+        # A deciding node without an opinion leaves only the path's verdict.
         opinion = path.deciding.opinion or Opinion(verdict=path.verdict)
         if not self.has_opinion(opinion):
             return False
@@ -90,9 +90,9 @@ def _key(service: ServiceRef | None) -> tuple[str, str] | None:
 
 class Selection:
     """
-    Picks what is wanted out of what was judged, in its order.
+    Selects what is wanted from judged things, given in order.
 
-    ``remembered`` is of how many connections accepts are recognized, the latest ones.
+    ``remembered`` is how many of the latest connections to remember, to recognize their accepts.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -101,7 +101,7 @@ class Selection:
         self._shown: OrderedDict[FiveTuple, None] = OrderedDict()
 
     def takes(self, judged: Judged) -> bool:
-        """Whether a judged thing is wanted; an accept often because its connection was."""
+        """Whether a judged thing is wanted; an accept is if its connection was."""
         flows = self.wanted.flows
         match judged:
             case JudgedConnection():
@@ -117,7 +117,7 @@ class Selection:
             case SeenAccept():
                 return self.wanted.are_stray_accepts or judged.accept.peer in self._shown
             case SeenHop():
-                # Whose packet it is, and so whether it is wanted, shows when a path is assembled.
+                # Which connection it belongs to is known only when paths are assembled.
                 return True
 
     def _remember(self, peer: FiveTuple) -> None:
@@ -128,7 +128,7 @@ class Selection:
 
 
 def untold(lost: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Tell what was lost from what nobody could have seen, the latter as lines."""
+    """Separate losses from what was not to be seen in the first place, the latter as lines."""
     losses = dict(lost)
     untracked = losses.pop("untracked", 0)
     over_limit = losses.pop("over_limit", 0)
@@ -144,8 +144,8 @@ class Pipeline:
     """
     Judges what one source delivers.
 
-    Where the source reads proxies' headers, a TCP connection is judged once its first bytes have
-    been read, or after a while without them.
+    If the source reads proxies' headers, a TCP connection is judged once its first bytes have been
+    read, or after a time-out.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            source: What delivers records.
-            wanted: What is shown; by default all.
-            views: What surrounds connections.
-            proxies: Which proxies are trusted, and what is known of them.
-            clock: The time now in ns, on the clock of the records; None for a recording, where only
-                records tell how time goes on.
+            source: Where records come from.
+            wanted: What to show; by default everything.
+            views: The views of the traced namespaces.
+            proxies: Which proxies are trusted, and what is known about them.
+            clock: The current time in ns, on the records' clock; None for a recording, where the
+                records' own times serve as the clock.
         """
         self._source = source
         self._views = views or FixedViews()
@@ -176,7 +176,7 @@ class Pipeline:
         self._waiting = Waiting() if source.info.has_proxy_headers else None
 
     def judge(self, records: Iterable[bytes]) -> Iterator[Judged]:
-        """Yield what is wanted of some records. What cannot be decoded is counted."""
+        """Judge records, and yield what is wanted. Counts what cannot be decoded."""
         self._views.refresh()
         for raw in records:
             try:
@@ -189,17 +189,17 @@ class Pipeline:
             yield from self._count(self._all_ready(self._waiting.over(self._clock())))
 
     def rest(self) -> Iterator[Judged]:
-        """Yield what was kept back until the end: connections whose first bytes did not come."""
+        """Yield what was held back: connections whose first bytes did not arrive."""
         if self._waiting is not None:
             yield from self._count(self._all_ready(self._waiting.rest()))
 
     @property
     def delay_ns(self) -> int:
-        """How much later than its record a judged thing may come."""
+        """How much later than its record a judged thing may be yielded, in ns."""
         return 0 if self._waiting is None else PATIENCE_NS
 
     def summary(self) -> Summary:
-        """Add up the run so far."""
+        """Sum up the run so far."""
         lost, untracked = untold(self._source.lost())
         lost["undecodable"] = lost.get("undecodable", 0) + self.undecodable
         late = self._waiting.notes() if self._waiting is not None else ()
@@ -222,7 +222,7 @@ class Pipeline:
                 yield judged
 
     def _next(self, record: Record) -> Iterator[Judged]:
-        """Judge a record, or let it wait and judge what need not wait any more."""
+        """Judge a record, or hold it back; also judge what has waited long enough."""
         waiting = self._waiting
         if waiting is None:
             yield from self._judge(record)
@@ -268,7 +268,7 @@ class Pipeline:
             case Accept():
                 yield SeenAccept(accept=record, time_ns=time_ns)
             case Declared():
-                pass  # it belongs to a connection, or to nobody
+                pass  # shown with its connection, if at all
             case Hop():
                 yield see_hop(record, view(), time_ns=time_ns)
 

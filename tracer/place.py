@@ -1,4 +1,4 @@
-"""What a recording keeps of a node, as JSON."""
+"""What a recording stores about a node, as JSON."""
 
 from ipaddress import ip_address, ip_network
 from typing import Any, get_args
@@ -10,7 +10,7 @@ _MODES: tuple[ProxyMode, ...] = get_args(ProxyMode)
 
 
 def to_json(place: Place) -> dict[str, Any]:
-    """Return a place as an object that `from_json` reads."""
+    """Return a place as an object for `from_json`."""
     return {
         "addresses": sorted(map(str, place.addresses)),
         "service_addresses": sorted(map(str, place.service_addresses)),
@@ -23,23 +23,23 @@ def to_json(place: Place) -> dict[str, Any]:
     }
 
 
-def from_json(told: dict[str, Any]) -> Place:
+def from_json(value: dict[str, Any]) -> Place:
     """
-    Read a place from a recording, which anyone may have made.
+    Read a place from a recording, which is not trusted.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: If it is none.
+        AttributeError, KeyError, TypeError, ValueError: If it is malformed.
     """
-    mode, has_all = told["proxy_mode"], told["has_masquerade_all"]
+    mode, has_all = value["proxy_mode"], value["has_masquerade_all"]
     if mode not in (*_MODES, None):
         raise ValueError(f"proxy mode {mode!r:.20}")
     return Place(
-        addresses=frozenset(map(ip_address, map(str, told["addresses"]))),
-        service_addresses=frozenset(map(ip_address, map(str, told.get("service_addresses", ())))),
-        interfaces={int(index): str(name) for index, name in told["interfaces"].items()},
-        device_kinds={int(i): str(kind) for i, kind in told.get("device_kinds", {}).items()},
+        addresses=frozenset(map(ip_address, map(str, value["addresses"]))),
+        service_addresses=frozenset(map(ip_address, map(str, value.get("service_addresses", ())))),
+        interfaces={int(index): str(name) for index, name in value["interfaces"].items()},
+        device_kinds={int(i): str(kind) for i, kind in value.get("device_kinds", {}).items()},
         proxy_mode=mode,
-        masquerade_mark=int(told["masquerade_mark"]),
+        masquerade_mark=int(value["masquerade_mark"]),
         has_masquerade_all=None if has_all is None else bool(has_all),
-        cluster_cidrs=tuple(map(ip_network, map(str, told["cluster_cidrs"]))),
+        cluster_cidrs=tuple(map(ip_network, map(str, value["cluster_cidrs"]))),
     )

@@ -1,4 +1,4 @@
-"""What is known of proxies over a whole run: the user's list, and which backends they serve."""
+"""What is known about proxies during a run: the user's list, and which backends they serve."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from tracer.judge.proxy_word import ProxyWord, weigh
 from tracer.model import Connection, FiveTuple, IPAddress, IPNetwork
 from tracer.proxy_headers import Declared, ProxyHeader
 
-# Backends are endpoints, and connections that are on their way to the next node are few.
+# How many backends to remember, and how many connections on their way to the next node.
 _BACKENDS = 8192
 _FORWARDED = 8192
-# Between two nodes, whose clocks may differ. Later, the same ports are another connection.
+# How far apart two nodes, whose clocks may differ, may see a connection. After that, the same ports
+# belong to another.
 _WINDOW_NS = 5_000_000_000
 
 Key = TypeVar("Key")
@@ -20,26 +21,26 @@ Value = TypeVar("Value")
 
 class Proxies:
     """
-    Weighs what connections declare.
+    Assesses the clients that connections declare.
 
-    A backend expects the headers that trusted proxies have sent to it before: what strangers send
-    makes no expectation.
+    A backend is expected to get the headers that trusted proxies have sent to it before; what
+    others send creates no expectation.
     """
 
     def __init__(self, trusted: Sequence[IPNetwork] = ()) -> None:
         self._trusted = tuple(trusted)
         self._expected: OrderedDict[tuple[IPAddress, int], frozenset[ProxyHeader]] = OrderedDict()
-        # Who sent what a traced node sends on under another address, and when.
+        # The original peer of connections that a traced node forwarded with SNAT, and when.
         self._forwarded: OrderedDict[FiveTuple, tuple[IPAddress, int]] = OrderedDict()
 
     def word(self, connection: Connection, declared: Declared | None, time_ns: int) -> ProxyWord:
         """
-        Say what a connection's first bytes are worth, and learn from it.
+        Assess what a connection's first bytes declare, and learn from it.
 
         Args:
             connection: The connection.
-            declared: What its first bytes were, None if none came in time.
-            time_ns: When it was made, in Unix time.
+            declared: What its first bytes declare; None if they did not arrive in time.
+            time_ns: When the connection began, in Unix time.
         """
         peer, sent_ns = self._forwarded.get(connection.orig, (connection.orig.src, time_ns))
         if abs(time_ns - sent_ns) > _WINDOW_NS:

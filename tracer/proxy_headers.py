@@ -8,7 +8,7 @@ from tracer.model import FiveTuple, IPAddress
 
 
 class ProxyHeader(IntEnum):
-    """In which header a proxy names its client. Values are ``enum srcip_proxy_header``."""
+    """The header in which a proxy names its client. Values are ``enum srcip_proxy_header``."""
 
     PROXY_V1 = 1
     PROXY_V2 = 2
@@ -17,7 +17,7 @@ class ProxyHeader(IntEnum):
 
     @property
     def is_proxy_protocol(self) -> bool:
-        """Whether it stands before all bytes of the connection, once."""
+        """Whether it is the PROXY protocol, which precedes the connection's own bytes."""
         return self in (ProxyHeader.PROXY_V1, ProxyHeader.PROXY_V2)
 
     @property
@@ -34,7 +34,7 @@ _HEADER_LABELS = {
 }
 
 
-# A name that hides a client's address: obfnode of RFC 7239, section 6.3, with a bound.
+# A name that hides a client's address: obfnode of RFC 7239, section 6.3, of limited length.
 CLIENT_TOKEN = re.compile(r"_[A-Za-z0-9._-]{1,31}", re.ASCII)
 
 
@@ -43,23 +43,23 @@ class ClientForm(IntEnum):
 
     ADDRESS = 1
     TOKEN = 2  # a name that hides the address
-    UNKNOWN = 3  # the proxy does not know, or does not tell
-    LOCAL = 4  # PROXY's LOCAL: the proxy speaks for itself, as in a health check
-    INVALID = 5  # nothing that the header may hold; its text is not kept
+    UNKNOWN = 3  # the proxy does not know the client, or hides it
+    LOCAL = 4  # PROXY's LOCAL: the proxy's own connection, such as a health check
+    INVALID = 5  # not valid in this header; its text is not kept
 
 
 class Opening(IntEnum):
     """What a connection's first bytes were. Values are ``enum srcip_opening``."""
 
     HTTP = 1  # the head of an HTTP/1 request, read to its end
-    OTHER = 2  # after a PROXY header, if there was one: TLS, HTTP/2, another protocol
-    CUT = 3  # they ended, or were too many, before all that was wanted
-    MALFORMED = 4  # they began as a PROXY header, and are none
+    OTHER = 2  # another protocol, such as TLS or HTTP/2; after a PROXY header, if there was one
+    CUT = 3  # incomplete: they ended early, or were too long
+    MALFORMED = 4  # they began like a PROXY header, but are not one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredClient:
-    """Whom one header names: ``address`` is there for an ADDRESS, ``token`` for a TOKEN."""
+    """The client that one header names: ``address`` is set for ADDRESS, ``token`` for TOKEN."""
 
     header: ProxyHeader
     form: ClientForm
@@ -74,9 +74,10 @@ class DeclaredClient:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """
-    Some of the first bytes of a TCP connection, at an offset from its first.
+    Some of the first bytes of a TCP connection, at an offset from its first byte.
 
-    ``is_end`` says that the peer sends nothing after it, ``is_cut`` that no more will be told.
+    ``is_end`` says that the sender closes its side after it, ``is_cut`` that nothing more of the
+    connection will be reported.
     """
 
     ktime_ns: int
@@ -91,10 +92,10 @@ class Segment:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
     """
-    What a TCP connection's first bytes say of clients behind its peer.
+    What a TCP connection's first bytes declare about clients behind its peer.
 
-    ``flow`` is what the peer sent, as the connection's ``orig``. ``clients`` are in the order in
-    which they were added, so the last is the peer's own word; ``has_more`` says that earlier ones
+    ``flow`` is the peer's tuple, equal to the connection's ``orig``. ``clients`` are in the order
+    in which they were added, so the last was added by the peer; ``has_more`` says that earlier ones
     were left out.
     """
 

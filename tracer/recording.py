@@ -1,11 +1,11 @@
 """
-Recordings: a trace kept in a file, to be judged again anywhere without root.
+Recordings: a trace kept in a file, to be judged again on any machine, without root.
 
-A file is ``MAGIC`` and then frames: one byte of type, four bytes of length (little endian), and
-that many bytes. Records are kept as the kernel wrote them; what is needed to read them (names of
-nodes, drop reasons and functions) is JSON beside them. Rules stand as the node's tools printed
-them, compressed, at the start and wherever they changed. The last frame is an END: a file without
-it was cut off.
+A file is ``MAGIC`` followed by frames: one byte of type, four bytes of length (little endian), and
+that many bytes. Records are stored as the kernel wrote them; what is needed to read them (names of
+nodes, drop reasons and functions) is stored as JSON. Rules are stored as the node's tools printed
+them, compressed, at the start and whenever they changed. The last frame is END: a file without it
+is truncated.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ MAGIC = b"SRCIPREC\x01\n"
 _FRAME = struct.Struct("<BI")
 _INFO, _RECORD, _SYMBOL, _LOST, _END, _RULES, _NOT_SEEN = range(1, 8)
 _NETNS = struct.Struct("<I")
-# A frame longer than this is garbage, not a record: do not believe its length.
+# A longer frame is garbage: do not trust its length.
 _MAX_FRAME = 16 << 20
 _BATCH = 1024
-# What rules that change all the time may add to a file, in bytes a second of each namespace.
+# How much constantly changing rules may add to a file, in bytes per second and namespace.
 _RULES_RATE = 16 << 10
-# Clocks further from 1970 than 292 years are no clocks.
+# 292 years: no clock is further from 1970.
 _MAX_CLOCK_NS = 1 << 63
 
 
 class Recorder:
-    """Writes what a source delivers to a file."""
+    """Writes a source's records to a file."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Recorder:
         packed_rules: Callable[[], Mapping[int, bytes]] = dict,
     ) -> None:
         """
-        Begin a file, over an older one.
+        Start a recording; an existing file is overwritten.
 
         Args:
             path: The file.
-            source: What is being recorded.
-            places: What is known of the traced nodes, by namespace.
-            packed_rules: What their rules are now, by namespace; the same object if unchanged.
+            source: The source to record.
+            places: What is known about the traced nodes, by namespace.
+            packed_rules: Returns their current rules, by namespace; the same object if unchanged.
 
         Raises:
             RecordingError: If it cannot be written.
@@ -64,7 +64,7 @@ class Recorder:
         self._path = path
         self._source = source
         self._packed_rules = packed_rules
-        # What was written last, and when more may be.
+        # By namespace: the rules written last, and when they may be written again.
         self._rules: dict[int, tuple[bytes, float]] = {}
         self._symbols: set[int] = set()
         try:
@@ -78,10 +78,10 @@ class Recorder:
 
     def write(self, records: Iterable[bytes]) -> None:
         """
-        Add records, and the names of the functions that they mention for the first time.
+        Write records, and the names of functions that they refer to for the first time.
 
         Raises:
-            RecordingError: If the disk is full or gone.
+            RecordingError: If writing fails, as on a full disk.
         """
         chunks: list[bytes] = []
         for record in records:
@@ -97,10 +97,10 @@ class Recorder:
 
     def close(self) -> None:
         """
-        Add the losses and the end mark. Does nothing after an error in writing.
+        Write the losses and the end mark, and close. Does nothing after an error in writing.
 
         Raises:
-            RecordingError: If the disk is full or gone.
+            RecordingError: If writing fails, as on a full disk.
         """
         if self._stream.closed:
             return
@@ -126,7 +126,7 @@ class Recorder:
             self._stream.write(b"".join(chunks))
             self._stream.flush()
         except OSError as error:
-            # Closing tries once more to write what is still buffered.
+            # Closing tries to write the buffered rest again.
             with contextlib.suppress(OSError):
                 self._stream.close()
             raise RecordingError(f"cannot write {self._path}: {error.strerror}") from error
@@ -138,13 +138,13 @@ class RecordingSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._records = 0
-        # Where the next byte is, and where the frame at hand began: a pipe cannot tell.
+        # Offsets of the next byte and of the current frame: a pipe has no tell().
         self._at = self._start = 0
         self._has_ended = False
         self._error: RecordingError | None = None
         self._lost: dict[str, int] = {}
         self._symbols: dict[int, str | None] = {}
-        # As of the records that were returned last.
+        # As of the records returned last.
         self.places: dict[int, Place] = {}
         self._changed: tuple[int, Printed] | None = None
         try:
@@ -162,8 +162,8 @@ class RecordingSource:
         Return the next records, None after the last.
 
         Raises:
-            RecordingError: Where the file is cut off or is no recording any more. The records
-                before that place have been returned.
+            RecordingError: If the file is truncated or damaged here. The records before that have
+                been returned.
         """
         if self._error is not None:
             raise self._error
@@ -175,10 +175,10 @@ class RecordingSource:
                 self._take(kind, payload, batch)
                 if self._changed is not None:
                     if batch:
-                        break  # they hold for what comes after
+                        break  # the new rules apply to what follows
                     self._change()
             except RecordingError as error:
-                # Hand over what is good first.
+                # Return what was read before, first.
                 self._error = error
                 if not batch:
                     raise
@@ -186,11 +186,11 @@ class RecordingSource:
         return batch if batch or not self._has_ended else None
 
     def lost(self) -> Mapping[str, int]:
-        """What the recording tracer lost."""
+        """What was lost when the recording was made, by reason."""
         return self._lost
 
     def symbol(self, address: int) -> str | None:
-        """Look up the name that the recording kernel had for an address."""
+        """Return the recorded kernel's name for an address."""
         return self._symbols.get(address)
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ class RecordingSource:
 
     def _read_info(self) -> SourceInfo:
         if self._next(len(MAGIC)) != MAGIC:
-            raise RecordingError(f"{self._path} is no srcip recording")
+            raise RecordingError(f"{self._path} is not a srcip recording")
         kind, payload = self._frame()
         if kind != _INFO:
             raise self._garbage(f"it begins with frame type {kind}")
@@ -215,7 +215,7 @@ class RecordingSource:
             places = info.get("places", {})
             self.places = {int(netns): from_json(place) for netns, place in places.items()}
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise self._garbage(f"its header is wrong ({error!r:.80})") from error
+            raise self._garbage(f"its header is malformed ({error!r:.80})") from error
         return source
 
     def _take(self, kind: int, payload: bytes, batch: list[bytes]) -> None:
@@ -227,33 +227,33 @@ class RecordingSource:
                 case [int(address), str() | None as name]:
                     self._symbols[address] = name
                 case _:
-                    raise self._garbage("a function name is wrong")
+                    raise self._garbage("a function name is malformed")
         elif kind == _LOST:
             lost = self._json(payload)
             if not isinstance(lost, dict) or not all(isinstance(n, int) for n in lost.values()):
-                raise self._garbage("its losses are wrong")
+                raise self._garbage("its losses are malformed")
             self._lost = lost
         elif kind == _NOT_SEEN:
             match self._json(payload):
                 case list(lines):
                     self.info = replace(self.info, not_seen=tuple(map(str, lines)))
                 case _:
-                    raise self._garbage("what it did not see is wrong")
+                    raise self._garbage("its list of what was not seen is malformed")
         elif kind == _RULES:
             self._changed = self._read_rules(payload)
         elif kind == _END:
             self._has_ended = True
         else:
-            raise self._garbage(f"there is no frame type {kind}")
+            raise self._garbage(f"unknown frame type {kind}")
 
     def _read_rules(self, payload: bytes) -> tuple[int, Printed]:
         try:
             (netns,) = _NETNS.unpack_from(payload)
             if netns not in self.places:
-                raise ValueError(f"nothing else is known of namespace {netns}")
+                raise ValueError(f"they are of the unknown namespace {netns}")
             return netns, unpack(payload[_NETNS.size :])
         except (struct.error, ValueError) as error:
-            raise self._garbage(f"its rules are wrong ({error!s:.80})") from error
+            raise self._garbage(f"its rules are malformed ({error!s:.80})") from error
 
     def _frame(self) -> tuple[int, bytes]:
         self._start = self._at
@@ -304,7 +304,7 @@ def _dump(value: object) -> bytes:
 
 
 def _addresses(record: bytes) -> tuple[int, ...]:
-    """Return the kernel addresses that a record mentions."""
+    """Return the kernel addresses in a record."""
     if len(record) != ctypes.sizeof(WireDrop):
         return ()
     drop = WireDrop.from_buffer_copy(record)

@@ -1,4 +1,4 @@
-"""Where records come from: the kernel, conntrack, or a recording."""
+"""The source of records, a protocol: the kernel, conntrack, or a recording."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,13 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
     """
-    What is needed to read records and is not in them.
+    What is needed to interpret records and is not in them.
 
-    ``clock_offset_ns`` added to a record's ``ktime_ns`` gives Unix time. ``nodes`` names the node
-    of a namespace by its inode. ``drop_reasons`` are the numbers of the kernel that wrote the
-    records. ``rung`` says how it was done, ``not_seen`` what it cannot show. ``has_proxy_headers``
-    says that first bytes are read: a TCP connection may be followed by what they declare.
+    ``clock_offset_ns`` added to a record's ``ktime_ns`` gives Unix time. ``nodes`` holds the node's
+    name by the namespace's inode. ``drop_reasons`` holds names by the numbers of the kernel that
+    wrote the records. ``rung`` names the kernel mechanism, ``not_seen`` what it cannot show.
+    ``has_proxy_headers`` says that first bytes are read: after a TCP connection, a record may
+    follow of what they declare.
     """
 
     clock_offset_ns: int
@@ -33,17 +34,17 @@ class Source(Protocol):
 
     def read(self, timeout_s: float) -> list[bytes] | None:
         """
-        Return the next records; none if nothing came in time, None when the source has ended.
+        Return the next records; an empty list on a time-out, None when the source has ended.
 
         Raises:
-            TracerError: If the source cannot go on.
+            TracerError: If the source fails.
         """
 
     def lost(self) -> Mapping[str, int]:
         """What was lost before it could be read, by reason, since the start."""
 
     def symbol(self, address: int) -> str | None:
-        """Name the function of the traced kernel that an address belongs to."""
+        """Return the name of the traced kernel's function that contains an address."""
 
     def close(self) -> None:
-        """Release everything. Reading afterwards is an error."""
+        """Release all resources. Reading afterwards is an error."""

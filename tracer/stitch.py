@@ -1,4 +1,4 @@
-"""Several recordings read as one: what their nodes tell, put together to whole paths."""
+"""Join several recordings, of different nodes, into whole paths."""
 
 import heapq
 from collections import Counter
@@ -16,16 +16,16 @@ from tracer.proxies import Proxies
 from tracer.recording import RecordingSource
 from tracer.views import FixedViews
 
-# Records of several rings come in the order in which the rings were read, not that of time.
+# Records of different rings are stored in the order of reading, not of time.
 _DISORDER_NS = 1_000_000_000
 
 
 class Stitcher:
     """
-    Makes paths of recordings, which it reads side by side, by time.
+    Joins recordings into paths, reading them side by side in order of time.
 
-    It holds what lies within the window and a batch of each recording, however long they are. One
-    that is cut off or damaged is read up to there: `errors` says so.
+    Memory holds what is within the window and one batch of each recording, however long they are. A
+    truncated or damaged recording is read up to that point, and `errors` says so.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Stitcher:
     ) -> None:
         """
         Args:
-            sources: The recordings, their clocks corrected. The caller closes them.
-            wanted: Which paths to show: what holds for one of their nodes holds for them.
+            sources: The recordings, with corrected clocks. The caller closes them.
+            wanted: Which paths to show; a path matches if one of its nodes does.
             views: The cluster's objects; the places are each recording's own.
-            window_ns: How far the times of two nodes may lie apart.
-            proxies: Which proxies are trusted, and what is known of them.
+            window_ns: How far apart the times of two nodes may be.
+            proxies: Which proxies are trusted, and what is known about them.
         """
         proxies = proxies or Proxies()
         self.errors: list[RecordingError] = []
@@ -53,12 +53,12 @@ class Stitcher:
             for number, source in enumerate(sources, start=1)
         ]
         self._joiner = Joiner(window_ns, cluster=lambda: views.cluster)
-        # What one node reads of a proxy another one needs, later and not before.
+        # Proxies learn on one node what the next needs, so records must be read in order of time.
         self._is_in_step = any(source.info.has_proxy_headers for source in sources)
 
     def paths(self) -> Iterator[list[Path]]:
-        """Yield the wanted paths as they become whole, in lists; some are empty."""
-        # The one that is furthest behind is read next.
+        """Yield the wanted paths as they become complete, in lists; some are empty."""
+        # Always read the recording that is furthest behind.
         behind = [(0, stream.number, stream) for stream in self._streams]
         while behind:
             _, _, stream = heapq.heappop(behind)
@@ -79,13 +79,13 @@ class Stitcher:
             yield [path for path in found if self._wanted.has_path(path)]
 
     def summary(self) -> Summary:
-        """Add up what was lost and could not be seen; what was shown the caller knows."""
+        """Sum up what was lost and not seen; the caller counts what it showed."""
         summaries = [stream.pipeline.summary() for stream in self._streams]
         lost: Counter[str] = Counter()
         for each in summaries:
             lost.update(each.lost)
-        for told in (self._joiner.lost(), *(stream.lost() for stream in self._streams)):
-            lost.update({name: count for name, count in told.items() if count})
+        for counts in (self._joiner.lost(), *(stream.lost() for stream in self._streams)):
+            lost.update({name: count for name, count in counts.items() if count})
         not_seen = [str(error) for error in self.errors]
         not_seen += [line for each in summaries for line in each.not_seen]
         return Summary(
@@ -97,7 +97,7 @@ class Stitcher:
 
     @property
     def told_twice(self) -> int:
-        """How many connections of a node stood in two recordings."""
+        """How many connections were in two recordings of one node."""
         return self._joiner.told_twice
 
 
@@ -108,7 +108,7 @@ class _Stream:
         self, source: RecordingSource, views: FixedViews, proxies: Proxies, number: int
     ) -> None:
         self.number = number
-        # What a connection is on the next node no filter knows: paths are filtered when whole.
+        # Paths are filtered when complete: on the next node the filter may not match a connection.
         self.pipeline = Pipeline(
             source,
             Wanted(are_stray_accepts=True),
@@ -122,33 +122,33 @@ class _Stream:
 
     @property
     def known_ns(self) -> int:
-        """Up to when all its legs are with the joiner."""
+        """The time up to which the joiner has all its legs."""
         quiet_ns = self.latest_ns - QUIET_NS - _DISORDER_NS - self.pipeline.delay_ns
         return min(quiet_ns, self._assembler.open_since_ns or quiet_ns)
 
     @property
     def has_more_at_hand(self) -> bool:
-        """Whether a part of its last batch is left for later."""
+        """Whether part of its last batch is still to be read."""
         return bool(self._at_hand)
 
     @property
     def next_ns(self) -> int:
-        """When its next record was made, as far as that is known; else the latest."""
+        """The time of its next record if that is known, else of its latest."""
         return self._time_ns(self._at_hand[0]) if self._at_hand else self.latest_ns
 
     def lost(self) -> dict[str, int]:
-        """Count what was left out or told too early, by reason."""
+        """Return what the assembler left out or ended too early, by reason."""
         return self._assembler.lost()
 
     def read(self, joiner: Joiner, until_ns: int | None) -> bool:
         """
-        Hand over the next batch, or its part up to a time, a record at the least.
+        Pass on the next batch, or the part of it up to a time, but at least one record.
 
         Returns:
             Whether there is more.
 
         Raises:
-            RecordingError: If the recording is cut off or damaged here.
+            RecordingError: If the recording is truncated or damaged here.
         """
         records = self._at_hand or self._source.read(0)
         if records is None:
@@ -163,13 +163,13 @@ class _Stream:
         return True
 
     def end(self, joiner: Joiner) -> None:
-        """Hand over what is left."""
+        """Pass on what is left."""
         self._add(self.pipeline.rest(), joiner)
         for leg in self._assembler.take():
             joiner.add(leg, teller=self.number)
 
     def _count(self, records: list[bytes], until_ns: int) -> int:
-        """Return how many records come before another recording's next, at least one."""
+        """Return how many records are not later than a time, but at least 1."""
         later = (i for i, raw in enumerate(records) if i and self._time_ns(raw) > until_ns)
         return next(later, len(records))
 
@@ -178,7 +178,7 @@ class _Stream:
 
     def _add(self, found: Iterable[Judged], joiner: Joiner) -> None:
         for judged in found:
-            # Not the latest of all: one record with a wrong time is not to hold up this recording.
+            # Not the maximum: one record with a wrong time must not hold up this recording.
             self.latest_ns = judged.time_ns
             if isinstance(judged, SeenAccept):
                 joiner.add_accept(judged)

@@ -1,4 +1,4 @@
-"""What surrounds the traced connections, kept up to date: views for the judge."""
+"""Live views for the judge: rules, interfaces, kube-proxy's mode and the cluster, kept current."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ class LiveViews:
     """
     Views of namespaces that are being traced.
 
-    Make it before privileges are dropped, and before any thread; it works on afterwards.
-    ``history`` returns the cluster's recent past, None while there is no cluster; ``notes`` what it
-    cannot tell; ``cluster_status`` how good it is.
+    Create it before dropping privileges and before any thread starts; it keeps working afterwards.
+    ``history`` returns the cluster's recent history, None while there is no cluster; ``notes`` what
+    is unknown about the cluster; ``cluster_status`` how current it is.
 
     Raises:
         NetnsError: If a namespace cannot be entered.
@@ -38,11 +38,11 @@ class LiveViews:
         """
         Args:
             namespaces: The traced namespaces.
-            proxy_modes: What each node's kube-proxy says of its mode, None where it says nothing.
-            masquerade_mark: kube-proxy's bit; None to believe its rules.
-            follows_modes: Whether to ask again, for as long as this lives. Each question is a
-                connection on the node.
-            is_recorded: Whether `packed_rules` is wanted.
+            proxy_modes: Each node's mode, as its kube-proxy answered; None without an answer.
+            masquerade_mark: kube-proxy's bit; None to take it from its rules.
+            follows_modes: Whether to keep asking kube-proxy. Each time is a connection on the
+                node.
+            is_recorded: Whether `packed_rules` will be used.
         """
         self.history: Callable[[], History | None] = lambda: None
         self.notes: Callable[[], tuple[str, ...]] = lambda: ()
@@ -59,7 +59,7 @@ class LiveViews:
         self._views: dict[int, View] = {}
 
     def refresh(self) -> None:
-        """Take note of changed rules, modes and interfaces."""
+        """Discard views whose rules, mode or interfaces have changed."""
         for netns, view in list(self._views.items()):
             place = self._places.get(netns)
             if place is not None and (
@@ -70,26 +70,26 @@ class LiveViews:
                 del self._views[netns]
 
     def at(self, netns: int, node: str, ktime_ns: int) -> View:
-        """Return the view of a traced namespace at a time of its records."""
+        """Return the view of a traced namespace at a time, on the records' clock."""
         history = self.history()
         cluster = history.at(ktime_ns) if history else None
         view = self._views.get(netns)
-        # The same parts make the same view: most connections find it made.
+        # Reuse the view while its parts are the same, which they are for most connections.
         if view is None or view.cluster is not cluster:
             view = self._views[netns] = self._view(netns, node, cluster)
         return view
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster as it is now; None while there is none."""
+        """Return the current cluster; None while there is none."""
         history = self.history()
         return history.now if history else None
 
     def places(self) -> dict[int, Place]:
-        """Return what a recording keeps of each namespace."""
+        """Return what a recording stores about each namespace."""
         return {netns: self._recorded(netns) for netns in self._places}
 
     def packed_rules(self) -> dict[int, bytes]:
-        """Return what the tools printed of each namespace's rules; the same object if unchanged."""
+        """Return each namespace's rules as the tools printed them; the same object if unchanged."""
         found = {netns: self._keeper.ruleset(place).packed for netns, place in self._places.items()}
         return {netns: packed for netns, packed in found.items() if packed is not None}
 

@@ -1,4 +1,4 @@
-"""How the judge gets to see what surrounds a connection."""
+"""How the judge gets the view of a connection's surroundings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,35 +10,35 @@ from tracer.model import IPAddress, IPNetwork
 from tracer.ruleset.model import ProxyMode, Ruleset
 from tracer.ruleset.printed import Printed
 
-# More than a machine has; a damaged recording names any number.
+# More namespaces than a machine has; a damaged recording may name any number.
 _NAMESPACES = 4096
 
 
 class Views(Protocol):
-    """Gives the judge a view of what surrounds a connection."""
+    """Gives the judge the view of a connection's surroundings."""
 
     def refresh(self) -> None:
-        """Take note of what has changed. Called once a batch, never per connection."""
+        """Take note of changes. Called once per batch, never per connection."""
 
     def at(self, netns: int, node: str, ktime_ns: int) -> View:
         """
         Return the view of a namespace's node at a time.
 
-        It is that of records (CLOCK_MONOTONIC): when somebody sets the clock, history is not
-        turned over.
+        The time is on the records' clock (CLOCK_MONOTONIC), which is not affected when the wall
+        clock is set.
         """
 
     def notes(self) -> tuple[str, ...]:
-        """Say what cannot be told for lack of surroundings, a line each."""
+        """Return what is unknown about the surroundings, a line each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """
-    What a recording keeps of a traced node: what its connections cannot be judged without.
+    What a recording stores about a traced node, as needed to judge its connections.
 
-    ``printed`` are its rules, None where they were not kept. What they say of kube-proxy stands
-    beside them.
+    ``printed`` are its rules, None if they were not recorded. What they say about kube-proxy is
+    stored separately.
     """
 
     addresses: frozenset[IPAddress] = frozenset()
@@ -52,39 +52,39 @@ class Place:
     printed: Printed | None = None
 
     def rules(self) -> Ruleset:
-        """Read the rules, as far as they are known. It takes a while if there are many."""
+        """Parse the rules, as far as they were recorded. This is slow if there are many."""
         if self.printed is not None:
             return self.printed.ruleset
         return Ruleset(
             proxy_mode=self.proxy_mode,
             has_masquerade_all=self.has_masquerade_all,
             cluster_cidrs=self.cluster_cidrs,
-            unread=("a recording does not hold the rules",),
+            unread=("the recording does not contain the rules",),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedViews:
-    """Views of a recording: the objects of a file, and its nodes as they were then."""
+    """Views of a recording: the objects of a file, and its nodes as recorded."""
 
     cluster: Cluster | None = None
     places: Mapping[int, Place] = field(default_factory=dict)
     proxy_mode: ProxyMode | None = None
     masquerade_mark: int | None = None
-    # The view of a namespace, and of what it was made.
+    # By namespace: the view, and the place it was made from.
     _made: dict[int, tuple[Place | None, View]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
 
     def refresh(self) -> None:
-        """Nothing changes."""
+        """Do nothing: recorded surroundings do not change."""
 
     def notes(self) -> tuple[str, ...]:
-        """Nothing is missing that was promised."""
+        """Return nothing."""
         return ()
 
     def at(self, netns: int, node: str, ktime_ns: int) -> View:  # noqa: ARG002 - the protocol's
-        """Return what is known of a node: what was recorded, and the cluster's objects."""
+        """Return the view of a node: what was recorded, and the cluster's objects."""
         place = self.places.get(netns)
         made = self._made.get(netns)
         if made is None or made[0] is not place or made[1].node != node:

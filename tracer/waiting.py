@@ -1,4 +1,4 @@
-"""Connections that wait for their first bytes, so that they are judged with what these declare."""
+"""Hold back connections until their first bytes are read, to judge them by what these declare."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from tracer.model import TCP, Accept, Connection, FiveTuple
 from tracer.proxy_headers import Declared
 
-# What a client sends first follows the handshake; a server that speaks first keeps it waiting.
+# How long to wait. A client usually sends right after the handshake, but waits if its protocol
+# lets the server speak first.
 PATIENCE_NS = 2_000_000_000
-# A flood's worth. Beyond it the oldest are judged without waiting.
+# How many connections may wait, even in a flood. Beyond that the oldest are judged at once.
 _WAITING = 16384
 
 
 @dataclass(slots=True, kw_only=True)
 class Ready:
     """
-    A connection that has waited, with what it declares, None if that did not come in time.
+    A connection that has waited, with what it declares; None if that did not arrive in time.
 
-    ``accepts`` are those that came while it waited: they follow it.
+    ``accepts`` are those that arrived while it waited: they follow it.
     """
 
     connection: Connection
@@ -27,19 +28,19 @@ class Ready:
 
 
 class Waiting:
-    """Holds connections back until they are declared or their time is over."""
+    """Holds connections back until their declaration arrives or their time is over."""
 
     def __init__(self) -> None:
         self._late = 0
         self._held: OrderedDict[tuple[int, FiveTuple], Ready] = OrderedDict()
-        # The socket's peer may be another than the sender: it is what the last node sends on.
+        # By the peer that the backend's socket sees, which after SNAT is not the client.
         self._by_peer: dict[FiveTuple, Ready] = {}
 
     def hold(self, connection: Connection) -> Iterator[Ready]:
-        """Take a TCP connection; yield those that make room for it."""
+        """Take a TCP connection; yield those released to make room for it."""
         key = connection.netns, connection.orig
         if key in self._held:
-            # The same ports again: the older one has said all it will.
+            # The same tuple is used again: the older connection is over.
             yield self._release(key)
         self._held[key] = ready = Ready(connection=connection)
         self._by_peer[connection.reply.inverted] = ready
@@ -47,14 +48,14 @@ class Waiting:
             yield self._release(next(iter(self._held)))
 
     def take_accept(self, accept: Accept) -> bool:
-        """Keep an accept behind its connection, if that waits."""
+        """Keep an accept with its connection, if that waits; return whether it does."""
         ready = self._by_peer.get(accept.peer)
         if ready is not None:
             ready.accepts.append(accept)
         return ready is not None
 
     def declare(self, declared: Declared) -> Iterator[Ready]:
-        """Yield the connection that declares something, unless it does not wait any more."""
+        """Yield the connection that a declaration belongs to, if it still waits."""
         key = declared.netns, declared.flow
         if key not in self._held:
             self._late += 1
@@ -64,7 +65,7 @@ class Waiting:
         yield ready
 
     def over(self, now_ns: int) -> Iterator[Ready]:
-        """Yield those whose time is over, by the clock of the records."""
+        """Yield those whose time is over, by the records' clock."""
         while self._held:
             key, ready = next(iter(self._held.items()))
             if now_ns - ready.connection.ktime_ns <= PATIENCE_NS:
@@ -72,17 +73,17 @@ class Waiting:
             yield self._release(key)
 
     def rest(self) -> Iterator[Ready]:
-        """Yield all that still wait."""
+        """Yield all that are still waiting."""
         while self._held:
             yield self._release(next(iter(self._held)))
 
     def notes(self) -> tuple[str, ...]:
-        """Say what came too late, if anything did."""
+        """Return a line on what arrived too late, if anything did."""
         if not self._late:
             return ()
         seconds = PATIENCE_NS // 1_000_000_000
         return (
-            f"{self._late} headers of proxies that came more than {seconds} s after their "
+            f"{self._late} proxies' headers that arrived more than {seconds} s after their "
             "connection began",
         )
 

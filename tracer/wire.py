@@ -1,10 +1,10 @@
-"""ctypes mirror of ``bpf/wire.h``: layouts and numbers only, no behaviour."""
+"""ctypes mirror of ``bpf/wire.h``: layouts and constants only."""
 
 import ctypes
 from enum import IntEnum, IntFlag
 
 WIRE_VERSION = 1
-# Of a path's count on one CPU, the bits that are a number of connections.
+# How many low bits of a path's value on one CPU are its count of connections.
 COUNT_BITS = 48
 CLASS_BITS = 4
 
@@ -12,7 +12,7 @@ _ADDRESS = ctypes.c_uint8 * 16
 
 
 class Kind(IntEnum):
-    """``enum srcip_kind``: what a record tells."""
+    """``enum srcip_kind``: the kind of a record."""
 
     CONNECTION = 1
     DROP = 2
@@ -22,12 +22,12 @@ class Kind(IntEnum):
     DECLARED = 6
 
 
-# What the only drop is told with, of a kernel that gives no reasons.
+# The reason of the only drops reported by a kernel without drop reasons.
 REASON_NETFILTER_DROP = 1
 
 
 class Lost(IntEnum):
-    """``enum srcip_lost``: slots of each program's array of things it could not report."""
+    """``enum srcip_lost``: slots of each program's counters of what it could not report."""
 
     RING_FULL = 0
     PATHS_FULL = 1
@@ -186,7 +186,7 @@ class WireHop(ctypes.Structure):
 
 
 class WireSegment(ctypes.Structure):
-    """``struct srcip_segment``: as many bytes follow as it says."""
+    """``struct srcip_segment``; ``length`` bytes follow."""
 
     _fields_ = (
         ("header", WireHeader),
@@ -210,7 +210,7 @@ class WireClient(ctypes.Structure):
 
 
 class WireDeclared(ctypes.Structure):
-    """``struct srcip_declared``: as many ``WireClient`` follow as it says."""
+    """``struct srcip_declared``; ``clients`` times ``WireClient`` follow."""
 
     _fields_ = (
         ("header", WireHeader),

@@ -31,7 +31,7 @@ from tracer.tally import KEEP_S
 
 AWAY_S, BETWEEN_S = 190, 30
 LOOK_S = 1.0
-STALE = "changes of the cluster since the API server was last heard"
+STALE = "cluster changes since the API server last answered"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -308,7 +308,7 @@ def garbage(path):
     ("damage", "message"),
     [
         (Path.unlink, r"cannot read recording \S+: No such file or directory"),
-        (no_recording, r"\S+ is no srcip recording"),
+        (no_recording, r"\S+ is not a srcip recording"),
     ],
 )
 def test_no_recording(srcip, recording, damage, message):
@@ -355,7 +355,7 @@ def test_closed_recording(srcip, tmp_path, monkeypatch, name):
     path.touch()
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     code, _, err = srcip(name, path)
-    assert (code, err) == (1, f"srcip: {path} is no srcip recording\n")
+    assert (code, err) == (1, f"srcip: {path} is not a srcip recording\n")
 
 
 @pytest.mark.parametrize("output", ["table", "json", "diagram"])

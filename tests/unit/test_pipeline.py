@@ -103,7 +103,7 @@ def test_undecodable_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"undecodable record: {reason} (further ones are counted)"
         for reason in (
-            "record has 0 bytes, its header alone has 16",
+            "record has 0 bytes, fewer than its header's 16",
             "record has wire version 7, expected 1",
         )
     ]

@@ -130,7 +130,7 @@ def test_without_rules(tmp_path):
     source = RecordingSource(path)
     source.close()
     view = FixedViews(places=source.places).at(samples.NETNS, "node2", 0)
-    assert view.rules.unread == ("a recording does not hold the rules",)
+    assert view.rules.unread == ("the recording does not contain the rules",)
 
 
 def test_too_many_rules_are_left_out(monkeypatch):
@@ -176,7 +176,7 @@ def test_hostile_rules(tmp_path, packed):
     path = tmp_path / "night.srcip"
     record(path, [[b"x"]], [{samples.NETNS: packed}])
     source = RecordingSource(path)
-    with pytest.raises(RecordingError, match=r"damaged after 0 records .* its rules are wrong"):
+    with pytest.raises(RecordingError, match=r"damaged after 0 records .* its rules are malformed"):
         source.read(0)
     source.close()
 
@@ -186,7 +186,7 @@ def test_rules_of_a_stranger(tmp_path):
     path = tmp_path / "night.srcip"
     record(path, [], [{1: pack(Printed())}])
     source = RecordingSource(path)
-    with pytest.raises(RecordingError, match="nothing else is known of namespace 1"):
+    with pytest.raises(RecordingError, match="they are of the unknown namespace 1"):
         source.read(0)
     source.close()
     assert path.read_bytes().startswith(MAGIC)

@@ -229,17 +229,19 @@ def test_truncated_place(path):
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        pytest.param(frame(9, b""), "there is no frame type 9", id="type"),
+        pytest.param(frame(9, b""), "unknown frame type 9", id="type"),
         pytest.param(struct.pack("<BI", 2, 1 << 31), "a frame claims 2147483648 bytes", id="huge"),
         pytest.param(frame(SYMBOL, b"\xff"), "a frame is not JSON", id="not-utf8"),
         pytest.param(frame(SYMBOL, b"{"), "a frame is not JSON", id="not-json"),
         pytest.param(frame(LOST, b"[" * 200_000), "a frame is not JSON", id="deep"),
         pytest.param(frame(SYMBOL, b"9" * 5000), "a frame is not JSON", id="long-number"),
-        pytest.param(frame(SYMBOL, ["1", "x"]), "a function name is wrong", id="symbol-address"),
-        pytest.param(frame(SYMBOL, [1, 2]), "a function name is wrong", id="symbol-name"),
-        pytest.param(frame(SYMBOL, {}), "a function name is wrong", id="symbol-shape"),
-        pytest.param(frame(LOST, []), "its losses are wrong", id="losses-shape"),
-        pytest.param(frame(LOST, {"a": "b"}), "its losses are wrong", id="losses-value"),
+        pytest.param(
+            frame(SYMBOL, ["1", "x"]), "a function name is malformed", id="symbol-address"
+        ),
+        pytest.param(frame(SYMBOL, [1, 2]), "a function name is malformed", id="symbol-name"),
+        pytest.param(frame(SYMBOL, {}), "a function name is malformed", id="symbol-shape"),
+        pytest.param(frame(LOST, []), "its losses are malformed", id="losses-shape"),
+        pytest.param(frame(LOST, {"a": "b"}), "its losses are malformed", id="losses-value"),
     ],
 )
 def test_damaged_frame(path, damage, what):
@@ -257,24 +259,27 @@ def test_damaged_frame(path, damage, what):
     [
         ({"wire_version": 99}, "wire version 99, expected 1"),
         ({"byte_order": samples.OTHER_ORDER}, f"recorded on a {samples.OTHER_ORDER}-endian"),
-        ({"nodes": []}, "its header is wrong"),
-        ({"nodes": {"x": "node"}}, "its header is wrong"),
-        ({"drop_reasons": None}, "its header is wrong"),
-        ({"clock_offset_ns": "soon"}, "its header is wrong"),
-        ({"clock_offset_ns": None}, "its header is wrong"),
-        ({"clock_offset_ns": float("inf")}, "its header is wrong"),
+        ({"nodes": []}, "its header is malformed"),
+        ({"nodes": {"x": "node"}}, "its header is malformed"),
+        ({"drop_reasons": None}, "its header is malformed"),
+        ({"clock_offset_ns": "soon"}, "its header is malformed"),
+        ({"clock_offset_ns": None}, "its header is malformed"),
+        ({"clock_offset_ns": float("inf")}, "its header is malformed"),
         # Times beyond the year 9999 could not be shown.
-        ({"clock_offset_ns": 10**21}, "its header is wrong"),
-        ({"clock_offset_ns": -(10**21)}, "its header is wrong"),
-        ({"not_seen": 5}, "its header is wrong"),
-        ({"places": []}, "its header is wrong"),
-        ({"places": {"x": PLACE}}, "its header is wrong"),
-        ({"places": {"1": {}}}, "its header is wrong"),
-        ({"places": {"1": PLACE | {"addresses": ["node2"]}}}, "its header is wrong"),
-        ({"places": {"1": PLACE | {"interfaces": []}}}, "its header is wrong"),
-        ({"places": {"1": PLACE | {"proxy_mode": "userspace"}}}, "its header is wrong"),
-        ({"places": {"1": PLACE | {"masquerade_mark": None}}}, "its header is wrong"),
-        ({"places": {"1": PLACE | {"cluster_cidrs": ["10.244.0.1/16"]}}}, "its header is wrong"),
+        ({"clock_offset_ns": 10**21}, "its header is malformed"),
+        ({"clock_offset_ns": -(10**21)}, "its header is malformed"),
+        ({"not_seen": 5}, "its header is malformed"),
+        ({"places": []}, "its header is malformed"),
+        ({"places": {"x": PLACE}}, "its header is malformed"),
+        ({"places": {"1": {}}}, "its header is malformed"),
+        ({"places": {"1": PLACE | {"addresses": ["node2"]}}}, "its header is malformed"),
+        ({"places": {"1": PLACE | {"interfaces": []}}}, "its header is malformed"),
+        ({"places": {"1": PLACE | {"proxy_mode": "userspace"}}}, "its header is malformed"),
+        ({"places": {"1": PLACE | {"masquerade_mark": None}}}, "its header is malformed"),
+        (
+            {"places": {"1": PLACE | {"cluster_cidrs": ["10.244.0.1/16"]}}},
+            "its header is malformed",
+        ),
     ],
 )
 def test_wrong_header(path, change, what):
@@ -296,7 +301,7 @@ def test_incomplete_header(path, missing):
 def test_header_is_no_object(path, header):
     """A header that is JSON but no object is refused."""
     _, error = read_bytes(path, MAGIC + frame(INFO, json.dumps(header).encode()))
-    assert "its header is wrong" in str(error)
+    assert "its header is malformed" in str(error)
 
 
 def test_first_frame_is_no_header(path):
@@ -309,7 +314,7 @@ def test_first_frame_is_no_header(path):
 def test_no_recording(path, data):
     """Another file, an empty one, or a recording of another format is named as what it is not."""
     _, error = read_bytes(path, data)
-    assert str(error) == f"{path} is no srcip recording"
+    assert str(error) == f"{path} is not a srcip recording"
 
 
 def test_no_such_file(path):
@@ -368,7 +373,7 @@ def test_error_stays(path):
     source = RecordingSource(path)
     assert source.read(0) == [b"good"]
     for _ in range(2):
-        with pytest.raises(RecordingError, match="there is no frame type 9"):
+        with pytest.raises(RecordingError, match="unknown frame type 9"):
             source.read(0)
     source.close()
 

@@ -92,7 +92,7 @@ def test_no_recording(srcip, recorded, tmp_path):
     output = tmp_path / "report.html"
     code, _, err = srcip("report", recorded("a.srcip"), other, "-o", output)
     assert code == 1
-    assert "is no srcip recording" in err
+    assert "is not a srcip recording" in err
     assert not output.exists()
 
 

@@ -95,7 +95,7 @@ def test_late():
     list(run.judge(raw(FIRST, numbered(1, KTIME_NS + 9 * PATIENCE_NS))))
     assert list(run.judge(raw(declared(ktime_ns=KTIME_NS + 9 * PATIENCE_NS)))) == []
     assert (
-        "1 headers of proxies that came more than 2 s after their connection began"
+        "1 proxies' headers that arrived more than 2 s after their connection began"
         in run.summary().not_seen
     )
 
