@@ -398,7 +398,7 @@ def test_nothing_is_attached_unasked(trace):
     assert {file for file, _ in source._loaded.functions} == {
         "connections.c", "accepts.c", "drops.c",
     }  # fmt: skip
-    (links,) = source._links.by_namespace.values()
+    (links,) = source._attachment.by_namespace.values()
     # The three programs for connections, for IPv4 and IPv6.
     assert (len(links), source.devices) == (6, 0)
 

@@ -16,8 +16,7 @@ from tests.unit.fake_source import FakeSource
 from tracer.decode import decode
 from tracer.filter import Filter
 from tracer.judge.path import Direction, Ending, Translated
-from tracer.kernel import netns
-from tracer.kernel import source as sources
+from tracer.kernel import attachment, netns
 from tracer.kernel.source import KernelSource, Settings
 from tracer.model import ICMP, UDP, Hook, Hop
 from tracer.paths import PathPipeline
@@ -177,7 +176,7 @@ def test_fragments(box, trace, version):
 
 def test_without_programs_at_tc(box, trace, monkeypatch):
     """If no interface can be attached to, reused packet memory is still recognised as new."""
-    monkeypatch.setattr(sources, "has_tcx_links", lambda: False)
+    monkeypatch.setattr(attachment, "has_tcx_links", lambda: False)
     load_nat(box, "neither")
     tracer = trace(packets=1, wanted=Filter(port=PORT, proto=UDP))
     with ExitStack() as stack:

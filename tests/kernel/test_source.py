@@ -131,7 +131,7 @@ def test_other_namespaces_go_on(box):
         with closing(open_source([box.target(), other.target()])) as source:
             subprocess.run(["ip", "netns", "del", box.names["node"]], check=True)
             wait_until(
-                lambda: source.read(0.05) is not None and len(source._links.by_namespace) == 1
+                lambda: source.read(0.05) is not None and len(source._attachment.by_namespace) == 1
             )
             send(other)
             wait_until(lambda: source.read(0.05))

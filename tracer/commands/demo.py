@@ -25,10 +25,11 @@ from tracer.commands.run import stop_on_signals
 from tracer.judge.cause import Cause
 from tracer.judge.verdict import Judged
 from tracer.kernel import ladder, netns, privileges
+from tracer.kernel.attachment import NO_TCX
 from tracer.kernel.ladder import Rung
 from tracer.kernel.probes import has_tcx_links
 from tracer.kernel.probing import NO_REASONS
-from tracer.kernel.source import NO_TCX, KernelSource, Settings
+from tracer.kernel.source import KernelSource, Settings
 from tracer.pipeline import Pipeline, Wanted
 from tracer.proxies import Proxies
 

@@ -12,10 +12,8 @@ from tracer.encode import encode_config
 from tracer.errors import LoadError
 from tracer.filter import Filter
 from tracer.kernel import probing, programs
-from tracer.kernel.attach import CONNECTION_PLACES, HOP_PLACES, Links
+from tracer.kernel.attachment import Attachment
 from tracer.kernel.bpf_syscall import (
-    TCX_EGRESS,
-    TCX_INGRESS,
     Map,
     possible_cpus,
     program_misses,
@@ -25,7 +23,6 @@ from tracer.kernel.bpf_syscall import (
 from tracer.kernel.counters import PathCounters, Turn
 from tracer.kernel.kallsyms import Kallsyms
 from tracer.kernel.netns import Netns
-from tracer.kernel.probes import has_tcx_links
 from tracer.kernel.probing import Probes
 from tracer.kernel.programs import (
     ACCEPTS,
@@ -38,7 +35,6 @@ from tracer.kernel.programs import (
     Sizes,
 )
 from tracer.kernel.ring import RingReader
-from tracer.kernel.tc import TcLinks
 from tracer.source import SourceInfo
 from tracer.wire import Lost
 
@@ -72,8 +68,6 @@ _RINGS = (
     (DROPS, "drops"),
     (CONNECTIONS, "connections"),
 )
-NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
-_NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 _RECORD_BYTES = 128 + 8
 # Connections whose probe did not run because another ran on its CPU, where the kernel counts them.
 _MISSED = "probe_missed"
@@ -147,8 +141,7 @@ class KernelSource:
             *((HOPS,) if self._settings.packets else ()),
             *((SEGMENTS,) if self._settings.has_proxy_headers else ()),
         )
-        self._links = Links()
-        self._tc_links: dict[int, list[TcLinks]] = {netns: [] for netns in self._namespaces}
+        self._attachment = Attachment(self._namespaces, self._programs, probes)
         self._declared = DeclaredReader(self._forget_stream)
         self._loaded = Loaded()
         self._reader: RingReader | None = None
@@ -159,7 +152,7 @@ class KernelSource:
                 self._not_seen.append(probing.NO_REASONS)
             self._configure()
             self.counters = PathCounters(self._loaded, self._settings.sizes, self._set_turn)
-            self._attach()
+            self._begin()
         except BaseException:
             self.close()
             raise
@@ -208,7 +201,7 @@ class KernelSource:
         if SEGMENTS in self._programs:
             batch = self._declared.read(batch, time.monotonic_ns())
         self._check_surroundings()
-        if not batch and not self._links.by_namespace:
+        if not batch and not self._attachment.by_namespace:
             return None
         return batch
 
@@ -228,7 +221,7 @@ class KernelSource:
     @property
     def devices(self) -> int:
         """How many interfaces have tc programs attached."""
-        return sum(links.devices for each in self._tc_links.values() for links in each)
+        return self._attachment.devices
 
     def symbol(self, address: int) -> str | None:
         """Return the name of the kernel function that contains an address."""
@@ -248,9 +241,7 @@ class KernelSource:
 
     def close(self) -> None:
         """Detach and unload. May be called twice."""
-        for inode in self._tc_links:
-            self._detach_tc(inode)
-        self._links.close()
+        self._attachment.close()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -296,92 +287,30 @@ class KernelSource:
             is_broad=settings.packets > 0 and len(self._namespaces) > 1,
         )
 
-    def _attach(self) -> None:
+    def _begin(self) -> None:
         rings = [(program, name) for program, name in _RINGS if self._has(program)]
         self._reader = RingReader([self._loaded.map(program, name) for program, name in rings])
-        # Drops and accepts first, so that none is missed of a connection that is seen.
-        self._links.attach_tracepoint("kfree_skb", self._loaded.function(DROPS, "srcip_drop"))
-        self._links.attach_tracepoint(
-            "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
-        )
-        functions = self._functions(self._connections)
-        for netns in self._namespaces.values():
-            if self._probes is None and HOPS not in self._programs:
-                self._links.attach_netfilter(netns, functions, CONNECTION_PLACES)
-            self._links.by_namespace.setdefault(netns.inode, [])
-            for traced in self._traced():
-                traced.update(netns.inode.to_bytes(4, "little"), b"\1")
-        if self._probes is not None:
-            self._probes.attach(self._links, functions)
-        if HOPS in self._programs:
-            self._attach_hops()
-        if SEGMENTS in self._programs:
-            self._attach_segments()
-
-    def _traced(self) -> list[Map]:
-        """Return the maps of traced namespaces, of those programs that run in every namespace."""
-        programs = (program for program in self._programs if "traced" in program.maps)
-        return [Map(self._loaded.map(program, "traced"), 4, 1) for program in programs]
+        self._attachment.attach(self._loaded)
 
     def _has(self, program: Program) -> bool:
         return program.file in {each.file for each in self._programs}
 
-    def _attach_hops(self) -> None:
-        functions = self._functions(HOPS)
-        # They take the places of the programs for connections, and call them.
-        called = Map(self._loaded.map(HOPS, "connections"), 4, 4)
-        for place, program in enumerate(self._functions(CONNECTIONS).values()):
-            called.update(place.to_bytes(4, "little"), program.to_bytes(4, "little"))
-        self._links.attach_tracepoint("kfree_skb", functions["srcip_hop_end"])
-        for netns in self._namespaces.values():
-            self._links.attach_netfilter(netns, functions, HOP_PLACES)
-        if not has_tcx_links():
-            self._not_seen.append(NO_TCX)
-            return
-        self._attach_tc(functions["srcip_tc_ingress"], functions["srcip_tc_egress"])
-
-    def _attach_segments(self) -> None:
-        if not has_tcx_links():
-            raise LoadError(f"cannot read proxies' headers at {NO_TCX}")
-        self._not_seen.append(_NO_HEADERS)
-        functions = self._functions(SEGMENTS)
-        self._attach_tc(functions["srcip_segment_ingress"], functions["srcip_segment_egress"])
-
-    def _attach_tc(self, ingress: int, egress: int) -> None:
-        for netns in self._namespaces.values():
-            links = TcLinks(netns, {TCX_INGRESS: ingress, TCX_EGRESS: egress})
-            self._tc_links[netns.inode].append(links)
-
-    def _detach_tc(self, inode: int) -> None:
-        while self._tc_links[inode]:
-            links = self._tc_links[inode].pop()
-            self._not_seen += links.refused
-            links.close()
-
     def _what_is_not_seen(self) -> tuple[str, ...]:
         """Return what is not seen, a line each; it may grow, as modules and interfaces appear."""
-        links = (links for each in self._tc_links.values() for links in each)
+        lines = (*self._not_seen, *self._unseen_marks, *self._attachment.not_seen)
         # Programs for hops and for first bytes may be refused for the same reason: list it once.
-        lines = (
-            *self._not_seen,
-            *self._unseen_marks,
-            *(line for tc in links for line in tc.refused),
-        )
         return tuple(dict.fromkeys(lines))
 
     def _forget_stream(self, key: bytes) -> None:
         """Stop reporting segments of a connection whose first bytes are understood."""
         Map(self._loaded.map(SEGMENTS, "streams"), len(key), 0).delete(key)
 
-    def _functions(self, program: Program) -> dict[str, int]:
-        return {name: self._loaded.function(program, name) for name, _, _ in program.functions}
-
     def _check_surroundings(self) -> None:
         now_ns = time.monotonic_ns()
         if now_ns < self._next_check_ns:
             return
         self._next_check_ns = now_ns + _CHECK_INTERVAL_NS
-        self._release_gone_namespaces()
+        self._attachment.release_gone_namespaces()
         unseen = self._probes.unseen() if self._probes is not None else None
         if unseen is not None and unseen not in self._unseen_marks:
             if self._settings.is_restarted:
@@ -389,18 +318,6 @@ class KernelSource:
             _log.warning("not seen: %s", unseen)
             self._unseen_marks = (unseen,)
             self.info = replace(self.info, not_seen=self._what_is_not_seen())
-
-    def _release_gone_namespaces(self) -> None:
-        """Detach from namespaces that were removed: our links would keep them alive."""
-        for inode in list(self._links.by_namespace):
-            netns = self._namespaces[inode]
-            if not netns.is_present():
-                self._links.detach_namespace(inode)
-                self._detach_tc(inode)
-                # The kernel may reuse the inode number.
-                for traced in self._traced():
-                    traced.delete(inode.to_bytes(4, "little"))
-                _log.warning("the namespace of %s is gone (%s)", netns.node, netns.path)
 
 
 def clock_offset_ns() -> int:

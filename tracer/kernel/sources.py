@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from tracer.errors import LoadError
 from tracer.filter import Filter
 from tracer.kernel import ladder, privileges
+from tracer.kernel.attachment import NO_TCX
 from tracer.kernel.conntrack import ConntrackSource
 from tracer.kernel.ladder import NO_LINKS, Rung
 from tracer.kernel.netns import Netns
 from tracer.kernel.probes import has_netfilter_links, has_tcx_links
 from tracer.kernel.probing import NO_HOPS
 from tracer.kernel.programs import Sizes
-from tracer.kernel.source import NO_TCX, Settings, clock_offset_ns
+from tracer.kernel.source import Settings, clock_offset_ns
 from tracer.source import Source
 
 _log = logging.getLogger(__name__)
