@@ -39,6 +39,7 @@ from tests.unit.world import (
 )
 from tracer.cluster.index import Cluster
 from tracer.cluster.parse import parse
+from tracer.judge.advice import for_source
 from tracer.judge.cause import MEANINGS, Cause
 from tracer.judge.connection import judge_connection
 from tracer.judge.verdict import Verdict
@@ -420,6 +421,17 @@ def test_owners_of_pod_egress(lines, owner, advice):
     assert (opinion.cause, opinion.rule.owner) == (Cause.POD_EGRESS, owner)
     assert f"SNAT by {owner}'s rule: {opinion.rule}" in opinion.evidence
     assert advice in opinion.advice[0]
+
+
+@pytest.mark.parametrize("owner", [Owner.KLIPPER_LB, Owner.PORTMAP])
+def test_owners_of_inbound_rules(owner):
+    """Without a rule that translates traffic to pods, no other route is needed."""
+    rule = replace(judge(EGRESS, view()).rule, owner=owner)
+    (line,) = for_source(
+        Cause.OTHER_RULE, None, backend="its endpoint", version=4, node="node1", rule=rule
+    )
+    assert line.startswith(f"{owner}: ")
+    assert "route" not in line
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ saw behind a real kube-proxy (lab/data/observed.jsonl) and, in IPVS mode, in the
 (tests/data/ipvs).
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
@@ -313,16 +313,9 @@ def facts_of(
     }
 
 
-def _of(family: Family) -> "_IsOf":
-    return _IsOf(4 if family == "ipv4" else 6)
-
-
-@dataclass(frozen=True, slots=True)
-class _IsOf:
-    version: int
-
-    def __call__(self, address: IPAddress) -> bool:
-        return address.version == self.version
+def _of(family: Family) -> Callable[[IPAddress], bool]:
+    version = 4 if family == "ipv4" else 6
+    return lambda address: address.version == version
 
 
 def _source_ranges(way: Way) -> Forecast | None:

@@ -1,4 +1,4 @@
-"""Makes a leg of the path of what one node reported of a connection."""
+"""Builds a leg of a path from what one node reported of a connection."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -7,7 +7,7 @@ from typing import Any
 Json = Any
 
 _PLAIN = {
-    "accept", "continue", "counter", "drop", "log", "masquerade", "notrack", "redirect", "reject",
+    "accept", "continue", "drop", "log", "masquerade", "notrack", "redirect", "reject",
     "return",
 }  # fmt: skip
 _INTERFACES = ("iif", "oif", "iifname", "oifname")
@@ -52,8 +52,10 @@ def statement(body: Json) -> str:
             return match_(value)
     except (KeyError, TypeError, AttributeError, ValueError):
         return _raw(body)
-    # Counters change all the time, and say nothing about what a rule does.
-    return kind if kind in _PLAIN and kind != "counter" else "" if kind == "counter" else _raw(body)
+    if kind == "counter":
+        # Counters change all the time, and say nothing about what a rule does.
+        return ""
+    return kind if kind in _PLAIN else _raw(body)
 
 
 def expression(body: Json) -> str:

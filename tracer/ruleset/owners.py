@@ -9,7 +9,14 @@ import re
 
 from tracer.ruleset.rule import Owner
 
-_CHAINS: tuple[tuple[str, Owner], ...] = (
+_Names = tuple[tuple[re.Pattern[str], Owner], ...]
+
+
+def _compiled(*names: tuple[str, Owner]) -> _Names:
+    return tuple((re.compile(text), owner) for text, owner in names)
+
+
+_CHAINS = _compiled(
     # kube-router comes first: all other names with KUBE are kube-proxy's.
     (
         r"KUBE-(ROUTER|NWPLCY|POD-FW|DEFAULT-NETPOL)\b.*|KUBE-IPVS-FIREWALL-ROUTER",
@@ -34,7 +41,7 @@ _CHAINS: tuple[tuple[str, Owner], ...] = (
     (r"ufw6?-.*", Owner.UFW),
     (r"ts-(input|forward|postrouting)", Owner.TAILSCALE),
 )
-_TABLES: tuple[tuple[str, Owner], ...] = (
+_TABLES = _compiled(
     (r"kube-proxy", Owner.KUBE_PROXY),
     (r"flannel-ipv[46]", Owner.FLANNEL),
     (r"calico", Owner.CALICO),
@@ -48,7 +55,7 @@ _TABLES: tuple[tuple[str, Owner], ...] = (
     (r"firewalld", Owner.FIREWALLD),
 )
 # Comments of rules that their programs put into built-in chains.
-_COMMENTS: tuple[tuple[str, Owner], ...] = (
+_COMMENTS = _compiled(
     (r"kubernetes (postrouting rules|service traffic requiring SNAT)", Owner.KUBE_PROXY),
     (r"flanneld (masq|forward)", Owner.FLANNEL),
     (r"cali:[A-Za-z0-9_-]{16}", Owner.CALICO),
@@ -60,11 +67,6 @@ _COMMENTS: tuple[tuple[str, Owner], ...] = (
     (r"AWS,? (SNAT CHAIN|SNAT|CONNMARK).*", Owner.AWS_VPC_CNI),
     (r"Antrea: .*", Owner.ANTREA),
 )
-
-_compiled = {
-    id(names): tuple((re.compile(text), owner) for text, owner in names)
-    for names in (_CHAINS, _TABLES, _COMMENTS)
-}
 
 
 def of_chain(name: str) -> Owner:
@@ -93,8 +95,8 @@ def first(*owners: Owner) -> Owner:
     return next((owner for owner in owners if owner is not Owner.UNKNOWN), Owner.UNKNOWN)
 
 
-def _find(names: tuple[tuple[str, Owner], ...], name: str) -> Owner:
-    for pattern, owner in _compiled[id(names)]:
+def _find(names: _Names, name: str) -> Owner:
+    for pattern, owner in names:
         if pattern.fullmatch(name):
             return owner
     return Owner.UNKNOWN
