@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from tracer.errors import LoadError, NetnsError
-from tracer.kernel import netns, source
+from tracer.kernel import attachment, netns, source
 from tracer.kernel.attach import Links
 from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.programs import DROPS, PROBED_CONNECTIONS
@@ -22,6 +22,7 @@ def open_probing(monkeypatch):
     """Opens a source that probes, on a machine where a NAT module was loaded after it."""
     for name in ("Kallsyms", "Map", "PathCounters"):
         monkeypatch.setattr(source, name, MagicMock())
+    monkeypatch.setattr(attachment, "Map", MagicMock())
     monkeypatch.setattr(source, "RingReader", lambda _fds: MagicMock(read=lambda _timeout_s: []))
     monkeypatch.setattr(source, "possible_cpus", lambda: 1)
     monkeypatch.setattr(source, "_CHECK_INTERVAL_NS", 0)
