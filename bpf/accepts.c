@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Report the peer of each TCP connection that a listening socket accepted, in
- * every network namespace: what a backend really sees.
+ * every network namespace: the source that a backend really sees.
  *
  * inet_sock_set_state, SYN_RECV to ESTABLISHED: the child socket exists and has
- * both addresses; accept(2) may still be to come.
+ * both addresses; accept(2) may still follow.
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
@@ -40,7 +40,7 @@ SRCIP_INLINE void read_addresses(struct srcip_tuple *peer, __u64 sk)
 	srcip_set_mapped(peer->dst, &dest);
 }
 
-/* An IPv6 socket may have accepted an IPv4 peer: the address is mapped then,
+/* An IPv6 socket may have accepted an IPv4 peer: then the address is mapped,
  * and the connection is an IPv4 one.
  */
 SRCIP_INLINE bool is_mapped(const __u8 *address)
@@ -58,13 +58,13 @@ SRCIP_INLINE void read_peer(struct srcip_tuple *peer, __u64 sk)
 	if (is_mapped(peer->src))
 		peer->family = AF_INET;
 	peer->sport = bpf_ntohs(srcip_read_u16(sk, SRCIP_OFFSET(sock_common, skc_dport)));
-	/* The kernel keeps its own port in host order. */
+	/* The kernel stores the local port in host order. */
 	peer->dport = srcip_read_u16(sk, SRCIP_OFFSET(sock_common, skc_num));
 }
 
-/* Of the filter only the backend's side can be judged here: the peer may be a
- * node that stands for the client, and the port the client typed is the
- * Service's. User space joins the rest to its connection.
+/* Only the backend's part of the filter can be applied here: after SNAT the peer
+ * may be a node, and the port that the client addressed may be the Service's.
+ * User space matches accepts with their connections.
  */
 SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srcip_tuple *peer)
 {

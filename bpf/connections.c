@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Report each new connection once, at the last netfilter hook before conntrack
- * confirms it, or (SRCIP_PROBES) where it does: there both NAT decisions are
- * final, and one entry holds the tuple that the client sent and the one that
- * the backend will answer.
+ * confirms it, or (SRCIP_PROBES) in the function that confirms it: there both NAT
+ * decisions are final, and one entry holds the tuple that the client sent and the
+ * tuple of the backend's reply.
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
 #include "probe.h"
 
-/* Where a packet's mark waits from the hook before SNAT to the last one. A
- * packet from a local process can be interrupted between the two by a softirq
- * that runs another packet on the same CPU, so each slot says whose mark it
- * holds, and eight of them make a clash unlikely. A clash is counted.
+/* Slots that keep a packet's mark from the hook before SNAT to the last one. A
+ * packet of a local process can be interrupted between the two by a softirq that
+ * handles another packet on the same CPU, so each slot holds the entry that its
+ * mark belongs to, and eight of them make a clash unlikely. A clash is counted.
  */
 #define MARK_SLOTS 8
 
-/* Places for the classes of addresses that were looked for lately. */
+/* log2 of the number of recently used addresses whose class is cached. */
 #define RECENT_BITS 10
 
 struct mark_slot {
@@ -26,19 +26,19 @@ struct mark_slot {
 };
 
 BPF_RINGBUF_OUTPUT(connections, SRCIP_CONNECTION_RING_PAGES);
-/* Nothing is deleted from a map that counts: another CPU may hold a pointer to
- * the count. User space lets the two take turns, and empties the idle one.
+/* Nothing is deleted from the active map: another CPU may hold a pointer to the
+ * count. User space lets the two take turns, and empties the idle one.
  */
 BPF_PERCPU_HASH(paths_0, struct srcip_path_key, __u64, SRCIP_PATHS);
 BPF_PERCPU_HASH(paths_1, struct srcip_path_key, __u64, SRCIP_PATHS);
-/* One connection of each path, for what the key does not say. */
+/* One connection of each path, for what is not in the key. */
 BPF_HASH(samples, struct srcip_path_key, struct srcip_connection, SRCIP_PATHS * 2);
 BPF_LPM_TRIE(classes, struct srcip_prefix, __u32, SRCIP_PREFIXES);
 BPF_PERCPU_ARRAY(recent_classes, __u64, 1 << RECENT_BITS);
 BPF_PERCPU_ARRAY(marks, struct mark_slot, MARK_SLOTS);
 BPF_PERCPU_ARRAY(unannounced, __u64, 1);
 #if SRCIP_PROBES
-/* A link belongs to a namespace; a probe is hit in all of them. */
+/* A link belongs to one namespace; a probe fires in all of them. */
 BPF_HASH(traced, __u32, __u8, SRCIP_NAMESPACES);
 #endif
 BPF_ARRAY(config, struct srcip_config, 1);
@@ -49,15 +49,15 @@ static void count_lost(int slot)
 	__u64 *count = lost.lookup(&slot);
 
 	/* Atomic, because a softirq may interrupt a local process's packet
-	 * between the load and the store.
+	 * between load and store.
 	 */
 	if (count)
 		__sync_fetch_and_add(count, 1);
 }
 
 /* Conntrack itself skips neighbour discovery and multicast listener reports
- * (nf_conntrack_icmpv6_error()); the latter come behind a hop-by-hop header.
- * Nobody misses them.
+ * (nf_conntrack_icmpv6_error()); the latter follow a hop-by-hop header. Do not
+ * count them as untracked.
  */
 SRCIP_INLINE bool is_ipv6_housekeeping(const void *skb)
 {
@@ -71,9 +71,9 @@ SRCIP_INLINE bool is_ipv6_housekeeping(const void *skb)
 }
 
 /* The entry of a packet that may be the first of its connection, else 0: an
- * established packet costs one load and one test. An unanswered UDP flow is
- * NEW with every packet, and an ICMP error is RELATED, so the entry's status
- * still has to be looked at.
+ * established packet costs one load and one test. Every packet of an unanswered
+ * UDP flow is NEW, and an ICMP error is RELATED, so the caller must still check
+ * the entry's status.
  */
 SRCIP_INLINE __u64 new_entry(const void *skb, __u64 nfct)
 {
@@ -92,11 +92,11 @@ SRCIP_INLINE __u64 new_entry(const void *skb, __u64 nfct)
 
 SRCIP_INLINE int mark_index(__u64 nf_conn)
 {
-	/* Entries are aligned to cache lines: the low bits say nothing. */
+	/* Entries are aligned to cache lines: the low bits are always the same. */
 	return nf_conn >> 8 & (MARK_SLOTS - 1);
 }
 
-/* Keep a packet's mark before its source is replaced; chain says who asks. */
+/* Keep a packet's mark before its source is replaced; chain identifies the caller. */
 SRCIP_INLINE void keep_mark(const void *skb, __u64 chain)
 {
 	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
@@ -111,8 +111,8 @@ SRCIP_INLINE void keep_mark(const void *skb, __u64 chain)
 	slot = marks.lookup(&index);
 	if (!slot)
 		return;
-	/* The first of several chains has seen the mark as it was. When it asks
-	 * again, the entry is another one at the same address.
+	/* The first of several chains has seen the original mark. If the same chain
+	 * calls again, the address belongs to a new entry.
 	 */
 	if (slot->nf_conn == nf_conn && slot->chain != chain)
 		return;
@@ -121,17 +121,17 @@ SRCIP_INLINE void keep_mark(const void *skb, __u64 chain)
 	slot->nf_conn = nf_conn;
 }
 
-/* Probes sit in nat chains, and no chain is asked about a connection that was
- * expected, or where there is none: then the mark is still as it was. Where a
- * chain was asked, it has replaced the source, or cleared no mark of kube-proxy's.
+/* Probes sit in nat chains, which do not run for an expected connection, or where
+ * there is no chain: then the mark is unchanged. A chain that ran has replaced the
+ * source, or else has not cleared kube-proxy's mark.
  */
 SRCIP_INLINE bool is_mark_untouched(const struct srcip_connection *record)
 {
 	return record->flags & SRCIP_CONNECTION_RELATED || !(record->status & IPS_SRC_NAT);
 }
 
-/* kube-proxy clears its mark before it masquerades, so at POST_ROUTING the mark
- * is the one that was kept. Nothing clears it at LOCAL_IN.
+/* kube-proxy clears its mark before it masquerades, so at POST_ROUTING use the mark
+ * that was kept. Nothing clears it at LOCAL_IN.
  */
 SRCIP_INLINE bool find_mark(const void *skb, __u64 nf_conn, struct srcip_connection *record)
 {
@@ -163,8 +163,8 @@ SRCIP_INLINE void stream(const struct srcip_config *settings, struct srcip_conne
 
 	record->header.ktime_ns = bpf_ktime_get_ns();
 
-	/* A wake-up costs a hundred times the record. The reader looks by
-	 * itself every so often; it is woken so that the ring does not fill.
+	/* A wake-up costs a hundred times as much as a record. The reader polls
+	 * regularly; wake it only to keep the ring from filling up.
 	 */
 	sent = unannounced.lookup(&zero);
 	if (sent && ++*sent >= settings->wakeup_records) {
@@ -175,7 +175,7 @@ SRCIP_INLINE void stream(const struct srcip_config *settings, struct srcip_conne
 		count_lost(SRCIP_LOST_RING_FULL);
 }
 
-/* Class and flags of an address; 0, external, where no prefix covers it. */
+/* Class and flags of an address; 0 (external) if no prefix covers it. */
 SRCIP_INLINE __u32 find_class(__u32 netns, const __u8 *address)
 {
 	struct srcip_prefix prefix = {.length = 32 + 128, .netns = netns};
@@ -186,11 +186,10 @@ SRCIP_INLINE __u32 find_class(__u32 netns, const __u8 *address)
 	return class ? *class : SRCIP_CLASS_EXTERNAL;
 }
 
-/* As find_class(), but an IPv4 address that had a connection lately is told
- * without a walk through the trie, which costs half as much as the count. A
- * slot is one word, address << 32 | round << 8 | class, so that a softirq
- * cannot tear it. The round was read before the trie: what is found there and
- * remembered is never newer than user space takes it for.
+/* Like find_class(), but with a cache for IPv4 addresses: walking the trie costs
+ * half as much as the count. A slot is one word, address << 32 | round << 8 |
+ * class, so that a softirq cannot tear it. The round is read before the trie, so
+ * that a class from an older trie is never cached under a newer round.
  */
 SRCIP_INLINE __u32 class_of(__u32 netns, __u32 round, __u8 family, const __u8 *address)
 {
@@ -210,9 +209,9 @@ SRCIP_INLINE __u32 class_of(__u32 netns, __u32 round, __u8 family, const __u8 *a
 	return class;
 }
 
-/* Whatever an outsider can choose freely must not reach the key, or he fills
- * the map: no client address or port, no id of a ping, no address out in the
- * world, and no port of a node where nothing translates it.
+/* Nothing that an outsider can choose freely may enter the key, or a flood would
+ * fill the map: no client address or port, no id of a ping, no external
+ * destination, and no port of a node without DNAT.
  */
 SRCIP_INLINE void set_destination(struct srcip_path_key *key, __u32 round,
 				  const struct srcip_connection *record)
@@ -284,7 +283,7 @@ SRCIP_INLINE bool has_sample(struct srcip_path_key *key, struct srcip_connection
 
 SRCIP_INLINE void count(const struct srcip_config *settings, struct srcip_connection *record)
 {
-	/* Read once: it may change between here and the insertion. */
+	/* Read once: user space may change it before the insertion. */
 	__u8 active = *(const volatile __u8 *)&settings->active_paths;
 	__u64 round = *(const volatile __u16 *)&settings->sample_round;
 	struct srcip_path_key key = {};
@@ -293,7 +292,7 @@ SRCIP_INLINE void count(const struct srcip_config *settings, struct srcip_connec
 	set_path_key(&key, settings, record);
 	total = find_total(active, &key);
 	if (!total) {
-		/* Another CPU may have been first: then this does nothing. */
+		/* Does nothing if another CPU was faster. */
 		if (active)
 			paths_1.insert(&key, &zero);
 		else
@@ -305,8 +304,8 @@ SRCIP_INLINE void count(const struct srcip_config *settings, struct srcip_connec
 		return;
 	}
 	__sync_fetch_and_add(total, 1);
-	/* Once per path, CPU and round: the lookup costs as much as the count.
-	 * A softirq that does the same in between makes the round a wrong one,
+	/* Once per path, CPU and round, because the lookup costs as much as the
+	 * count. If a softirq does the same in between, the round becomes wrong,
 	 * and the next connection looks again.
 	 */
 	before = *(const volatile __u64 *)total >> SRCIP_COUNT_BITS;
@@ -314,7 +313,7 @@ SRCIP_INLINE void count(const struct srcip_config *settings, struct srcip_connec
 		__sync_fetch_and_add(total, (round - before) << SRCIP_COUNT_BITS);
 }
 
-/* All but the time, which counting does without: the clock costs 20 ns. */
+/* Everything but the time: counting does not need it, and the clock costs 20 ns. */
 SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip_entry *entry)
 {
 	record->header.size = sizeof(*record);
@@ -328,7 +327,7 @@ SRCIP_INLINE void set_record(struct srcip_connection *record, const struct srcip
 	record->zone_dir = *SRCIP_ENTRY_FIELD(entry, zone_dir);
 }
 
-/* Report the connection of a packet whose place the record says already. */
+/* Report the connection of a packet; hook, interfaces and namespace are set already. */
 SRCIP_INLINE void report(const void *skb, __u64 nfct, struct srcip_connection *record)
 {
 	__u64 nf_conn = nfct & ~NFCT_INFOMASK;
@@ -358,8 +357,8 @@ SRCIP_INLINE void report(const void *skb, __u64 nfct, struct srcip_connection *r
 
 #if SRCIP_PROBES
 
-/* nft_nat_do_chain(priv, skb, state) and its like: once per connection and
- * chain, before the chain's rules; nf_nat_ipv4_out() and its like: per packet.
+/* nft_nat_do_chain(priv, skb, state) and similar functions run once per connection
+ * and chain, before the chain's rules; nf_nat_ipv4_out() and similar ones per packet.
  */
 int srcip_nat(struct srcip_registers *ctx)
 {
@@ -370,7 +369,7 @@ int srcip_nat(struct srcip_registers *ctx)
 	return 0;
 }
 
-/* __nf_conntrack_confirm(skb): only for entries that are not confirmed yet. */
+/* __nf_conntrack_confirm(skb) runs only for entries that are not confirmed yet. */
 int srcip_confirm(struct srcip_registers *ctx)
 {
 	__u64 skb = srcip_argument(ctx, 0);

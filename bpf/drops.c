@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Report packets that the kernel discarded in a traced namespace, with its
- * reason and place, from the raw tracepoint kfree_skb.
+/* Report packets that the kernel discarded in a traced namespace, with reason and
+ * location, from the raw tracepoint kfree_skb.
  *
- * It is hot on a flooded node, so the reason is tested first: unasked, only
- * reasons of netfilter and routing are reported; every reason for a flow that
- * the reader asked for.
+ * It is hot on a flooded node, so the reason is tested first: without a filter only
+ * the configured reasons (netfilter, routing, no listener) are reported; with one,
+ * every reason for the flows that match it.
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
@@ -32,8 +32,8 @@ SRCIP_INLINE bool is_asked_for(const struct srcip_config *settings, __u64 reason
 	return settings->reasons[reason / 64 & 3] >> (reason & 63) & 1;
 }
 
-/* Before Linux 5.17 there are no reasons, and kfree_skb() is also how packets end
- * that nobody lost. Of what nf_hook_slow() gives up one thing is certain.
+/* Before Linux 5.17 there are no reasons, and kfree_skb() also frees packets that
+ * were not dropped. Only what nf_hook_slow() frees was certainly dropped.
  */
 SRCIP_INLINE bool read_reason(struct srcip_drop *record, const struct bpf_raw_tracepoint_args *ctx)
 {
@@ -49,12 +49,12 @@ SRCIP_INLINE bool read_reason(struct srcip_drop *record, const struct bpf_raw_tr
 
 SRCIP_INLINE __u64 route_of(__u64 skb)
 {
-	/* The lowest bit says whether a reference is held. */
+	/* The lowest bit (SKB_DST_NOREF) says that no reference is held. */
 	return srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _skb_refdst)) & ~1ULL;
 }
 
-/* The conntrack entry knows its namespace for certain. A device may be unset,
- * or its place used for something else once a socket owns the packet.
+/* The conntrack entry's namespace is reliable. A packet's device may be unset, or
+ * the field reused once a socket owns the packet.
  */
 SRCIP_INLINE __u32 netns_of(__u64 skb, __u64 nf_conn, __u64 dst)
 {
@@ -82,8 +82,8 @@ SRCIP_INLINE bool read_orig(struct srcip_tuple *out, __u64 nf_conn)
 	return true;
 }
 
-/* Multicast and broadcast packets are no connections, and nodes drop a steady
- * trickle of them: reported only to who asked for their flow.
+/* Multicast and broadcast packets belong to no connection, and nodes drop some all the
+ * time: report them only if a filter matches.
  */
 SRCIP_INLINE bool is_multicast(const struct srcip_tuple *tuple)
 {
@@ -92,8 +92,8 @@ SRCIP_INLINE bool is_multicast(const struct srcip_tuple *tuple)
 	return tuple->dst[0] == 0xff;
 }
 
-/* An ICMP error carries the entry of the flow that it speaks of, and is not a
- * packet of it. NAT discards redirects behind every hairpin, for example.
+/* An ICMP error has the entry of the flow that it is about, but is not part of that
+ * flow. NAT drops redirects after every hairpin connection, for example.
  */
 SRCIP_INLINE bool is_error_about(const struct srcip_drop *record)
 {
@@ -135,7 +135,7 @@ SRCIP_INLINE void read_tuples(struct srcip_drop *record, __u64 skb, __u64 nfct, 
 		record->flags |= SRCIP_DROP_IS_NEW;
 }
 
-/* Where in the stack the packet was: user space tells the hook from these. */
+/* Where in the stack the packet was: user space derives the hook from this. */
 SRCIP_INLINE void read_place(struct srcip_drop *record, __u64 skb, __u64 dst)
 {
 	__u64 device = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, dev));
@@ -165,7 +165,7 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	if (!read_reason(&record, ctx))
 		return 0;
-	/* All reasons of a wanted flow: the flow is looked at later. */
+	/* With a filter every reason may matter; the flow is checked below. */
 	if (!settings->is_filtered && !is_asked_for(settings, record.reason))
 		return 0;
 

@@ -2,14 +2,14 @@
 #ifndef SRCIP_HOP_H
 #define SRCIP_HOP_H
 
-/* A hop's record filled from a packet, and what a packet says for itself.
+/* Fill a hop's record from a packet.
  *
- * BCC rewrites only the main file: no map operation may stand here.
+ * BCC rewrites only the main file: no map operation may be here.
  */
 #include "kernel.h"
 #include "packet.h"
 
-/* The flags of a TCP header that follows IP's at once; 0 where there is none at hand. */
+/* The flags of the TCP header, if it directly follows IP's and can be read; else 0. */
 SRCIP_INLINE __u8 srcip_tcp_flags(__u64 skb, const struct srcip_tuple *packet)
 {
 	__u64 head = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head));
@@ -34,8 +34,8 @@ SRCIP_INLINE __u8 srcip_tcp_flags(__u64 skb, const struct srcip_tuple *packet)
 	return byte;
 }
 
-/* Fill a hop but for its packet, and for what the decision gives: number, netns
- * and the entry.
+/* Fill a hop, except for its packet, and for what is known only after the decision:
+ * number, netns and the entry.
  */
 SRCIP_INLINE void srcip_set_hop(struct srcip_hop *hop, __u64 skb, __u8 hook, __u32 iif, __u32 oif)
 {
@@ -65,7 +65,7 @@ SRCIP_INLINE void srcip_set_entry(struct srcip_hop *hop, const struct srcip_entr
 		hop->flags |= SRCIP_HOP_IS_NEW;
 }
 
-/* What is sent on of a connection. Of ICMP the id may be another, the type stays. */
+/* The tuple that leaves this node after NAT. For ICMP the id may differ, the type stays. */
 SRCIP_INLINE void srcip_set_sent(struct srcip_tuple *out, const struct srcip_hop *hop)
 {
 	*out = hop->reply;
@@ -85,8 +85,8 @@ SRCIP_INLINE bool srcip_is_same_packet(const struct srcip_tuple *a, const struct
 	       srcip_address_equal(a->src, b->src) && srcip_address_equal(a->dst, b->dst);
 }
 
-/* What most packets are: TCP or UDP right behind an IPv4 header without options, all
- * in the linear part, where this helper looks.
+/* The fast path for most packets: TCP or UDP right after an IPv4 header without
+ * options, all in the linear part, which is all that this helper reads.
  */
 SRCIP_INLINE bool srcip_read_plain(struct srcip_tuple *packet, struct __sk_buff *ctx)
 {

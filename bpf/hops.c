@@ -2,31 +2,31 @@
 /* Report the hops of watched connections' first packets: tc ingress and egress
  * of each interface, and the five netfilter hooks, just before NAT and last.
  *
- * Whose packet it is shows only when conntrack has its entry and DNAT has chosen
- * a backend. So each packet has a slot, where its hops wait until then; once it
- * is told that nobody watches it, a hop costs one lookup and one compare.
+ * Which connection a packet belongs to is known only when it has its conntrack entry
+ * and DNAT has chosen a backend. Until then its hops wait in a slot; once a packet is
+ * known to be unwatched, a hop costs one lookup and one compare.
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
 #include "hop.h"
 #include "packet.h"
 
-/* Return values that leave a packet's fate to others (TCX_NEXT is the same). */
+/* Return value that continues with the next program (the same as TCX_NEXT). */
 #define TC_ACT_UNSPEC (-1)
 #define LOOPBACK_IFINDEX 1
 
-/* Packets that one CPU has in hand at once: an interface hands over 64 at the
- * most (NAPI_POLL_WEIGHT), and a softirq may interrupt a process that sends.
- * Their sk_buffs lie 256 bytes apart, so they find different slots.
+/* How many packets one CPU may process at once: an interface delivers up to 64
+ * (NAPI_POLL_WEIGHT), and a softirq may interrupt a sending process. Their sk_buffs
+ * are 256 bytes apart, so they get different slots.
  */
 #define FLIGHTS 128
-/* Hops that can come before the decision: tc ingress of a network card, of the bond
- * that it is in, of a VLAN on that, of a bridge with that as its port; of a VLAN on
- * the bridge; and the first netfilter hook. One less than a power of two.
+/* Hops that may precede the decision: tc ingress of a network card, of its bond, of a
+ * VLAN on the bond, of a bridge with the VLAN as a port, of a VLAN on the bridge; and
+ * the first netfilter hook. One less than a power of two.
  */
 #define HELD 7
 
-/* Places in the array of programs, in the order of their names in programs.py. */
+/* Indexes in the array of programs, in the order of CONNECTIONS in programs.py. */
 #define SRCIP_CALL_MARK 0
 #define SRCIP_CALL_POSTROUTING 1
 #define SRCIP_CALL_INPUT 2
@@ -43,13 +43,13 @@ struct flight {
 	__u64 packet_id;
 	__u16 number;
 	__u8 state;
-	__u8 has_come; /* tc saw it come in, and netfilter has not yet */
+	__u8 has_come; /* tc ingress saw it, and netfilter has not yet */
 	__u8 held;
 	__u8 pad[3];
-	/* Where it was sent, if it was: what comes next is another network namespace. */
+	/* The interface that it left by, or 0; what follows is in another namespace. */
 	__u32 left_by;
 	__u32 pad2;
-	struct srcip_hop hops[HELD + 1]; /* those that wait, and last the one at hand */
+	struct srcip_hop hops[HELD + 1]; /* those that wait, and last the current one */
 };
 
 struct watch_key {
@@ -59,20 +59,20 @@ struct watch_key {
 };
 
 struct watch {
-	__u32 packets[3]; /* in the original and the reply direction, and errors about it */
-	__u32 is_made;	  /* conntrack keeps it: another first packet is another connection's */
+	__u32 packets[3]; /* in the original and reply direction, and ICMP errors about it */
+	__u32 is_made;	  /* entry confirmed: another first packet is a new connection's */
 };
 
 BPF_RINGBUF_OUTPUT(hops, SRCIP_HOP_RING_PAGES);
 BPF_PERCPU_ARRAY(flights, struct flight, FLIGHTS);
 BPF_TABLE("lru_hash", struct watch_key, struct watch, watches, SRCIP_WATCHES);
-/* How packets of watched connections come in where the filter does not know
- * them: answers to a replaced source, and on the next node what left this one.
+/* Tuples of watched connections that the filter does not match: answers to a replaced
+ * source, and on the next node what left this one.
  */
 BPF_TABLE("lru_hash", struct srcip_tuple, __u8, known, SRCIP_WATCHES * 2);
 BPF_PERCPU_ARRAY(self, __u64, 1);
-/* The programs for connections that sit at the same places: called from here, a
- * packet costs one program less at each than if both were attached.
+/* The programs for connections at the same hooks: calling them from here costs each
+ * packet one program less than attaching both.
  */
 BPF_PROG_ARRAY(connections, SRCIP_CALLS);
 BPF_ARRAY(config, struct srcip_config, 1);
@@ -86,9 +86,9 @@ static void count_lost(int slot)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* The slot of a packet. The verifier allows no arithmetic on a pointer, but what
- * is read from a map is a number. A softirq may come in between: then the packet
- * finds another's slot, which says so.
+/* The slot of a packet. The verifier allows no arithmetic on a pointer, but a value
+ * read from a map is a number. A softirq may overwrite it in between: then this
+ * returns another packet's slot, which flight->skb shows.
  */
 SRCIP_INLINE struct flight *flight_of(const void *skb)
 {
@@ -137,7 +137,7 @@ SRCIP_INLINE void emit_held(struct flight *flight, __u32 netns)
 	flight->held = 0;
 }
 
-/* Keep the hop at hand until the decision. */
+/* Keep the current hop until the decision. */
 SRCIP_INLINE void hold(struct flight *flight)
 {
 	__u8 place = flight->held;
@@ -152,13 +152,13 @@ SRCIP_INLINE void hold(struct flight *flight)
 
 SRCIP_INLINE void set_watch_key(struct watch_key *key, const struct srcip_hop *hop, __u32 netns)
 {
-	/* Without an entry each direction is a connection of its own. */
+	/* Without an entry each direction counts as a connection. */
 	key->orig = hop->flags & SRCIP_HOP_HAS_ENTRY ? hop->orig : hop->packet;
 	key->netns = netns;
 	key->zone = hop->zone;
 }
 
-/* Count a packet in its direction; 0 if it is past those that are wanted. */
+/* Count a packet in its direction and return its number; 0 beyond the wanted ones. */
 SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct srcip_hop *hop,
 			     __u32 netns)
 {
@@ -168,20 +168,20 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 	__u32 number;
 
 	set_watch_key(&key, hop, netns);
-	/* An ICMP error carries the entry of what it speaks of. */
+	/* An ICMP error has the entry of the connection that it is about. */
 	if (key.orig.proto != hop->packet.proto)
 		kind = 2;
 	watch = watches.lookup(&key);
 	if (watch && watch->is_made && hop->flags & SRCIP_HOP_IS_NEW && !kind)
-		watches.update(&key, &none); /* the same ports again */
+		watches.update(&key, &none); /* the same tuple is used again */
 	else if (!watch)
 		watches.insert(&key, &none);
 	watch = watches.lookup(&key);
 	if (!watch)
 		return 1;
-	/* A packet that had to wait for its neighbour's address, or was cut into
-	 * fragments, goes on without its slot: it carries its entry. Two CPUs that
-	 * take the same number both report their packet.
+	/* A packet that waited for neighbour discovery, or was fragmented, has lost
+	 * its slot but keeps its entry: do not count it again at tc egress. If two
+	 * CPUs take the same number, both report their packet.
 	 */
 	if (hop->hook != SRCIP_HOOK_TC_EGRESS || !(hop->flags & SRCIP_HOP_HAS_ENTRY) ||
 	    !watch->packets[kind])
@@ -193,8 +193,8 @@ SRCIP_INLINE __u16 number_of(const struct srcip_config *settings, const struct s
 	return 0;
 }
 
-/* Conntrack keeps an entry behind the last hook of its first packet. One whose packet
- * is dropped before is made again when it is sent again: that is nothing new.
+/* Conntrack confirms an entry after the last hook of its first packet. If that packet
+ * is dropped before, its retransmission gets a new entry, but is the same connection.
  */
 SRCIP_INLINE void remember_made(const struct srcip_hop *hop, __u32 netns)
 {
@@ -210,8 +210,8 @@ SRCIP_INLINE void remember_made(const struct srcip_hop *hop, __u32 netns)
 		watch->is_made = 1;
 }
 
-/* The filter knows a connection by what its client sent. On the next node that
- * is what left this one.
+/* The filter matches what the client sent. On the next node the original tuple is what
+ * left this one, which is in known.
  */
 SRCIP_INLINE bool is_watched(const struct srcip_config *settings, struct flight *flight)
 {
@@ -224,7 +224,7 @@ SRCIP_INLINE bool is_watched(const struct srcip_config *settings, struct flight 
 	       (flight->held && srcip_matches_packet(&settings->filter, &flight->hops[0].packet));
 }
 
-/* After SNAT the entry says what leaves, and what comes back. */
+/* After SNAT, remember what leaves and what comes back. */
 SRCIP_INLINE void follow(const struct srcip_hop *hop)
 {
 	struct srcip_tuple sent;
@@ -239,7 +239,7 @@ SRCIP_INLINE void follow(const struct srcip_hop *hop)
 	known.update(&sent, &yes);
 }
 
-/* Decide whose packet the hop at hand is, report what waited, and it. */
+/* Decide whether the current hop's packet is watched; if so, report it and held hops. */
 SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32 netns)
 {
 	struct srcip_hop *hop = &flight->hops[HELD];
@@ -255,7 +255,7 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 		}
 		srcip_set_entry(hop, &entry, info);
 	}
-	/* A softirq may have come in between, with a packet that has the same slot. */
+	/* A softirq may have used the slot for another packet in between. */
 	if (flight->skb != (__u64)skb) {
 		count_lost(SRCIP_LOST_HOP_OVERTAKEN);
 		return;
@@ -267,7 +267,7 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 		return;
 	}
 	hop->header.netns = netns;
-	/* The backend of a first packet is not chosen before NAT. */
+	/* Before NAT, the backend of a first packet is not known. */
 	if (hop->flags & SRCIP_HOP_IS_NEW && !(hop->flags & SRCIP_HOP_AFTER_NAT) &&
 	    hop->hook != SRCIP_HOOK_TC_EGRESS && hop->hook != SRCIP_HOOK_NF_POSTROUTING) {
 		hold(flight);
@@ -305,8 +305,9 @@ SRCIP_INLINE bool comes_from_ipvs(const struct flight *flight)
 	       srcip_address_equal(packet.src, last->packet.src);
 }
 
-/* Memory of a packet that is gone may hold a new one. That begins at LOCAL_OUT, or at
- * tc ingress, unless nothing is attached there; over loopback it goes on.
+/* A new packet may reuse the memory of a freed one. It begins at LOCAL_OUT, or at tc
+ * ingress, or at PRE_ROUTING if nothing is attached at tc; over loopback the same
+ * packet continues.
  */
 SRCIP_INLINE bool begins_here(struct flight *flight, const void *skb, __u8 hook, __u8 flags,
 			      __u32 iif)
@@ -325,8 +326,8 @@ SRCIP_INLINE bool begins_here(struct flight *flight, const void *skb, __u8 hook,
 	return !has_come && iif != LOOPBACK_IFINDEX;
 }
 
-/* What this program cannot reach lies as it came in, and NAT, which makes all that
- * it changes reachable, has not touched it: the ports are those of the hop before.
+/* If the ports are outside the linear part, NAT has not changed them, because it pulls
+ * whatever it changes into the linear part: they are those of the previous hop.
  */
 SRCIP_INLINE bool read_packet(struct flight *flight, struct srcip_hop *hop, __u16 sport,
 			      __u16 dport)
@@ -342,7 +343,7 @@ SRCIP_INLINE bool read_packet(struct flight *flight, struct srcip_hop *hop, __u1
 	return found != SRCIP_UNREADABLE;
 }
 
-/* enum nf_inet_hooks counts from 0, our hooks in the same order from 1. */
+/* enum nf_inet_hooks counts from 0, enum srcip_hook in the same order from 1. */
 SRCIP_INLINE void netfilter_hop(struct srcip_nf_ctx *ctx, __u8 hook, __u8 flags)
 {
 	const void *skb = ctx->skb, *state = ctx->state, *net;
@@ -401,8 +402,8 @@ int srcip_after_nat(struct srcip_nf_ctx *ctx)
 	return NF_ACCEPT;
 }
 
-/* Whether a packet that comes in may be a watched one. Only the client's side can
- * be told before conntrack has looked it up, and what was seen of others.
+/* Whether an incoming packet may be watched. Before conntrack's lookup only the
+ * client's address and the tuples in known can be checked.
  */
 SRCIP_INLINE bool may_be_watched(const struct srcip_filter *filter, struct srcip_tuple *packet)
 {
@@ -415,9 +416,9 @@ SRCIP_INLINE bool may_be_watched(const struct srcip_filter *filter, struct srcip
 	       known.lookup(packet);
 }
 
-/* Memory of a packet that is gone may hold a new one. A packet goes on as it was
- * from a bridge's port to the bridge, and over loopback. With br_netfilter the
- * bridge itself sends it through PRE_ROUTING, before it is the bridge's.
+/* A new packet may reuse the memory of a freed one. The same packet continues from a
+ * bridge's port to the bridge, and over loopback. With br_netfilter it passes
+ * PRE_ROUTING before it reaches the bridge device.
  */
 SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *ctx,
 			  const struct srcip_tuple *packet, __u32 netns)
@@ -435,11 +436,11 @@ SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *c
 	} else if (last->hook != SRCIP_HOOK_NF_PREROUTING) {
 		return false;
 	}
-	/* A device in another namespace may lie on the one that it came in by. */
+	/* A device in another namespace may be stacked on the one that it came in by. */
 	return last->header.netns == netns && srcip_is_same_packet(&last->packet, packet);
 }
 
-/* Read a packet at tc; flags of its hop, or -1 if it is none that is looked at. */
+/* Read a packet at tc; return the flags of its hop, or -1 if it is not an IP packet. */
 SRCIP_INLINE int read_frame(struct srcip_tuple *packet, struct __sk_buff *ctx, __u64 skb)
 {
 	int found;
@@ -465,7 +466,7 @@ int srcip_tc_ingress(struct __sk_buff *ctx)
 	if (!flight || !settings)
 		return TC_ACT_UNSPEC;
 	flags = read_frame(&packet, ctx, (__u64)ctx);
-	/* The slot may still hold another packet's. */
+	/* The slot may still hold another packet's state. */
 	if (flags < 0 || !may_be_watched(&settings->filter, &packet)) {
 		begin(flight, ctx);
 		flight->state = IGNORED;
@@ -497,8 +498,8 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 
 	if (!flight)
 		return TC_ACT_UNSPEC;
-	/* One that has left by this interface already is gone, and its memory holds
-	 * one that netfilter has not seen: a packet socket's, for example.
+	/* A packet that has already left by this interface is gone; its memory now
+	 * holds one that netfilter has not seen, such as a packet socket's.
 	 */
 	if (flight->skb != (__u64)ctx || flight->left_by == ctx->ifindex)
 		begin(flight, ctx);
@@ -516,8 +517,8 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 	return TC_ACT_UNSPEC;
 }
 
-/* A packet that is dropped before the decision: its hops are told all the same,
- * and its memory may hold another soon.
+/* A packet that is dropped before the decision: report its hops all the same, and free
+ * its slot, because its memory may soon hold another packet.
  */
 int srcip_hop_end(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -3,16 +3,16 @@
 #define SRCIP_KERNEL_H
 
 /* Reads of kernel structures. Their offsets come from the running kernel's BTF
- * (offsets.h is written by tracer/kernel/headers.py), so no kernel headers are
- * needed and nothing here knows a kernel version.
+ * (tracer/kernel/headers.py writes offsets.h), so neither kernel headers nor a
+ * kernel version matter here.
  *
- * BCC rewrites only the main file: no map operation may stand here.
+ * BCC rewrites only the main file: no map operation may be here.
  */
 #include <uapi/linux/types.h>
 #include "offsets.h"
 #include "wire.h"
 
-/* Whether this is built for probes on kernel functions. */
+/* Whether to build for probes on kernel functions. */
 #ifndef SRCIP_PROBES
 #define SRCIP_PROBES 0
 #endif
@@ -47,16 +47,16 @@
 #define IPS_CONFIRMED (1 << 3)
 #define IPS_SRC_NAT (1 << 4)
 
-/* What a netfilter program is called with (struct bpf_nf_ctx). The verifier
- * knows the types behind both pointers.
+/* The context of a netfilter program (struct bpf_nf_ctx). The verifier knows the
+ * types behind both pointers.
  */
 struct srcip_nf_ctx {
 	const void *state;
 	const void *skb;
 };
 
-/* Reads through an address that is only a number to the verifier; 0 if the
- * memory is not there.
+/* Reads through an address that is a plain number to the verifier; 0 if the memory
+ * cannot be read.
  */
 SRCIP_INLINE __u64 srcip_read_u64(__u64 base, int offset)
 {
@@ -91,9 +91,9 @@ SRCIP_INLINE __u8 srcip_read_u8(__u64 base, int offset)
 }
 
 /* Loads through a pointer whose kernel type the verifier knows: one instruction
- * where bpf_probe_read_kernel() is a call. Volatile keeps the compiler from
- * widening or merging them past what the verifier accepts. In a probe no
- * pointer has a type.
+ * instead of a call of bpf_probe_read_kernel(). Volatile keeps the compiler from
+ * widening or merging them, which the verifier would reject. In a probe no pointer
+ * has a type.
  */
 SRCIP_INLINE __u64 srcip_load_u64(const void *base, int offset)
 {
@@ -133,8 +133,8 @@ SRCIP_INLINE void srcip_set_mapped(__u8 *address, const void *ipv4)
 	__builtin_memcpy(address + 12, ipv4, 4);
 }
 
-/* The part of struct nf_conn that holds every field we want, fetched at once:
- * one read of 160 bytes is cheaper than six of four.
+/* The part of struct nf_conn that holds every field we need, fetched at once:
+ * one read of 160 bytes is cheaper than six reads of four.
  */
 struct srcip_entry {
 	__u8 bytes[SRCIP_NF_CONN_SPAN];
@@ -156,9 +156,9 @@ SRCIP_INLINE __u32 srcip_entry_status(const struct srcip_entry *entry)
 
 #define SRCIP_TUPLE_FIELD(tuple, member) ((tuple) + SRCIP_OFFSET(nf_conntrack_tuple, member))
 
-/* Convert a struct nf_conntrack_tuple. Conntrack keeps an ICMP id where others
- * have the source port, and type and code, in this order, where they have the
- * destination port: swapped as a port it is type << 8 | code.
+/* Convert a struct nf_conntrack_tuple. Conntrack stores an ICMP id in place of the
+ * source port, and type and code, in this order, in place of the destination port:
+ * swapped like a port it is type << 8 | code.
  */
 SRCIP_INLINE void srcip_convert_tuple(struct srcip_tuple *out, const __u8 *tuple)
 {
@@ -187,7 +187,7 @@ SRCIP_INLINE const __u8 *srcip_entry_tuple(const struct srcip_entry *entry, int 
 	       SRCIP_OFFSET(nf_conntrack_tuple_hash, tuple);
 }
 
-/* Of ICMP the ports hold an id, a type and a code: no ports to compare. */
+/* Whether the ports hold an ICMP id, type and code, and must not be compared as ports. */
 SRCIP_INLINE bool srcip_is_icmp(const struct srcip_tuple *tuple)
 {
 	return tuple->proto == IPPROTO_ICMP || tuple->proto == IPPROTO_ICMPV6;

@@ -4,7 +4,7 @@
 
 /* Reads of a packet's own headers through its sk_buff.
  *
- * BCC rewrites only the main file: no map operation may stand here.
+ * BCC rewrites only the main file: no map operation may be here.
  */
 #include "kernel.h"
 
@@ -19,8 +19,8 @@
 /* IEEE 802.1ad: a service tag and a customer's. */
 #define MAX_TAGS 2
 
-/* RFC 8200 names six extension headers and wants each at most once, one twice;
- * a packet with more is reported without ports.
+/* RFC 8200 defines six extension headers, each at most once except one, which may
+ * occur twice; a packet with more is reported without ports.
  */
 #define MAX_EXTENSIONS 7
 
@@ -46,17 +46,18 @@ struct srcip_ipv6 {
 	__u8 daddr[16];
 };
 
-/* What could be read of a packet. Without ports they are zero. */
+/* What could be read of a packet. Ports that could not be read are zero. */
 enum srcip_reading {
 	SRCIP_UNREADABLE = 0,
 	SRCIP_READ = 1,
-	SRCIP_FRAGMENT = 2, /* not the first, which alone has ports */
-	SRCIP_NO_PORTS = 3, /* they lie where they cannot be read */
+	SRCIP_FRAGMENT = 2, /* not the first fragment: has no ports */
+	SRCIP_NO_PORTS = 3, /* the ports are where they cannot be read */
 };
 
-/* Where a packet's network header is. For a program at tc, whose helper finds bytes
- * wherever they lie, as an offset. For others as an address, and its linear part
- * ends at one: that holds IP's header, once IP has it, and mostly what follows.
+/* Where a packet's network header is: for a program at tc, whose helper reads any
+ * byte of the packet, an offset; for others an address, with the end of the linear
+ * part. That part holds the IP header once IP has processed it, and usually what
+ * follows.
  */
 struct srcip_window {
 	struct __sk_buff *ctx;
@@ -73,8 +74,8 @@ SRCIP_INLINE long srcip_fetch(const struct srcip_window *from, __u32 at, void *t
 	return bpf_probe_read_kernel(to, size, (void *)(from->at + at));
 }
 
-/* What conntrack would call the ports: of an ICMP echo the id, and the type and
- * code; of everything with ports, the ports. No header of these is shorter.
+/* The ports as conntrack stores them: for ICMP the id, and type and code; for
+ * protocols with ports, the ports. None of these headers is shorter than 8 bytes.
  */
 SRCIP_INLINE int srcip_read_ports(struct srcip_tuple *out, const struct srcip_window *from,
 				  __u32 at)
@@ -169,7 +170,7 @@ SRCIP_INLINE int srcip_read_from(struct srcip_tuple *out, const struct srcip_win
 	return SRCIP_UNREADABLE;
 }
 
-/* For programs that are given an sk_buff, and may read its linear part alone. */
+/* For programs that get an sk_buff and can read only its linear part. */
 SRCIP_INLINE int srcip_read_packet(struct srcip_tuple *out, __u64 skb)
 {
 	__u64 head = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, head));
@@ -181,8 +182,8 @@ SRCIP_INLINE int srcip_read_packet(struct srcip_tuple *out, __u64 skb)
 	return srcip_read_from(out, &from, srcip_read_u16(skb, SRCIP_OFFSET(sk_buff, protocol)));
 }
 
-/* For programs at tc. A tag that the kernel has not taken off yet, or has put in
- * already, stands before IP; where it has any, the link's header is Ethernet's.
+/* For programs at tc. A VLAN tag that the kernel has not removed yet, or has already
+ * inserted, precedes IP; frames with a tag have an Ethernet header.
  */
 SRCIP_INLINE int srcip_read_frame(struct srcip_tuple *out, struct __sk_buff *ctx, __u64 skb)
 {

@@ -2,10 +2,10 @@
 #ifndef SRCIP_PROBE_H
 #define SRCIP_PROBE_H
 
-/* What a probe on a kernel function has to find out for itself, where a
- * netfilter program is told: the function's arguments, and the packet's place.
+/* What a probe on a kernel function must find out itself, unlike a netfilter program:
+ * the function's arguments, and the packet's hook.
  *
- * BCC rewrites only the main file: no map operation may stand here.
+ * BCC rewrites only the main file: no map operation may be here.
  */
 #include "kernel.h"
 
@@ -13,8 +13,8 @@
 
 #define NF_INET_POST_ROUTING 4
 
-/* The registers as they are at the function's first instruction. Which of them
- * carry arguments, and where they are kept, stands in offsets.h.
+/* The registers at the function's first instruction. offsets.h says where those with
+ * arguments are.
  */
 struct srcip_registers;
 
@@ -25,8 +25,8 @@ SRCIP_INLINE __u64 srcip_argument(const struct srcip_registers *ctx, int number)
 	return *(const volatile __u64 *)((const void *)ctx + offsets[number]);
 }
 
-/* The functions that a route leads to if the packet is for this node; 0 for
- * one that the kernel does not have.
+/* Whether a route's input function delivers to this node; a function that the kernel
+ * does not have is 0.
  */
 SRCIP_INLINE bool srcip_is_delivery(__u64 input)
 {
@@ -34,13 +34,13 @@ SRCIP_INLINE bool srcip_is_delivery(__u64 input)
 			 input == SRCIP_IP6_MC_INPUT);
 }
 
-/* Conntrack confirms at LOCAL_IN and at POST_ROUTING. A packet that came in
- * and goes to the node itself is at the first. One that a process of the node
- * sends to the node has such a route, too, but came in nowhere.
+/* Conntrack confirms at LOCAL_IN and at POST_ROUTING. A packet that came in by an
+ * interface and is for this node is at LOCAL_IN. One that a local process sends to
+ * this node has such a route, too, but did not come in by an interface.
  */
 SRCIP_INLINE void srcip_set_place(struct srcip_connection *record, __u64 skb)
 {
-	/* The lowest bit says whether a reference is held. */
+	/* The lowest bit (SKB_DST_NOREF) says that no reference is held. */
 	__u64 dst = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _skb_refdst)) & ~1ULL;
 	__u64 device = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, dev));
 	__u32 ifindex = device ? srcip_read_u32(device, SRCIP_OFFSET(net_device, ifindex)) : 0;

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Report the first bytes of new TCP connections, in the direction of who opened
- * them: at tc ingress where they enter the node, at tc egress where the node
- * itself made them.
+/* Report the first bytes that a TCP client sends: at tc ingress where they enter the
+ * node, at tc egress for clients on the node itself.
  *
- * A connection is known by its SYN, which says where its bytes begin. Of one
- * that begins neither as a PROXY header nor as a request's line, a single byte
- * is reported: no ciphertext leaves the kernel.
+ * A connection is followed from its SYN, which holds the sequence number of its first
+ * byte. If that byte can begin neither a PROXY header nor an HTTP request, only this
+ * one byte is reported: no ciphertext leaves the kernel.
  */
 #include <uapi/linux/bpf.h>
 #include "kernel.h"
 #include "packet.h"
 
-/* A return value that leaves a packet's fate to others (TCX_NEXT is the same). */
+/* Return value that continues with the next program (the same as TCX_NEXT). */
 #define TC_ACT_UNSPEC (-1)
 #define LOOPBACK_IFINDEX 1
 
@@ -20,10 +19,12 @@
 #define TCP_ACK 0x10
 #define IP_MF_OR_OFFSET 0x3fff
 
-/* Servers take heads of 8 KiB. A client that sends them byte by byte is cut. */
+/* Servers accept request heads of up to 8 KiB. A client that sends its head in very
+ * many segments is not followed to the end.
+ */
 #define FIRST_BYTES 8192
 #define SEGMENTS 64
-/* More than FIRST_BYTES, and a power of two: a mask for the verifier. */
+/* A power of two above FIRST_BYTES, so that the verifier accepts a mask as the bound. */
 #define ROOM 16384
 
 struct tcp_header {
@@ -38,7 +39,7 @@ struct tcp_header {
 	__be16 urg_ptr;
 };
 
-/* Where in a packet its TCP header and its end are. */
+/* Offsets of a packet's TCP header and of its end. */
 struct place {
 	__u32 tcp;
 	__u32 end;
@@ -51,7 +52,7 @@ struct stream_key {
 
 struct stream {
 	__u32 first; /* sequence number of its first byte */
-	__u32 seq;   /* of the segment before: a bridge shows it twice */
+	__u32 seq;   /* of the previous segment: a bridge shows each twice */
 	__u32 length;
 	__u32 segments;
 };
@@ -63,7 +64,7 @@ struct chunk {
 
 BPF_RINGBUF_OUTPUT(segments, SRCIP_SEGMENT_RING_PAGES);
 BPF_TABLE("lru_hash", struct stream_key, struct stream, streams, SRCIP_STREAMS);
-/* One for each CPU will do: tc runs with softirqs disabled. */
+/* One per CPU is enough: tc runs with softirqs disabled. */
 BPF_PERCPU_ARRAY(chunks, struct chunk, 1);
 BPF_PERCPU_ARRAY(self, __u64, 1);
 BPF_ARRAY(config, struct srcip_config, 1);
@@ -91,8 +92,8 @@ SRCIP_INLINE __u64 address_of(struct __sk_buff *ctx)
 	return *place;
 }
 
-/* Frames are padded to 60 bytes, so a packet's end is where IP says. Packets that
- * the kernel has merged beyond 64 KiB say 0.
+/* Frames may be padded to 60 bytes, so use IP's length. It is 0 for packets that the
+ * kernel has merged beyond 64 KiB.
  */
 SRCIP_INLINE bool find_tcp(struct __sk_buff *ctx, __u64 skb, struct place *place)
 {
@@ -118,8 +119,8 @@ SRCIP_INLINE bool find_tcp(struct __sk_buff *ctx, __u64 skb, struct place *place
 	return true;
 }
 
-/* What the connection's opener sent: the entry's original tuple where the packet
- * has an entry, else its own addresses. False for an answer.
+/* The client's tuple: the entry's original one if the packet has an entry, else the
+ * packet's own. False for a packet in the reply direction.
  */
 SRCIP_INLINE bool set_key(struct stream_key *key, struct __sk_buff *ctx, __u64 skb)
 {
@@ -141,8 +142,8 @@ SRCIP_INLINE bool set_key(struct stream_key *key, struct __sk_buff *ctx, __u64 s
 	return true;
 }
 
-/* The backend is not chosen yet, and the port may be its own: user space, which
- * has the connection's record, judges the rest of the filter.
+/* The backend is not known yet, and the filter's port may be the backend's: user space,
+ * which has the connection's record, applies the rest of the filter.
  */
 SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srcip_tuple *flow)
 {
@@ -164,14 +165,14 @@ SRCIP_INLINE void begin(struct stream_key *key, __u32 first)
 		streams.update(key, &stream);
 }
 
-/* Whether bytes may begin a PROXY header of either version, or a request. */
+/* Whether a byte may begin a PROXY header of either version, or an HTTP request. */
 SRCIP_INLINE bool is_clear_text(__u8 byte)
 {
 	return (byte >= 'A' && byte <= 'Z') || byte == '\r';
 }
 
-/* Fill a chunk with bytes that follow the TCP header; how many, or 0. The verifier
- * believes a mask, not a compare that the compiler has moved.
+/* Fill a chunk with the bytes after the TCP header; return how many, or 0. The verifier
+ * accepts a mask as a bound, but not a comparison that the compiler has moved.
  */
 SRCIP_INLINE __u32 fill(struct __sk_buff *ctx, struct chunk *chunk, __u32 at, __u32 payload)
 {
@@ -199,7 +200,7 @@ SRCIP_INLINE void emit(struct chunk *chunk, const struct stream_key *key, __u32 
 		count_lost(SRCIP_LOST_RING_FULL);
 }
 
-/* Report a segment of a connection that is followed; whether it was the last. */
+/* Report a segment of a followed connection; return whether it was the last one. */
 SRCIP_INLINE bool report(struct __sk_buff *ctx, struct stream *stream, const struct stream_key *key,
 			 __u32 seq, __u32 at, __u32 payload, bool is_end)
 {
@@ -207,8 +208,8 @@ SRCIP_INLINE bool report(struct __sk_buff *ctx, struct stream *stream, const str
 	struct chunk *chunk;
 	int zero = 0;
 
-	/* Beyond the bytes that are looked at (one of those may yet be sent again),
-	 * or a keep-alive's before the first.
+	/* Beyond the first bytes, of which one may still be retransmitted, or a
+	 * keep-alive before the first byte.
 	 */
 	if (offset >= FIRST_BYTES)
 		return false;
@@ -257,7 +258,7 @@ SRCIP_INLINE int look(struct __sk_buff *ctx)
 	place.tcp += (tcp.doff >> 4) * 4;
 	payload = place.end > place.tcp ? place.end - place.tcp : 0;
 	if (tcp.flags & TCP_SYN) {
-		/* Bytes in a SYN (TCP Fast Open) are not read. */
+		/* Data in a SYN (TCP Fast Open) is not read. */
 		if (!(tcp.flags & TCP_ACK) && set_key(&key, ctx, skb))
 			begin(&key, seq + 1);
 		return TC_ACT_UNSPEC;
@@ -275,7 +276,7 @@ int srcip_segment_ingress(struct __sk_buff *ctx)
 	return look(ctx);
 }
 
-/* What came from elsewhere was seen as it entered; what goes to loopback will be. */
+/* Forwarded packets were seen at ingress; packets to loopback will be seen there. */
 int srcip_segment_egress(struct __sk_buff *ctx)
 {
 	if (ctx->ingress_ifindex || ctx->ifindex == LOOPBACK_IFINDEX)

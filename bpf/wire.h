@@ -2,12 +2,12 @@
 #ifndef SRCIP_WIRE_H
 #define SRCIP_WIRE_H
 
-/* The one definition of what crosses between kernel and user space: records
- * that go up, configuration and map keys that go down.
+/* The only definition of what crosses between kernel and user space: records to
+ * user space, configuration and map keys to the kernel.
  *
  * Types, constants and sizes only: BCC rewrites nothing in a header, so no map
- * operation and no kernel dereference may live here. Mirrored by
- * tracer/wire.py; tests/unit/test_wire_layout.py compares both.
+ * operation and no kernel dereference may be here. tracer/wire.py mirrors it;
+ * tests/unit/test_wire_layout.py compares both.
  */
 #define SRCIP_WIRE_VERSION 1
 
@@ -20,8 +20,8 @@ enum srcip_kind {
 	SRCIP_KIND_DECLARED = 6,
 };
 
-/* Where we look. CONNTRACK is no hook of the packet path: the entry was read
- * from conntrack's own table, and nobody saw the packet.
+/* Where something was seen. CONNTRACK is not a hook of the packet path: the entry came
+ * from conntrack's table or events, without the packet.
  */
 enum srcip_hook {
 	SRCIP_HOOK_NF_PREROUTING = 1,
@@ -34,16 +34,16 @@ enum srcip_hook {
 	SRCIP_HOOK_TC_EGRESS = 8,
 };
 
-/* Slots of each program's per-CPU array of things it could not report. */
+/* Slots of each program's per-CPU counters of what it could not report. */
 enum srcip_lost {
 	SRCIP_LOST_RING_FULL = 0,      /* record: no room in the ring buffer */
 	SRCIP_LOST_PATHS_FULL = 1,     /* count: no room for another path */
-	SRCIP_LOST_MARK_OVERTAKEN = 2, /* mark: scratch slot was used again */
+	SRCIP_LOST_MARK_OVERTAKEN = 2, /* mark: its slot was reused */
 	SRCIP_LOST_UNREADABLE = 3,     /* kernel memory could not be read */
 	SRCIP_LOST_UNTRACKED = 4,      /* packet that conntrack was told to skip */
-	SRCIP_LOST_HOP_OVERTAKEN = 5,  /* hop: its slot was used again */
-	SRCIP_LOST_OVER_LIMIT = 6,     /* packet: its direction has had its number */
-	SRCIP_LOST_SEGMENT_LIMIT = 7,  /* segment: its connection has had its number */
+	SRCIP_LOST_HOP_OVERTAKEN = 5,  /* hop: its slot was reused, or is full */
+	SRCIP_LOST_OVER_LIMIT = 6,     /* packet: beyond the limit of its direction */
+	SRCIP_LOST_SEGMENT_LIMIT = 7,  /* segment: beyond the limit of its connection */
 	SRCIP_LOST_SLOTS = 8,
 };
 
@@ -55,7 +55,7 @@ enum srcip_client_class {
 	SRCIP_CLASS_LOOPBACK = 4,
 };
 
-/* What else a prefix says of an address. The map holds one byte of both:
+/* Further properties of a prefix's addresses. The map stores both in one byte:
  * class | flags << SRCIP_CLASS_BITS.
  */
 enum srcip_address_flag {
@@ -71,7 +71,7 @@ enum srcip_connection_flag {
 	SRCIP_CONNECTION_RELATED = 2,  /* expected by a conntrack helper */
 };
 
-/* The only drop that is told of a kernel that gives no reasons: by its place. */
+/* The reason of the only drops reported by a kernel without drop reasons. */
 #define SRCIP_REASON_NETFILTER_DROP 1
 
 enum srcip_drop_flag {
@@ -79,7 +79,7 @@ enum srcip_drop_flag {
 	SRCIP_DROP_HAS_ORIG = 2,  /* the packet had a conntrack entry */
 	SRCIP_DROP_HAS_DST = 4,	  /* the packet was routed already */
 	SRCIP_DROP_IS_REPLY = 8,  /* it went in the entry's reply direction */
-	SRCIP_DROP_IS_NEW = 16,	  /* conntrack took it for the first packet of its flow */
+	SRCIP_DROP_IS_NEW = 16,	  /* its flow had no answer yet (IP_CT_NEW) */
 };
 
 enum srcip_hop_flag {
@@ -87,15 +87,15 @@ enum srcip_hop_flag {
 	SRCIP_HOP_IS_REPLY = 2,	    /* it goes in the entry's reply direction */
 	SRCIP_HOP_IS_NEW = 4,	    /* the entry is not confirmed yet */
 	SRCIP_HOP_AFTER_NAT = 8,    /* the last function of its hook; else just before NAT */
-	SRCIP_HOP_IS_FRAGMENT = 16, /* not the first one, which alone has ports */
+	SRCIP_HOP_IS_FRAGMENT = 16, /* not the first fragment: has no ports */
 };
 
 enum srcip_segment_flag {
-	SRCIP_SEGMENT_IS_END = 1, /* the sender ends its side after it */
-	SRCIP_SEGMENT_IS_CUT = 2, /* of its connection nothing more is reported */
+	SRCIP_SEGMENT_IS_END = 1, /* the sender closes its side after it (FIN) */
+	SRCIP_SEGMENT_IS_CUT = 2, /* nothing more of its connection is reported */
 };
 
-/* What a proxy puts before or into what it forwards. */
+/* The headers in which a proxy names its client. */
 enum srcip_proxy_header {
 	SRCIP_PROXY_HEADER_PROXY_V1 = 1,
 	SRCIP_PROXY_HEADER_PROXY_V2 = 2,
@@ -119,7 +119,7 @@ enum srcip_opening {
 };
 
 enum srcip_declared_flag {
-	SRCIP_DECLARED_HAS_MORE = 1, /* clients that came before are left out */
+	SRCIP_DECLARED_HAS_MORE = 1, /* earlier clients are left out */
 };
 
 enum srcip_path_flag {
@@ -129,7 +129,7 @@ enum srcip_path_flag {
 	SRCIP_PATH_INPUT = 8,	  /* delivered on this node, not sent on */
 	SRCIP_PATH_HAS_MARK = 16, /* the mark was seen before SNAT */
 	SRCIP_PATH_HAIRPIN = 32,  /* the client is the backend */
-	SRCIP_PATH_SRC_NAT = 64,  /* conntrack says it did SNAT (IPS_SRC_NAT) */
+	SRCIP_PATH_SRC_NAT = 64,  /* IPS_SRC_NAT is set in conntrack's status */
 };
 
 /* Addresses stay in network order, IPv4 as ::ffff:a.b.c.d. Everything else is
@@ -174,15 +174,15 @@ struct srcip_drop {
 	struct srcip_header header;
 	struct srcip_tuple packet;
 	struct srcip_tuple orig;
-	__u64 location;	 /* address of the code that gave the packet up */
+	__u64 location;	 /* address of the code that dropped the packet */
 	__u64 dst_input; /* address of the route's input function */
 	__u32 reason;	 /* enum skb_drop_reason of the running kernel, if it has one */
 	__u32 mark;
 	__u32 ifindex;	   /* interface the packet is on now */
-	__u32 iif;	   /* interface it came in by, 0 if made here */
+	__u32 iif;	   /* interface it came in by, 0 if sent locally */
 	__u32 dst_ifindex; /* interface its route leads to */
 	__u8 flags;
-	__u8 zone_dir; /* with zone, as of a connection: its entry's */
+	__u8 zone_dir; /* of its entry, as in srcip_connection */
 	__u16 zone;
 };
 
@@ -191,34 +191,34 @@ struct srcip_accept {
 	struct srcip_tuple peer; /* src is the peer, dst the socket's own */
 };
 
-/* A packet of a watched connection at one place of its way. The entry's tuples
- * are as they were then: before DNAT of a first packet, reply is orig inverted.
+/* A packet of a watched connection at one place on its way. The entry's tuples are as
+ * of that moment: before DNAT of a first packet, reply is orig inverted.
  */
 struct srcip_hop {
 	struct srcip_header header;
-	struct srcip_tuple packet; /* as it was here */
+	struct srcip_tuple packet; /* as it is at this place */
 	struct srcip_tuple orig;
 	struct srcip_tuple reply;
-	__u64 packet_id; /* by chance; all hops of a packet on its way through a node */
+	__u64 packet_id; /* random; the same for all hops of a packet on one node */
 	__u32 mark;	 /* the packet's */
 	__u32 iif;	 /* at tc_ingress the device itself */
 	__u32 oif;	 /* at tc_egress the device itself */
-	__u32 length;	 /* of the packet, as the kernel handles it: segments may be merged */
-	__u16 number;	 /* of the packet in its direction since it is watched, from 1 */
+	__u32 length;	 /* in bytes, of what the kernel handles as one: may be several segments */
+	__u16 number;	 /* of the packet in its direction, from 1 */
 	__u8 hook;
 	__u8 flags;
 	__u8 tcp_flags;
-	__u8 zone_dir; /* with zone, as of a connection: its entry's */
+	__u8 zone_dir; /* of its entry, as in srcip_connection */
 	__u16 zone;
 };
 
-/* Some of the first bytes of a TCP connection, which follow it. They go no
- * further than the reader of the ring, which makes srcip_declared of them.
+/* Some of the first bytes of a TCP connection, which follow this struct. They are never
+ * recorded: the ring's reader turns them into srcip_declared.
  */
 struct srcip_segment {
 	struct srcip_header header;
 	struct srcip_tuple flow;
-	__u32 offset; /* of the first of its bytes in the connection's */
+	__u32 offset; /* of the first byte, from the connection's first */
 	__u16 length; /* how many follow */
 	__u8 flags;
 	__u8 pad;
@@ -228,11 +228,11 @@ struct srcip_segment {
 struct srcip_client {
 	__u8 header;	/* enum srcip_proxy_header */
 	__u8 form;	/* enum srcip_client_form */
-	__u16 port;	/* 0: not told */
-	__u8 value[32]; /* an address in its first 16 bytes, or a token; else zero */
+	__u16 port;	/* 0 if unknown */
+	__u8 value[32]; /* an address in the first 16 bytes, or a token; else zero */
 };
 
-/* What the first bytes of a connection declare. As many clients follow as it says. */
+/* What the first bytes of a connection declare; its clients follow. */
 struct srcip_declared {
 	struct srcip_header header;
 	struct srcip_tuple flow; /* as the connection's orig */
@@ -242,8 +242,8 @@ struct srcip_declared {
 	__u8 pad[5];
 };
 
-/* A prefix of the mapped address as seen from one namespace, whose bits come
- * first: IPv4 10.0.0.0/8 has length 32 + 96 + 8.
+/* A prefix of mapped addresses in one namespace, whose inode forms the leading bits:
+ * IPv4 10.0.0.0/8 has length 32 + 96 + 8.
  */
 struct srcip_prefix {
 	__u32 length;
@@ -251,8 +251,7 @@ struct srcip_prefix {
 	__u8 address[16];
 };
 
-/* Which records a reader wants. A zero mask, port, protocol or family
- * matches all. */
+/* Which records the reader wants. A zero mask, port, protocol or family matches all. */
 struct srcip_filter {
 	__u8 client[16];
 	__u8 client_mask[16];
@@ -266,33 +265,33 @@ struct srcip_filter {
 
 struct srcip_config {
 	struct srcip_filter filter;
-	__u64 reasons[4];     /* bit set of drop reasons reported unasked */
-	__u32 wakeup_records; /* a CPU wakes the reader once per so many */
+	__u64 reasons[4];     /* bit set of drop reasons to report without a filter */
+	__u32 wakeup_records; /* a CPU wakes the reader once per this many records */
 	__u32 masquerade_mark;
 	__u8 is_streaming;
 	__u8 is_counting;
 	__u8 is_filtered;
 	__u8 active_paths; /* which of the two maps counts, 0 or 1 */
-	__u8 is_broad;	   /* what other nodes make of a wanted connection is wanted, too */
+	__u8 is_broad;	   /* also report what a wanted connection becomes on other nodes */
 	__u8 pad[1];
-	__u16 packets;	    /* of a direction that hops are reported of */
-	__u16 sample_round; /* never 0; another one has each path's sample looked for again */
+	__u16 packets;	    /* per direction, whose hops are reported */
+	__u16 sample_round; /* never 0; a new one makes each path's sample be looked up again */
 	__u8 pad2[2];
-	__u32 classes_round; /* another one has classes looked for anew; 0: each time. 24 bits */
+	__u32 classes_round; /* 24 bits; a new one empties the cache of classes; 0: no cache */
 };
 
-/* A path's count on one CPU: its connections in the low bits, and above them the
- * round in which this CPU last found or left a sample of it.
+/* A path's value on one CPU: its count of connections in the low bits, and above them
+ * the round in which this CPU last found or stored a sample.
  */
 #define SRCIP_COUNT_BITS 48
 
-/* What a path through the node is, without who used it: a connection count
- * grows with Services and their backends, never with clients.
+/* A path through the node, without who used it: the number of paths grows with Services
+ * and their backends, never with clients.
  */
 struct srcip_path_key {
-	__u8 dst[16];	  /* as the client addressed it; zero: anywhere */
-	__u8 backend[16]; /* zero: where dst says */
-	__u8 seen[16];	  /* source that the backend sees; zero: the client */
+	__u8 dst[16];	  /* as the client addressed it; zero: any external address */
+	__u8 backend[16]; /* zero without DNAT */
+	__u8 seen[16];	  /* source that the backend sees; zero without SNAT: the client's */
 	__u32 netns;
 	__u16 dport;
 	__u16 backend_port;

@@ -67,19 +67,19 @@ class Clients:
         return self._lost_before + sum(client.lost for client in self._clients)
 
     def wake_on(self, other: Readable) -> None:
-        """Let something else wake the loop, too."""
+        """Also wake the loop when something else is readable."""
         self._selector.register(other, READ)
 
     def sleep_on(self, other: Readable) -> None:
-        """Let it wake the loop no more."""
+        """Stop waking the loop for it."""
         self._selector.unregister(other)
 
     def ready(self) -> list[tuple[Listener | None, object, int]]:
-        """Return who can be read from or written to: a client, or None and what else it is."""
+        """Return what is ready, with its events: a client, or None and the other object."""
         return [(key.data, key.fileobj, events) for key, events in self._selector.select(0)]
 
     def add(self, channel: Channel) -> Listener | None:
-        """Take in a connection that has to send its request in time; None if it has gone."""
+        """Add a connection, which must send its request in time; None if the client is gone."""
         channel.deadline_s = None
         try:
             channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -145,7 +145,7 @@ class Clients:
         self._watch(client, client.events & ~READ)
 
     def let_go(self, client: Listener) -> None:
-        """Give a client some time to read its last lines."""
+        """Send a client no more results, and give it some time to read its last lines."""
         client.is_ending = True
         client.deadline_s = self._clock_s() + _LINGER_S
 

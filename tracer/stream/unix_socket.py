@@ -22,7 +22,7 @@ def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
-        # Any other directory is whoever's named it: one that is missing may be a slip.
+        # Create no other directory: a missing one may be a typing error.
         if path == Path(DEFAULT_SOCKET):
             path.parent.mkdir(mode=0o755, exist_ok=True)
         if path.is_socket():
