@@ -114,7 +114,7 @@ class ApiServer:
             self.generation += 1
             self.changed.notify_all()
 
-    def wait_for(self, is_met, timeout_s=10):
+    def wait_for(self, is_met, timeout_s=60):
         with self.changed:
             assert self.changed.wait_for(is_met, timeout_s)
 
@@ -186,7 +186,8 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 5
+    # Of a handshake, too, on a busy machine.
+    timeout = 60
 
     def log_message(self, *args):
         pass

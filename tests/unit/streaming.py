@@ -18,7 +18,8 @@ from tracer.stream.protocol import UPGRADE, URL_PATH
 from tracer.stream.server import Origin, StreamServer
 from tracer.stream.upgrade import HttpsAgent
 
-PATIENCE_S = 10
+# Of a busy machine; nothing waits so long where all is well.
+PATIENCE_S = 60
 TOKENS = {"good": None, "other": (403, "'somebody' may not get /stream")}
 
 
@@ -156,6 +157,8 @@ class KeyUpdates:
         buffer = ctypes.create_string_buffer(4096)
         size = -1
         while size < 0:
+            # What an error before left there would be told for that of this call.
+            self._ssl.ERR_clear_error()
             size = self._ssl.SSL_read(self._tls, buffer, 4096)
             assert size > 0 or self._ssl.SSL_get_error(self._tls, size) == ssl.SSL_ERROR_WANT_READ
         return buffer.raw[:size]
