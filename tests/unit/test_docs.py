@@ -89,6 +89,21 @@ def test_options(name):
     assert told == options_of(COMMANDS[name])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_options(name):
+    """The table of a command says of each option what ``--help`` says, with its default."""
+    documented = {
+        max(OPTION.findall(cells[0]), key=len): cells[1]
+        for cells in rows(sections(page("commands.md"))[name])
+        if cells[0].startswith("`-")
+    }
+    for each in COMMANDS[name].params:
+        if isinstance(each, click.Option):
+            shown = f" Default: `{each.default}`." if each.show_default else ""
+            text = f"{' '.join(each.help.split())}{shown}".replace("|", "\\|")
+            assert documented[max(each.opts, key=len)] == text
+
+
 def test_environment_variables():
     """Every variable is named as its option."""
     differing = set()
