@@ -122,6 +122,7 @@ def test_version(srcip):
         (["serve", "--drain-interval", "0.5"], "seconds, at least 1 and at most 3600"),
         (["replay", "x", "-o", "xml"], "'xml' is not one of 'table', 'json'"),
         (["replay"], "FILE is missing"),
+        (["explain"], "srcip: a Service is missing: name NAMESPACE/SERVICE, or use --causes"),
         (["report", "x"], "-o / --output is missing"),
         (["trace", "--netns"], "option '--netns' requires an argument; see 'srcip trace --help'"),
         (["trace", "--trusted-proxy", "::1"], "--trusted-proxy needs --read-proxy-headers"),

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _PATIENCE_S = 10.0
 _STALE_S = 150.0
 NO_CLUSTER = (
-    "no cluster to ask (no --cluster, --kubeconfig, KUBECONFIG, service account or ~/.kube/config)"
+    "no cluster configured (no --cluster, --kubeconfig, KUBECONFIG, service account or"
+    " ~/.kube/config)"
 )
 
 

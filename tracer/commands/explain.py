@@ -126,7 +126,7 @@ def explain(
         click.echo("\n".join(export.cause_legend()))
         return
     if service is None:
-        raise click.UsageError("NAMESPACE/SERVICE is missing (or use --causes)")
+        raise click.UsageError("a Service is missing: name NAMESPACE/SERVICE, or use --causes")
     if (from_recording or from_conntrack) and not settings:
         raise click.UsageError("--from-recording and --from-conntrack need --set")
     cluster = load_cluster(choice)

@@ -161,7 +161,7 @@ def _conntrack_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
             continue
         detail = f"{held} of {room} entries ({100 * held // max(1, room)} %)"
         if not entries:
-            detail += "; if it stays empty under traffic, no rule here asks for conntrack"
+            detail += "; if it stays empty under traffic, no rule here uses conntrack"
         yield Check(name=f"conntrack netlink of {netns.node}", is_ok=True, detail=detail)
 
 
@@ -293,4 +293,4 @@ def _bypass_checks(namespaces: Sequence[Netns]) -> Iterator[Check]:
 
 def _blind_spots(namespaces: Sequence[Netns]) -> Iterator[str]:
     yield "traffic that bypasses netfilter: XDP, eBPF datapaths, OVS, flowtables, hardware offload"
-    yield "namespaces that were not named: " + ", ".join(n.node for n in namespaces) + " only"
+    yield f"network namespaces other than {', '.join(netns.node for netns in namespaces)}"
