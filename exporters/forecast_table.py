@@ -139,20 +139,18 @@ def _stacked(cells: Sequence[str]) -> list[str]:
 
 def _advice(forecasts: Sequence[Forecast]) -> list[str]:
     """Return advice by cause: what keeps the source, and what makes a connection arrive."""
-    by_cause: dict[tuple[bool, Cause], list[Forecast]] = {}
+    by_cause: dict[tuple[bool, Cause, Cause], list[Forecast]] = {}
     for each in forecasts:
         if each.cause is not None:
             is_about_source = each.verdict is Verdict.REPLACED
-            by_cause.setdefault((is_about_source, each.cause), []).append(each)
+            key = is_about_source, each.cause, each.advised or each.cause
+            by_cause.setdefault(key, []).append(each)
     lines = []
-    width = max((len(cause) for _, cause in by_cause), default=0)
-    for is_about_source, heading in (
-        (True, "To keep the source:"),
-        (False, "To reach the backend:"),
-    ):
+    width = max((len(cause) for _, cause, _ in by_cause), default=0)
+    for is_about_source, heading in ((True, "To keep the source:"), (False, "To get a reply:")):
         told = [
             f"  {label:<{width}}  {line}"
-            for (about_source, cause), same in by_cause.items()
+            for (about_source, cause, _), same in by_cause.items()
             if about_source is is_about_source
             for label, line in _labelled(cause, _advice_for(same))
         ]
@@ -173,7 +171,11 @@ def _advice_for(same: Sequence[Forecast]) -> tuple[str, ...]:
     if one.verdict is Verdict.DROPPED:
         return advice.for_drop(one.cause, one.way.match, nodes)
     return advice.for_source(
-        one.cause, one.way.match, backend="its endpoint", version=None, node=nodes
+        one.advised or one.cause,
+        one.way.match,
+        backend="its endpoint",
+        version=None,
+        node=nodes,
     )
 
 

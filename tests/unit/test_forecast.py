@@ -197,9 +197,23 @@ def test_advice_by_cause():
         "2001:db8:96::5e: kube-proxy masquerades whatever a node's own processes send to a Service",
         "  localhost-nodeport               connect to an address of the node instead of loopback",
         "",
-        "To reach the backend:",
+        "To get a reply:",
         "  no-listener                      connect to another address of the node: kube-proxy "
         "does not serve the NodePort at this one",
+    ]
+
+
+def test_advice_in_ipvs_mode():
+    """Under the one cause of IPVS mode there is the advice for each cause of the other modes."""
+    _, below = table("nodeport", "ipvs")
+    assert below[: below.index("")] == [
+        "To keep the source:",
+        "  ipvs-masquerade  kubectl --namespace default patch service nodeport -p "
+        """'{"spec":{"externalTrafficPolicy":"Local"}}'""",
+        "                   cost: nodes without a ready endpoint drop the traffic, and load may be "
+        "uneven",
+        "  ipvs-masquerade  connect from inside the cluster, or to the pods' own addresses; cost: "
+        "those need a route to the pods",
     ]
 
 
@@ -209,9 +223,24 @@ def test_conditions_are_no_advice():
     at = below.index("Conditions:")
     assert below[at - 1] == ""
     assert below[at + 1 :] == [
-        "  only clients in loadBalancerSourceRanges (198.51.100.10/32, 2001:db8:c::10/128); others "
-        "are dropped"
+        "  only clients in loadBalancerSourceRanges (198.51.100.10/32); others are dropped",
+        "  only clients in loadBalancerSourceRanges (2001:db8:c::10/128); others are dropped",
     ]
+
+
+def test_source_ranges_of_one_family():
+    """Ranges of one family are no condition for clients of the other."""
+    service = CLUSTER.service("default", "loadbalancer-ranges")
+    (network,) = [each for each in service.source_ranges if each.version == 4]
+    each = forecaster("iptables")
+    notes = {
+        (w.family, f.note)
+        for w in each.ways(replace(service, source_ranges=(network,)))
+        if w.match.via is Via.LOAD_BALANCER
+        for f in each.forecast(w)
+    }
+    only = "only clients in loadBalancerSourceRanges (198.51.100.10/32); others are dropped"
+    assert notes == {("ipv4", only), ("ipv6", None)}
 
 
 def test_many_nodes_share_their_advice():

@@ -313,14 +313,15 @@ def facts_of(
     }
 
 
-def _of(family: Family) -> Callable[[IPAddress], bool]:
+def _of(family: Family) -> Callable[[IPAddress | IPNetwork], bool]:
     version = 4 if family == "ipv4" else 6
-    return lambda address: address.version == version
+    return lambda each: each.version == version
 
 
 def _source_ranges(way: Way) -> Forecast | None:
     """Apply loadBalancerSourceRanges: a drop, or a note where the client is not known."""
-    ranges = way.match.service.source_ranges
+    # kube-proxy treats each family on its own (newBaseServiceInfo in pkg/proxy/serviceport.go).
+    ranges = tuple(filter(_of(way.family), way.match.service.source_ranges))
     if way.match.via is not Via.LOAD_BALANCER or not ranges:
         return None
     listed = ", ".join(map(str, ranges))
