@@ -540,7 +540,10 @@ def test_ping():
     [
         (
             "no-endpoints-cluster-ip",
-            ["find out why no endpoint is ready: kubectl --namespace default get endpointslices"],
+            [
+                "find out why no endpoint is ready: kubectl --namespace default get endpointslices "
+                "-l kubernetes.io/service-name=no-endpoints",
+            ],
         ),
         (
             "nodeport-local",

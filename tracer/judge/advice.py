@@ -129,10 +129,10 @@ def for_drop(
         case Cause.NO_LOCAL_ENDPOINT:
             return _no_local_endpoint(match, node)
         case Cause.NO_ENDPOINTS:
-            return (
-                "find out why no endpoint is ready"
-                + (f": {_kubectl(service, 'get', 'endpointslices')}" if service else ""),
-            )
+            if service is None:
+                return ("find out why no endpoint is ready",)
+            slices = ("get", "endpointslices", "-l", f"kubernetes.io/service-name={service.name}")
+            return (f"find out why no endpoint is ready: {_kubectl(service, *slices)}",)
         case Cause.SOURCE_RANGES:
             ranges = ", ".join(map(str, service.source_ranges)) if service else ""
             who = f"{node}'s own address" if is_own else "the client"
