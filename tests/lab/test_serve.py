@@ -90,15 +90,23 @@ class Served:
     def drops(self):
         return self.totals("srcip_dropped_packets_total", DropLabels)
 
+    def last_drain(self):
+        """When the last drain began and ended."""
+        samples = self.samples()
+        (ended,) = samples["srcip_drain_timestamp_seconds"]
+        (took,) = samples["srcip_drain_duration_seconds"]
+        return ended.value - took.value, ended.value
+
     def drained(self):
-        """Wait until a drain that began later than now was published."""
+        """
+        Wait until everything before now is in the totals; return when it was.
+
+        One drain that begins later takes in connections; drops are read after it, and are in the
+        next one.
+        """
         now_s = time.time()
-
-        def is_later():
-            samples = self.samples()
-            return samples["srcip_drain_timestamp_seconds"][0].value > now_s + 1
-
-        wait_until(is_later)
+        first_s = wait_until(lambda: (drain := self.last_drain())[0] > now_s and drain[1])
+        return wait_until(lambda: (drain := self.last_drain())[0] > first_s and drain[1])
 
 
 @contextmanager
