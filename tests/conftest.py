@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def pytest_configure():
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was skipped and why, in a line for each folder and reason."""
+    skipped = Counter(
+        (str(Path(report.nodeid.partition("::")[0]).parent), report.longrepr[2])
+        for report in terminalreporter.getreports("skipped")
+    )
+    if skipped:
+        terminalreporter.section("skipped")
+    for (folder, reason), count in sorted(skipped.items()):
+        why = reason.removeprefix("Skipped: ")
+        terminalreporter.write_line(f"{folder}: {count} skipped: {why}")
 
 
 @pytest.fixture(scope="session")
