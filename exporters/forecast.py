@@ -62,11 +62,13 @@ def preview_lines(
         lines += [
             f"nodes that would not serve external traffic: {without}",
             f"nodes that would serve it: {able}",
+            *_gap_lines(preview),
         ]
         if preview.has_health_check:
             port = preview.health_check_node_port
             where = f"port {port}" if port else "a port that the API server chooses"
-            lines.append(f"health checks that would answer 503 ({where}, /healthz): {without}")
+            sick = names(preview.unhealthy)
+            lines.append(f"health checks that would answer 503 ({where}, /healthz): {sick}")
         if clients is not None:
             seen = ", ".join(f"{client} ({count})" for client, count in clients) or "none seen"
             lines.append(f"client addresses that would become visible (connections): {seen}")
@@ -77,8 +79,13 @@ def preview_lines(
         lines += [
             f"nodes whose pods could not reach its ClusterIP: {without}",
             f"nodes whose pods could: {able}",
+            *_gap_lines(preview),
         ]
     return [printable(line) for line in lines]
+
+
+def _gap_lines(preview: Preview) -> list[str]:
+    return [f"    but {node} not on {', '.join(ports)}" for node, ports in preview.gaps.items()]
 
 
 def preview_to_line(
@@ -93,7 +100,8 @@ def preview_to_line(
         "set": settings,
         "nodes_without_endpoint": list(preview.without_endpoint),
         "nodes_with_endpoint": list(preview.with_endpoint),
-        "health_check_503": list(preview.without_endpoint) if preview.has_health_check else [],
+        "nodes_partly": {node: list(ports) for node, ports in preview.gaps.items()},
+        "health_check_503": list(preview.unhealthy) if preview.has_health_check else [],
     }
     if preview.health_check_node_port is not None:
         line["health_check_node_port"] = preview.health_check_node_port

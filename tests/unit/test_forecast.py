@@ -315,3 +315,48 @@ def test_preview(settings, lines):
     """A preview covers only the policies that would be set."""
     service = change(CLUSTER.service("default", "nodeport"), settings)
     assert preview_lines(preview(CLUSTER, service), settings, None) == lines
+
+
+def endpoint_slice(name, address, ports, **conditions):
+    """One more slice of default/loadbalancer-local, with an endpoint on node2."""
+    return {
+        "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "loadbalancer-local"},
+        },
+        "addressType": f"IPv{ip_address(address).version}",
+        "endpoints": [{"addresses": [address], "nodeName": "node2", "conditions": conditions}],
+        "ports": [{"name": name, "port": port, "protocol": proto} for name, port, proto in ports],
+    }
+
+
+@pytest.mark.parametrize(
+    ("conditions", "unhealthy"),
+    [
+        ({"ready": True}, "none"),
+        ({"ready": False, "serving": True, "terminating": True}, "node2"),
+    ],
+)
+def test_preview_of_a_node_that_serves_partly(tmp_path, conditions, unhealthy):
+    """
+    kube-proxy drops by port and family, and its health check counts ready endpoints of any port.
+
+    A terminating endpoint still serves, while load balancers are told to turn away.
+    """
+    objects = json.loads((DATA / "objects.json").read_text())
+    ports = [("http", 8080, "TCP")]
+    objects["items"].append(endpoint_slice("one-more", "10.244.2.21", ports, **conditions))
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps(objects))
+    cluster = snapshot.load(path)
+    settings = {"externalTrafficPolicy": Policy.LOCAL}
+    service = cluster.service("default", "loadbalancer-local")
+    assert preview_lines(preview(cluster, service), settings, None) == [
+        "nodes that would not serve external traffic: none",
+        "nodes that would serve it: node1, node2",
+        "    but node2 not on 80/tcp (ipv6), 53/udp (ipv4), 53/udp (ipv6)",
+        f"health checks that would answer 503 (port 32122, /healthz): {unhealthy}",
+    ]

@@ -280,7 +280,7 @@ def _show_health(
     *,
     is_json: bool,
 ) -> None:
-    expected = set(preview(cluster, service).with_endpoint)
+    unhealthy = preview(cluster, service).unhealthy
     if not is_json:
         click.echo(f"\nHealth checks at port {port}:")
     places = {each.node: each for each in namespaces}
@@ -292,7 +292,7 @@ def _show_health(
             timeout_s=timeout_s,
             netns=places.get(node.name) or next(iter(namespaces), None),
         )
-        click.echo(_health_line(answer, is_expected=node.name in expected, is_json=is_json))
+        click.echo(_health_line(answer, is_expected=node.name not in unhealthy, is_json=is_json))
 
 
 def _health_line(answer: health.Health, *, is_expected: bool, is_json: bool) -> str:
