@@ -21,6 +21,9 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Of a busy machine; nothing waits so long where all is well.
 PATIENCE_S = float(os.environ.get("SRCIP_TEST_PATIENCE_S", "60"))
 
+# Then the id of the process that made it.
+_PREFIX = "srcip-test-of-"
+
 _LINKS = """\
 link add c0 netns {client} type veth peer name n0 netns {node}
 link add s0 netns {server} type veth peer name n1 netns {node}
@@ -108,7 +111,8 @@ class Box:
 @contextmanager
 def built():
     """Make the namespaces and remove them."""
-    box = Box(f"srcip-test-{secrets.token_hex(3)}")
+    remove_leftovers()
+    box = Box(new_name())
     try:
         for name in box.names.values():
             _ip("netns", "add", name)
@@ -124,6 +128,19 @@ def built():
     finally:
         for name in box.names.values():
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def new_name():
+    """A name for namespaces of this process."""
+    return f"{_PREFIX}{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def remove_leftovers():
+    """Remove the namespaces of processes that were killed."""
+    for path in netns.NETNS_DIR.glob(f"{_PREFIX}*"):
+        pid = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            subprocess.run(["ip", "netns", "del", path.name], capture_output=True, check=False)
 
 
 def _ip(*arguments, stdin=None):

@@ -13,6 +13,7 @@ import pytest
 
 from lab import hosts, kube_proxy, probe, scenarios, topology
 from lab.scenarios import cases
+from tests.kernel import box as boxes
 from tests.kernel.box import wait_until
 from tests.kernel.trace import open_source
 from tests.unit.rules import names_port
@@ -224,7 +225,7 @@ def test_rest_of_the_scenarios_meets_no_rule(lab):
 @pytest.fixture
 def namespace(kernel):
     """A fresh network namespace, and how to run something in it."""
-    name = f"srcip-test-{random.randrange(1 << 32):08x}"
+    name = boxes.new_name()
     subprocess.run(["ip", "netns", "add", name], check=True)
     yield Namespace(name)
     subprocess.run(["ip", "netns", "del", name], check=True)
