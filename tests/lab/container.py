@@ -79,12 +79,15 @@ def build(podman):
     # Debian's own slim image is made likewise.
     without = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "locale", "man")]
     options = ["--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", *without]
-    subprocess.run(
-        [tool("mmdebstrap"), *options, "bookworm", str(base)],
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
+    # What it leaves when it is interrupted goes, too.
+    with tempfile.TemporaryDirectory(prefix="srcip-") as directory:
+        subprocess.run(
+            [tool("mmdebstrap"), *options, "bookworm", str(base)],
+            env={**os.environ, "TMPDIR": directory},
+            check=True,
+            capture_output=True,
+            timeout=600,
+        )
     podman.run("import", "--quiet", str(base), BASE)
     base.unlink()
     options = [f"--build-arg=BASE={BASE}", f"--file={DOCKERFILE}", f"--tag={IMAGE}", "--pull=never"]
