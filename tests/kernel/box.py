@@ -24,9 +24,11 @@ PATIENCE_S = float(os.environ.get("SRCIP_TEST_PATIENCE_S", "60"))
 # Then the id of the process that made it.
 _PREFIX = "srcip-test-of-"
 
+# A device that has its peer's number gets its queue, without which IPv6 finds no neighbour, up to a
+# second later (linkwatch_urgent_event() in the kernel's net/core/link_watch.c).
 _LINKS = """\
-link add c0 netns {client} type veth peer name n0 netns {node}
-link add s0 netns {server} type veth peer name n1 netns {node}
+link add c0 index 11 netns {client} type veth peer name n0 index 12 netns {node}
+link add s0 index 13 netns {server} type veth peer name n1 index 14 netns {node}
 """
 _ADDRESSES = {
     "client": """\
