@@ -15,10 +15,13 @@ DEBIAN_BROWSER := chromium chromium-driver fonts-dejavu-core
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup setup-deploy setup-browser setup-proxies manifests constraints man demo test vm lint format fuzz bench soak outage pictures clean
+.PHONY: setup print-debian setup-deploy setup-browser setup-proxies manifests constraints man demo test vm lint format fuzz bench soak outage pictures clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
+
+print-debian:
+	@echo $(DEBIAN)
 
 # The distribution's own Python, so that the virtual environment does not depend on another's.
 $(STAMP): pyproject.toml Makefile
@@ -64,7 +67,8 @@ test: setup-deploy setup-browser setup-proxies
 
 # Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 30 minutes.
 vm: setup
-	./setup-packages qemu-system-x86 seabios busybox-static cpio kmod xz-utils zstd ipvsadm ipset
+	./setup-packages qemu-system-x86 qemu-system-arm seabios busybox-static cpio kmod xz-utils zstd \
+		ipvsadm ipset mmdebstrap
 	SRCIP_VM_TESTS=1 $(VENV)/bin/python -m pytest -v tests/vm
 
 lint: setup

@@ -15,6 +15,9 @@
 #   --timeout SEC   kill the VM after that long; exit 124     (default 300)
 #   --env NAME=V    set an environment variable (may be given several times)
 #   --modules "A B" modprobe these first
+#   --arch ARCH     amd64 (default), or arm64; then with --root
+#   --root DIR      the root file system in place of this machine's, such as foreign_root.sh makes
+#   --share DIR     this machine's DIR at its own path in that root (may be given several times)
 #   --stats         print the times on stderr
 #
 # EXIT STATUS: the command's; 124 timed out; 96 the VM ended without one (the end of its console is
@@ -23,11 +26,12 @@
 # ENVIRONMENT: VMRUN_CACHE, the cache's directory (default ${XDG_CACHE_HOME:-~/.cache}/vmrun);
 # VMRUN_MIRROR and VMRUN_MIRROR_SECURITY, the Debian archives (default: this machine's).
 #
-# NEEDS the packages qemu-system-x86 seabios busybox-static cpio kmod xz-utils zstd.
+# NEEDS the packages qemu-system-x86 (or qemu-system-arm) seabios busybox-static cpio kmod xz-utils
+# zstd.
 set -euo pipefail
 
 VMRUN_CACHE=${VMRUN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmrun}
-INITRD_FORMAT=srcip-1        # another one when the initramfs below changes
+INITRD_FORMAT=srcip-2        # another one when the initramfs below changes
 
 say() { printf 'vmrun: %s\n' "$*" >&2; }
 die() { say "$*"; exit 97; }
@@ -57,7 +61,7 @@ mirror_for() {                              # SUITE -> archive address
     printf '%s\n' "$want"
 }
 
-apt_dir() { printf '%s/apt/%s\n' "$VMRUN_CACHE" "$1"; }
+apt_dir() { printf '%s/apt/%s-%s\n' "$VMRUN_CACHE" "$1" "$ARCH"; }
 
 apt_do() {                                  # SUITE PROGRAM ARGS...
     local dir; dir=$(apt_dir "$1"); shift
@@ -65,7 +69,7 @@ apt_do() {                                  # SUITE PROGRAM ARGS...
     "$prog" -q -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=- \
         -o Dir::State="$dir/state" -o Dir::State::lists="$dir/lists" \
         -o Dir::State::status=/dev/null -o Dir::Cache="$dir/cache" \
-        -o APT::Sandbox::User=root -o APT::Architecture=amd64 "$@"
+        -o APT::Sandbox::User=root -o APT::Architecture="$ARCH" "$@"
 }
 
 apt_refresh() {                             # SUITE: update its lists, at most daily
@@ -80,8 +84,8 @@ apt_refresh() {                             # SUITE: update its lists, at most d
 
 # The versions (uname -r) of a suite's kernels, oldest first.
 suite_kernels() {                           # SUITE
-    apt_do "$1" apt-cache search --names-only '^linux-image-[0-9]+[.][0-9]+[.][0-9].*-amd64$' |
-        awk '{print $1}' | sed 's/^linux-image-//' | grep -v -e -cloud- -e -rt- | sort -V -u
+    apt_do "$1" apt-cache search --names-only "^linux-image-[0-9]+[.][0-9]+[.][0-9].*-$ARCH\$" |
+        awk '{print $1}' | sed 's/^linux-image-//' | grep -v -e -cloud- -e -rt- -e -16k- | sort -V -u
 }
 
 # The packages that PKG needs of its kernel, itself included. (From 7.2 on Debian's linux-image is
@@ -124,7 +128,7 @@ PY
 kernel_dir=''                               # set by fetch_kernel
 fetch_kernel() {                            # KERNEL
     local spec=$1 suite kver tmp pkgs p alias vmlinuz
-    alias=$VMRUN_CACHE/alias/$spec
+    alias=$VMRUN_CACHE/alias/$spec-$ARCH
     if [ -s "$alias" ] && [ -e "$VMRUN_CACHE/kernels/$(<"$alias")/packages" ]; then
         kernel_dir=$VMRUN_CACHE/kernels/$(<"$alias"); return
     fi
@@ -156,7 +160,9 @@ fetch_kernel() {                            # KERNEL
         ln -s usr/lib "$tmp/k/root/lib"
         vmlinuz=$(find "$tmp/k/root" -name "vmlinuz-$kver" -o -path "*/modules/$kver/vmlinuz" | head -n1)
         [ -n "$vmlinuz" ] || die "no vmlinuz in $pkgs"
-        extract_vmlinux "$vmlinuz" "$tmp/k/vmlinux" || say "could not uncompress $vmlinuz: slower start"
+        # arm64 kernels are started by their own boot header, not as ELF
+        [ "$ARCH" != amd64 ] || extract_vmlinux "$vmlinuz" "$tmp/k/vmlinux" ||
+            say "could not uncompress $vmlinuz: slower start"
         cp "$vmlinuz" "$tmp/k/vmlinuz"
         depmod -b "$tmp/k/root" "$kver"
         # a directory must not hide the machine's; the VM needs none of these
@@ -175,7 +181,7 @@ make_initrd() {                             # -> $kernel_dir/initrd-FORMAT
     out=$kernel_dir/initrd-$INITRD_FORMAT
     [ ! -s "$out" ] || return 0
     dir=$(mktemp -d); mkdir -p "$dir"/{bin,mod,proc,sys,dev,new,low,tmp}
-    cp "$(command -v busybox)" "$dir/bin/busybox"
+    if [ "$ROOT" = / ]; then cp "$(command -v busybox)" "$dir/bin/"; else cp "$ROOT/bin/busybox" "$dir/bin/"; fi
     for m in virtio_pci virtio_console overlay 9pnet_virtio 9p; do
         modprobe -S "$kver" -d "$kernel_dir/root" --show-depends "$m" 2>/dev/null |
             sed -n 's/^insmod \([^ ]*\).*/\1/p'
@@ -207,6 +213,8 @@ share hroot /low/h
 mkdir -p /low/up /low/wk
 mount -t overlay -o lowerdir=/low/k:/low/h,upperdir=/low/up,workdir=/low/wk root /new || fail "cannot mount the overlay"
 mkdir -p /new/proc /new/sys /new/dev /new/run /new/tmp
+n=0
+while read -r d; do share "share$n" "/new$d"; n=$((n + 1)); done </vmrun/shares
 mount --move /proc /new/proc; mount --move /sys /new/sys; mount --move /dev /new/dev
 mount -t tmpfs -o mode=755 run /new/run
 cp -a /vmrun /new/run/vmrun; cp /bin/busybox /new/run/vmrun/busybox
@@ -237,6 +245,8 @@ run_vm() {
         printf 'cd %q || exit 97\n' "$PWD"
         printf 'exec'; printf ' %q' "$@"; printf '\n'
     } >"$run_dir/i/vmrun/command"
+    : >"$run_dir/i/vmrun/shares"
+    [ ${#SHARES[@]} = 0 ] || printf '%s\n' "${SHARES[@]}" >"$run_dir/i/vmrun/shares"
     cat >"$run_dir/i/vmrun/stage2" <<'STAGE2'
 # stage 2, process 1 of the VM: the usual mounts, the command, power off
 bb=/run/vmrun/busybox
@@ -288,11 +298,16 @@ STAGE2
     # thread=single: with a thread per CPU (qemu's default) the guest dies of "Oops: int3" when the
     # kernel patches its own text - static keys, kprobes - while another CPU runs there. la57:
     # five-level page tables only make the emulated page walks longer.
-    local q=(qemu-system-x86_64 -name vmrun -nodefaults -no-user-config -display none -no-reboot -nic none
-        -accel "tcg,thread=single,tb-size=512" -cpu max,la57=off
-        -smp 2 -m "$MEM" -rtc base=utc,clock=host
+    # pauth-impdef: a signature that is cheap to emulate.
+    local machine console=ttyS0
+    case $ARCH in
+        amd64) machine=(qemu-system-x86_64 -cpu "max,la57=off") ;;
+        arm64) machine=(qemu-system-aarch64 -machine virt -cpu "max,pauth-impdef=on") console=ttyAMA0 ;;
+    esac
+    local q=("${machine[@]}" -name vmrun -nodefaults -no-user-config -display none -no-reboot -nic none
+        -accel "tcg,thread=single,tb-size=512" -smp 2 -m "$MEM" -rtc base=utc,clock=host
         -initrd "$run_dir/initrd"
-        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr rdinit=/init"
+        -append "console=$console quiet panic=-1 oops=panic mitigations=off nokaslr rdinit=/init"
         -serial "file:$run_dir/console"
         -device virtio-serial-pci)
     if [ -s "$kernel_dir/vmlinux" ]; then q+=(-kernel "$kernel_dir/vmlinux"); else q+=(-kernel "$kernel_dir/vmlinuz"); fi
@@ -300,7 +315,9 @@ STAGE2
     for n in out err ctl dmesg; do
         q+=(-chardev "file,id=$n,path=$run_dir/$n" -device "virtserialport,chardev=$n,name=vmrun.$n")
     done
-    for d in "kroot:$kernel_dir/root" hroot:/; do
+    local shared=("kroot:$kernel_dir/root" "hroot:$ROOT")
+    for d in "${!SHARES[@]}"; do shared+=("share$d:${SHARES[$d]}"); done
+    for d in "${shared[@]}"; do
         n=${d%%:*}
         q+=(-fsdev "local,id=$n,path=${d#*:},security_model=none,multidevs=remap,readonly=on"
             -device "virtio-9p-pci,fsdev=$n,mount_tag=$n")
@@ -335,13 +352,16 @@ STAGE2
 }
 
 # --- command line --------------------------------------------------------------
-MEM=2G TIMEOUT=300 MODULES='' STATS='' FETCH_ONLY='' ENVS=()
+MEM=2G TIMEOUT=300 MODULES='' STATS='' FETCH_ONLY='' ENVS=() ARCH=amd64 ROOT=/ SHARES=()
 while [ $# -gt 0 ]; do
     case $1 in
         --mem) MEM=$2; shift 2 ;;
         --timeout) TIMEOUT=$2; shift 2 ;;
         --env) ENVS+=("$2"); shift 2 ;;
         --modules) MODULES=$2; shift 2 ;;
+        --arch) ARCH=$2; shift 2 ;;
+        --root) ROOT=$2; shift 2 ;;
+        --share) SHARES+=("$2"); shift 2 ;;
         --stats) STATS=1; shift ;;
         --fetch-only) FETCH_ONLY=1; shift ;;
         -h|--help) usage; exit 0 ;;
@@ -355,6 +375,11 @@ if [ -n "$FETCH_ONLY" ]; then
 fi
 [ $# -ge 3 ] && [ "$2" = -- ] || die "usage: vmrun.sh [OPTIONS] KERNEL -- COMMAND [ARG...] (see --help)"
 KERNEL=$1; shift 2
+case $ARCH in
+    amd64) ;;
+    arm64) [ "$ROOT" != / ] || die "--arch arm64 takes --root" ;;
+    *) die "--arch $ARCH: there are amd64 and arm64" ;;
+esac
 fetch_kernel "$KERNEL"
 rc=0; run_vm "$@" || rc=$?
 exit "$rc"
