@@ -150,16 +150,16 @@ def cost_per_run(node):
 
 
 @contextmanager
-def empty_program(node):
-    """A netfilter program that only accepts, at POST_ROUTING for IPv4."""
+def empty_program(node, priorities=(98,)):
+    """A netfilter program that only accepts, at places of POST_ROUTING for IPv4."""
     program = probes.load_trivial(probes.NETFILTER, probes.ATTACH_NETFILTER)
-    with inside(node.box.path("node")):
-        link = bpf_syscall.create_netfilter_link(program, attach.FAMILIES[0], 4, 98)
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.close, program)
+        for priority in priorities:
+            with inside(node.box.path("node")):
+                link = bpf_syscall.create_netfilter_link(program, attach.FAMILIES[0], 4, priority)
+            stack.callback(os.close, link)
         yield program
-    finally:
-        os.close(link)
-        os.close(program)
 
 
 def per_run(source, empty, traffic):

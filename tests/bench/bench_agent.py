@@ -16,12 +16,15 @@ from pathlib import Path
 from exporters.page_server import PageServer
 from exporters.prometheus import ConnectionLabels, Page, Snapshot
 from tests.bench import node as nodes
+from tests.bench.__main__ import empty_program, no_tracer
 from tests.bench.served import FIRST_PORT, RULES, SERVICES, SILENCE, agent, objects
 
 SECONDS, ROUNDS = 20, 100
 RATES, PATHS, MANY_PATHS_RATE = (0, 1_000, 10_000, 50_000), 10, 10_000
 SCRAPE_MS, START_S = 50, 2
 SERIES, STARTS, FLOWS, CONNECTIONS = 5_000, 5, 5_000, 2_000
+# Where the agent's programs are called for what is forwarded: before SNAT, and last.
+PLACES = (98, 2**31 - 8)
 KINDS = {
     "UDP, one datagram each": lambda node: node.new_cpu_ns(FLOWS),
     "TCP, connected and reset": lambda node: node.connect_cpu_ns(CONNECTIONS),
@@ -121,27 +124,33 @@ def traffic(node, other, options, rounds):
     New connections through a node with the agent and through one without, in turn.
 
     The turns are short, so that other work on the machine hits both alike; then the two nodes
-    change places, since no two are alike. The same without any agent says how far to trust it.
+    change places, since no two are alike. The same without any agent says how far to trust it, and
+    with programs that only return how much of it is their being called.
     """
     for each in (node, other):
         # A backend that takes what comes, as far as its buffer goes.
         each.box.rules("", "server")
         each.box.rules(nodes.RULES)
-    alone, beside = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
-    for one, two in ((node, other), (other, node)):
-        pairs(one, two, rounds, alone)
-        with agent(two, *options):
-            pairs(one, two, rounds, beside)
+    setups = {
+        "`srcip serve`": lambda watched: agent(watched, *options),
+        "two programs that only return": lambda watched: empty_program(watched, PLACES),
+        "nothing": lambda _: no_tracer(),
+    }
+    samples = {beside: {kind: [] for kind in KINDS} for beside in setups}
+    for (one, two), (beside, setup) in product(((node, other), (other, node)), setups.items()):
+        with setup(two):
+            pairs(one, two, rounds, samples[beside])
     print(
-        "| new connections through a NodePort | without, ns of CPU each | beside `srcip serve` "
-        "| ratio | half of the pairs | ratio of two nodes without |\n|---|---:|---:|---:|---:|---:|"
+        "| new connections through a NodePort | beside | without, ns of CPU each | with | ratio "
+        "| half of the pairs |\n|---|---|---:|---:|---:|---:|"
     )
-    for kind in KINDS:
-        first, second = map(median, zip(*beside[kind], strict=True))
-        quarter, ratio, last = quartiles(beside[kind])
+    for kind, (beside, found) in product(KINDS, samples.items()):
+        without, along = map(median, zip(*found[kind], strict=True))
+        ratios = [one / two for one, two in found[kind]]
+        quarter, ratio, last = statistics.quantiles(ratios, n=4)
         print(
-            f"| {kind} | {first:.0f} | {second:.0f} | {ratio:.3f} | {quarter:.3f} to {last:.3f} "
-            f"| {quartiles(alone[kind])[1]:.3f} |"
+            f"| {kind} | {beside} | {without:.0f} | {along:.0f} | {ratio:.3f} "
+            f"| {quarter:.3f} to {last:.3f} |"
         )
     print(f"\nThe ratio is the median of {2 * rounds} pairs. Target: at least 0.97.\n")
 
@@ -156,11 +165,6 @@ def pairs(one, two, rounds, samples):
         else:
             first, second = measure(one), measure(two)
         samples[kind].append((first, second))
-
-
-def quartiles(samples):
-    """The quartiles of the pairs' ratios."""
-    return statistics.quantiles([one / two for one, two in samples], n=4)
 
 
 def scrape():
