@@ -65,7 +65,7 @@ setup-proxies: setup
 test: setup-deploy setup-browser setup-proxies
 	$(VENV)/bin/python -m pytest
 
-# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about 30 minutes.
+# Under other kernels, in virtual machines: docs/kernels.md. Downloads them; takes about an hour.
 vm: setup
 	./setup-packages qemu-system-x86 qemu-system-arm seabios busybox-static cpio kmod xz-utils zstd \
 		ipvsadm ipset mmdebstrap
