@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.box import SERVER, wait_until
+from tests.kernel.box import SERVER, package_root, wait_until
 from tests.lab.commands import SRCIP
 from tests.unit.apiserver import running
 
@@ -237,11 +237,15 @@ def test_a_read_only_root(box, has_tmp):
     script = ["mount --make-rprivate /"]
     # Each mount of its own: /tmp may be one, and so may /dev/shm.
     script += ["mount -o remount,bind,ro /"]
-    for directory in ("/tmp", "/var/tmp", "/run", "/root", "/home", "/work"):
+    checkout = package_root()
+    for directory in ("/tmp", "/var/tmp", "/run", "/root", "/home", checkout):
         if Path(directory).is_dir():
             script.append(f"mount --bind {directory} {directory}")
             script.append(f"mount -o remount,bind,ro {directory}")
-    script += ["mount -t tmpfs tmpfs /tmp"] if has_tmp else []
+    if has_tmp:
+        script += [f"cd {checkout}", "mount -t tmpfs tmpfs /tmp"]
+        if checkout.is_relative_to("/tmp"):
+            script += [f"mkdir -p {checkout}", f"mount --bind . {checkout}"]
     script += ["mount -t tmpfs tmpfs /dev/shm"]
     script += ["if touch /x 2>/dev/null; then exit 9; fi", 'exec "$@"']
     prefix = [
