@@ -36,7 +36,7 @@ class Preview:
         gaps: Of these, nodes that lack an endpoint for some ports that have one elsewhere, and
             which: under a Local policy they drop what is sent to those.
         unhealthy: Nodes whose health check answers 503: those without a *ready* endpoint. Endpoints
-            that are terminating still serve (KEP-1669), but load balancers shall turn away
+            that are terminating still serve (KEP-1669), while load balancers learn to stop sending
             (EndpointsMap.LocalReadyEndpoints in pkg/proxy).
         health_check_node_port: The port of the health check; None if there is none, or if the API
             server has not chosen it yet.
