@@ -86,6 +86,11 @@ class Served:
     def connections(self):
         return self.totals("srcip_connections_total", ConnectionLabels)
 
+    def connections_by_now(self):
+        """How many connections there were before now."""
+        self.drained()
+        return self.connections.total()
+
     @property
     def drops(self):
         return self.totals("srcip_dropped_packets_total", DropLabels)
