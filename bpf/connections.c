@@ -181,7 +181,7 @@ SRCIP_INLINE __u32 find_class(__u32 netns, const __u8 *address)
 	struct srcip_prefix prefix = {.length = 32 + 128, .netns = netns};
 	__u32 *class;
 
-	__builtin_memcpy(prefix.address, address, 16);
+	srcip_copy_address(prefix.address, address);
 	class = classes.lookup(&prefix);
 	return class ? *class : SRCIP_CLASS_EXTERNAL;
 }
@@ -209,6 +209,12 @@ SRCIP_INLINE __u32 class_of(__u32 netns, __u32 round, __u8 family, const __u8 *a
 	return class;
 }
 
+SRCIP_INLINE bool is_translated(const struct srcip_connection *record)
+{
+	return !srcip_address_equal(record->orig.dst, record->reply.src) ||
+	       (!srcip_is_icmp(&record->orig) && record->orig.dport != record->reply.sport);
+}
+
 /* Nothing that an outsider can choose freely may enter the key, or a flood would
  * fill the map: no client address or port, no id of a ping, no external
  * destination, and no port of a node without DNAT.
@@ -218,10 +224,8 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, __u32 round,
 {
 	bool has_ports = !srcip_is_icmp(&record->orig);
 
-	if (!srcip_address_equal(record->orig.dst, record->reply.src) ||
-	    (has_ports && record->orig.dport != record->reply.sport)) {
-		key->flags |= SRCIP_PATH_DNAT;
-		__builtin_memcpy(key->backend, record->reply.src, 16);
+	if (key->flags & SRCIP_PATH_DNAT) {
+		srcip_copy_address(key->backend, record->reply.src);
 		if (has_ports)
 			key->backend_port = record->reply.sport;
 	} else {
@@ -230,13 +234,35 @@ SRCIP_INLINE void set_destination(struct srcip_path_key *key, __u32 round,
 		if (key->dst_class == SRCIP_CLASS_EXTERNAL)
 			return;
 		if (record->hook == SRCIP_HOOK_NF_INPUT) {
-			__builtin_memcpy(key->dst, record->orig.dst, 16);
+			srcip_copy_address(key->dst, record->orig.dst);
 			return;
 		}
 	}
-	__builtin_memcpy(key->dst, record->orig.dst, 16);
+	srcip_copy_address(key->dst, record->orig.dst);
 	if (has_ports)
 		key->dport = record->orig.dport;
+}
+
+SRCIP_INLINE __u8 path_flags(const struct srcip_config *settings,
+			     const struct srcip_connection *record)
+{
+	__u8 flags = 0;
+
+	if (!srcip_address_equal(record->orig.src, record->reply.dst))
+		flags |= SRCIP_PATH_SNAT;
+	if (is_translated(record))
+		flags |= SRCIP_PATH_DNAT;
+	if (srcip_address_equal(record->orig.src, record->reply.src))
+		flags |= SRCIP_PATH_HAIRPIN;
+	if (record->status & IPS_SRC_NAT)
+		flags |= SRCIP_PATH_SRC_NAT;
+	if (record->flags & SRCIP_CONNECTION_HAS_MARK)
+		flags |= SRCIP_PATH_HAS_MARK;
+	if (record->mark & settings->masquerade_mark)
+		flags |= SRCIP_PATH_MARKED;
+	if (record->hook == SRCIP_HOOK_NF_INPUT)
+		flags |= SRCIP_PATH_INPUT;
+	return flags;
 }
 
 SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_config *settings,
@@ -251,20 +277,9 @@ SRCIP_INLINE void set_path_key(struct srcip_path_key *key, const struct srcip_co
 	key->family = record->orig.family;
 	key->client_class = client & SRCIP_CLASS_MASK;
 	key->client_flags = client >> SRCIP_CLASS_BITS;
-	if (!srcip_address_equal(record->orig.src, record->reply.dst)) {
-		key->flags |= SRCIP_PATH_SNAT;
-		__builtin_memcpy(key->seen, record->reply.dst, 16);
-	}
-	if (srcip_address_equal(record->orig.src, record->reply.src))
-		key->flags |= SRCIP_PATH_HAIRPIN;
-	if (record->status & IPS_SRC_NAT)
-		key->flags |= SRCIP_PATH_SRC_NAT;
-	if (record->flags & SRCIP_CONNECTION_HAS_MARK)
-		key->flags |= SRCIP_PATH_HAS_MARK;
-	if (record->mark & settings->masquerade_mark)
-		key->flags |= SRCIP_PATH_MARKED;
-	if (record->hook == SRCIP_HOOK_NF_INPUT)
-		key->flags |= SRCIP_PATH_INPUT;
+	key->flags = path_flags(settings, record);
+	if (key->flags & SRCIP_PATH_SNAT)
+		srcip_copy_address(key->seen, record->reply.dst);
 	set_destination(key, round, record);
 }
 
@@ -375,10 +390,11 @@ int srcip_confirm(struct srcip_registers *ctx)
 	__u64 skb = srcip_argument(ctx, 0);
 	__u64 nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
 	__u64 nf_conn = new_entry((void *)skb, nfct);
-	struct srcip_connection record = {};
+	struct srcip_connection record;
 
 	if (!nf_conn)
 		return 0;
+	__builtin_memset(&record, 0, sizeof(record));
 	record.header.netns =
 	    srcip_net_inum(srcip_read_u64(nf_conn, SRCIP_OFFSET(nf_conn, ct_net_net)));
 	if (!traced.lookup(&record.header.netns))
@@ -407,10 +423,12 @@ SRCIP_INLINE int last_hook(struct srcip_nf_ctx *ctx, __u8 hook)
 {
 	const void *skb = ctx->skb, *state = ctx->state, *net;
 	__u64 nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
-	struct srcip_connection record = {.hook = hook};
+	struct srcip_connection record;
 
 	if (!new_entry(skb, nfct))
 		return NF_ACCEPT;
+	__builtin_memset(&record, 0, sizeof(record));
+	record.hook = hook;
 	net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
 	record.header.netns = srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum));
 	record.iif = device_index(state, SRCIP_OFFSET(nf_hook_state, in));

@@ -132,6 +132,9 @@ enum srcip_path_flag {
 	SRCIP_PATH_SRC_NAT = 64,  /* IPS_SRC_NAT is set in conntrack's status */
 };
 
+/* For structs whose addresses are accessed in words of 64 bits. */
+#define SRCIP_WORDS __attribute__((aligned(8)))
+
 /* Addresses stay in network order, IPv4 as ::ffff:a.b.c.d. Everything else is
  * host order, swapped on the line that reads it. ICMP and ICMPv6 have no
  * ports: sport holds the id, dport the type and code as type << 8 | code.
@@ -144,7 +147,7 @@ struct srcip_tuple {
 	__u8 proto;
 	__u8 family;
 	__u8 pad[2];
-};
+} SRCIP_WORDS;
 
 struct srcip_header {
 	__u64 ktime_ns; /* CLOCK_MONOTONIC */
@@ -249,7 +252,7 @@ struct srcip_prefix {
 	__u32 length;
 	__u32 netns;
 	__u8 address[16];
-};
+} SRCIP_WORDS;
 
 /* Which records the reader wants. A zero mask, port, protocol or family matches all. */
 struct srcip_filter {
@@ -261,7 +264,7 @@ struct srcip_filter {
 	__u8 proto;
 	__u8 family; /* of the prefixes: ::/0 is not 0.0.0.0/0 */
 	__u8 pad[4];
-};
+} SRCIP_WORDS;
 
 struct srcip_config {
 	struct srcip_filter filter;
@@ -302,7 +305,7 @@ struct srcip_path_key {
 	__u8 dst_class;
 	__u8 flags;
 	__u8 client_flags; /* enum srcip_address_flag */
-};
+} SRCIP_WORDS;
 
 _Static_assert(sizeof(struct srcip_tuple) == 40, "wire layout changed");
 _Static_assert(sizeof(struct srcip_header) == 16, "wire layout changed");

@@ -19,7 +19,7 @@ from tests.bench import node as nodes
 from tests.bench.__main__ import empty_program, no_tracer
 from tests.bench.served import FIRST_PORT, RULES, SERVICES, SILENCE, agent, objects
 
-SECONDS, ROUNDS = 20, 100
+SECONDS, TURNS, ROUNDS = 20, 10, 10
 RATES, PATHS, MANY_PATHS_RATE = (0, 1_000, 10_000, 50_000), 10, 10_000
 SCRAPE_MS, START_S = 50, 2
 SERIES, STARTS, FLOWS, CONNECTIONS = 5_000, 5, 5_000, 2_000
@@ -36,7 +36,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seconds", type=int, default=SECONDS, help="of each kind of traffic")
     arguments.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="with and without the agent, twice"
+        "--turns", type=int, default=TURNS, help="with and without the agent, twice"
     )
     chosen = arguments.parse_args()
     print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
@@ -53,7 +53,7 @@ def main():
         node.box.rules(SILENCE, "server")
         start(node, options)
         cost(node, options, chosen.seconds)
-        traffic(node, other, options, chosen.rounds)
+        traffic(node, other, options, chosen.turns)
 
 
 def start(node, options):
@@ -119,13 +119,14 @@ def flows(node, rate, paths, seconds):
     return made
 
 
-def traffic(node, other, options, rounds):
+def traffic(node, other, options, turns):
     """
     New connections through a node with the agent and through one without, in turn.
 
-    The turns are short, so that other work on the machine hits both alike; then the two nodes
-    change places, since no two are alike. The same without any agent says how far to trust it, and
-    with programs that only return how much of it is their being called.
+    The measurements are short, so that other work on the machine hits both alike; the two nodes
+    change places, since no two are alike, and the agent starts anew for each turn, since no two
+    starts are. The same without any agent says how far to trust it, and with programs that only
+    return how much of it is their being called.
     """
     for each in (node, other):
         # A backend that takes what comes, as far as its buffer goes.
@@ -137,9 +138,10 @@ def traffic(node, other, options, rounds):
         "nothing": lambda _: no_tracer(),
     }
     samples = {beside: {kind: [] for kind in KINDS} for beside in setups}
-    for (one, two), (beside, setup) in product(((node, other), (other, node)), setups.items()):
+    places = ((node, other), (other, node)) * turns
+    for (one, two), (beside, setup) in product(places, setups.items()):
         with setup(two):
-            pairs(one, two, rounds, samples[beside])
+            pairs(one, two, samples[beside])
     print(
         "| new connections through a NodePort | beside | without, ns of CPU each | with | ratio "
         "| half of the pairs |\n|---|---|---:|---:|---:|---:|"
@@ -152,14 +154,14 @@ def traffic(node, other, options, rounds):
             f"| {kind} | {beside} | {without:.0f} | {along:.0f} | {ratio:.3f} "
             f"| {quarter:.3f} to {last:.3f} |"
         )
-    print(f"\nThe ratio is the median of {2 * rounds} pairs. Target: at least 0.97.\n")
+    print(f"\nThe ratio is the median of {len(places) * ROUNDS} pairs. Target: at least 0.97.\n")
 
 
-def pairs(one, two, rounds, samples):
+def pairs(one, two, samples):
     """Measure two nodes in turn, and now the one, now the other first."""
     for measure, each in product(KINDS.values(), (one, two)):
         measure(each)
-    for i, (kind, measure) in product(range(rounds), KINDS.items()):
+    for i, (kind, measure) in product(range(ROUNDS), KINDS.items()):
         if i % 2:
             second, first = measure(two), measure(one)
         else:

@@ -1,13 +1,16 @@
 """The kernel source as a guest on the node: beside others, through removals, leaving nothing."""
 
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +20,11 @@ from tests.kernel.box import CLIENT, NODE, SERVER, package_root, wait_until
 from tests.kernel.trace import open_source
 from tracer.decode import decode
 from tracer.errors import LoadError, NetnsError
-from tracer.kernel import probing, programs
+from tracer.filter import Filter
+from tracer.kernel import attachment, probing, programs
 from tracer.kernel.attach import CONNECTION_PLACES
 from tracer.kernel.netns import Netns
+from tracer.kernel.source import Settings
 from tracer.model import Connection
 
 PORT = 8080
@@ -148,6 +153,49 @@ def test_interface_removed_while_tracing(box, trace):
         sent.sendto(b"x", (NODE[4], PORT))
     tracer.flush()
     assert not any(tracer.lost().values())
+
+
+def tracepoints():
+    """The raw tracepoints to which this process has attached something, as the kernel tells."""
+    found = Counter()
+    for entry in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):
+            found.update(re.findall("(?m)^tp_name:\t(.+)", entry.read_text()))
+    return found
+
+
+def test_accepts_are_reported_only_to_listeners(box):
+    """Their program would run at each step of every TCP connection of the machine."""
+    settings = Settings(is_streaming=False, is_counting=True, has_drops=True)
+    with closing(open_source([box.target()], settings)) as source:
+        assert tracepoints() == {"kfree_skb": 1}
+        for wanted in (Filter(), Filter(port=PORT)):
+            source.stream(wanted)
+            assert tracepoints() == {"kfree_skb": 1, "inet_sock_set_state": 1}
+        source.stream(None)
+        assert tracepoints() == {"kfree_skb": 1}
+    assert not tracepoints()
+
+
+def test_accepts_that_cannot_be_reported(box, caplog):
+    """For want of a descriptor, say: a line says so while it lasts, and all else goes on."""
+    settings = Settings(is_streaming=False, has_drops=True)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with closing(open_source([box.target()], settings)) as source:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            source.stream(Filter())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert caplog.messages == [
+            "cannot attach to the tracepoint inet_sock_set_state: Too many open files"
+        ]
+        assert source.read(0) is not None
+        assert attachment.NO_ACCEPTS in source.info.not_seen
+        source.stream(Filter())
+        source.read(0)
+        assert attachment.NO_ACCEPTS not in source.info.not_seen
+        assert tracepoints()["inet_sock_set_state"] == 1
 
 
 def test_no_verdict_but_accept(box, trace):

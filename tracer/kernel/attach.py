@@ -96,7 +96,7 @@ class Links:
         try:
             self.tracepoints.append(bpf_syscall.open_raw_tracepoint(name, program))
         except OSError as error:
-            raise LoadError(f"cannot attach to the tracepoint {name}: {error.strerror}") from error
+            raise LoadError(str(error.strerror)) from error
 
     def attach_probe(self, function: str, program: int) -> None:
         """
@@ -108,7 +108,7 @@ class Links:
         try:
             self.tracepoints.append(kprobe.attach(function, program))
         except OSError as error:
-            raise LoadError(f"cannot probe {function}: {error.strerror}") from error
+            raise LoadError(str(error.strerror)) from error
 
     def detach_namespace(self, inode: int) -> None:
         """Detach from one namespace."""

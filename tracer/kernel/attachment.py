@@ -15,6 +15,7 @@ from tracer.kernel.tc import TcLinks
 _log = logging.getLogger(__name__)
 
 NO_TCX = "tc ingress and egress: this kernel has no TCX links (Linux 6.6)"
+NO_ACCEPTS = "what backends' sockets accepted"
 _NO_HEADERS = "proxies' headers in TLS and HTTP/2, and in later requests of a connection"
 
 
@@ -39,6 +40,8 @@ class Attachment:
         self._probes = probes
         self._loaded = Loaded()
         self._links = Links()
+        self._accept_links = Links()
+        self._is_refused_accepts = False
         self._tc_links: dict[int, list[TcLinks]] = {inode: [] for inode in namespaces}
         self._not_seen: list[str] = []
 
@@ -56,11 +59,12 @@ class Attachment:
     def not_seen(self) -> list[str]:
         """What is not seen, a line each: it grows with interfaces that refuse the programs."""
         links = (links for each in self._tc_links.values() for links in each)
-        return [*self._not_seen, *(line for tc in links for line in tc.refused)]
+        accepts = (NO_ACCEPTS,) if self._is_refused_accepts else ()
+        return [*self._not_seen, *accepts, *(line for tc in links for line in tc.refused)]
 
-    def attach(self, loaded: Loaded) -> None:
+    def attach(self, loaded: Loaded, *, has_accepts: bool) -> None:
         """
-        Attach what was loaded.
+        Attach what was loaded; the program for accepts only if wanted.
 
         Raises:
             LoadError: If the kernel refuses a program.
@@ -69,9 +73,8 @@ class Attachment:
         self._loaded = loaded
         # Drops and accepts first, so that none is missed of a connection that is seen.
         self._links.attach_tracepoint("kfree_skb", loaded.function(DROPS, "srcip_drop"))
-        self._links.attach_tracepoint(
-            "inet_sock_set_state", loaded.function(ACCEPTS, "srcip_accept")
-        )
+        if has_accepts:
+            self._attach_accepts()
         functions = self._functions(
             CONNECTIONS if self._probes is None else self._probes.connections
         )
@@ -87,6 +90,24 @@ class Attachment:
             self._attach_hops()
         if SEGMENTS in self._programs:
             self._attach_segments()
+
+    def report_accepts(self, are_wanted: bool) -> None:
+        """
+        Attach or detach the program for accepts, which runs whenever a TCP socket of the machine
+        changes its state. This takes no privilege: the program is loaded.
+
+        If the kernel refuses, `not_seen` says so until it no longer does.
+        """
+        if not are_wanted:
+            self._accept_links.close()
+        elif not self._accept_links.tracepoints:
+            try:
+                self._attach_accepts()
+            except LoadError as error:
+                _log.warning("%s", error)
+                self._is_refused_accepts = True
+            else:
+                self._is_refused_accepts = False
 
     def release_gone_namespaces(self) -> None:
         """Detach from namespaces that were removed: our links would keep them alive."""
@@ -104,7 +125,13 @@ class Attachment:
         """Detach everything. May be called twice."""
         for inode in self._tc_links:
             self._detach_tc(inode)
+        self._accept_links.close()
         self._links.close()
+
+    def _attach_accepts(self) -> None:
+        self._accept_links.attach_tracepoint(
+            "inet_sock_set_state", self._loaded.function(ACCEPTS, "srcip_accept")
+        )
 
     def _attach_hops(self) -> None:
         functions = self._functions(HOPS)

@@ -109,7 +109,7 @@ def open_raw_tracepoint(name: str, program: int) -> int:
     """
     fd = libbpf().bpf_raw_tracepoint_open(name.encode(), program)
     if fd < 0:
-        raise _os_error(f"attach to tracepoint {name}")
+        raise _os_error(f"attach to the tracepoint {name}")
     return int(fd)
 
 

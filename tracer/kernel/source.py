@@ -175,10 +175,15 @@ class KernelSource:
 
     def stream(self, wanted: Filter | None) -> None:
         """Write records of what is wanted from now on; None for no records."""
+        is_streaming = wanted is not None
+        if is_streaming:
+            self._attachment.report_accepts(True)
         self._settings = replace(
-            self._settings, is_streaming=wanted is not None, wanted=wanted or Filter()
+            self._settings, is_streaming=is_streaming, wanted=wanted or Filter()
         )
         self._configure()
+        if not is_streaming:
+            self._attachment.report_accepts(False)
 
     def wake_on(self, fd: int) -> None:
         """Make `read` also return early when a descriptor becomes readable."""
@@ -290,7 +295,7 @@ class KernelSource:
     def _begin(self) -> None:
         rings = [(program, name) for program, name in _RINGS if self._has(program)]
         self._reader = RingReader([self._loaded.map(program, name) for program, name in rings])
-        self._attachment.attach(self._loaded)
+        self._attachment.attach(self._loaded, has_accepts=self._settings.is_streaming)
 
     def _has(self, program: Program) -> bool:
         return program.file in {each.file for each in self._programs}
