@@ -99,7 +99,7 @@ class Agent:
         self.paths = PathTotals(kernel.counters, self._view, max_series=max_series)
         self.drops = Tally(OTHER_DROPS, max_series)
         self._lost: Counter[tuple[str, str]] = Counter()
-        self._paths_full = 0
+        self._paths_full = self._refused = 0
         self._started_s = clock_s()
         self._budget = Budget.full(DROPS_PER_S, DROPS_AT_ONCE, self._started_s)
         self._is_counting = False
@@ -222,8 +222,10 @@ class Agent:
         refused = self._kernel.counters.replace_classes(
             {netns: address_classes(view) for netns, view in views.items()}
         )
-        if refused:
-            self._lost["agent", "prefixes_full"] += refused
+        # Those refused before are counted already.
+        if refused > self._refused:
+            self._lost["agent", "prefixes_full"] += refused - self._refused
+        self._refused = refused
 
     def _tidy(self, now_s: float) -> None:
         self.paths.forget_unused(now_s)

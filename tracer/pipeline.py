@@ -127,7 +127,7 @@ class Selection:
             self._shown.popitem(last=False)
 
 
-def untold(lost: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
+def losses_and_notes(lost: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Separate losses from what was not to be seen in the first place, the latter as lines."""
     losses = dict(lost)
     untracked = losses.pop("untracked", 0)
@@ -200,7 +200,7 @@ class Pipeline:
 
     def summary(self) -> Summary:
         """Sum up the run so far."""
-        lost, untracked = untold(self._source.lost())
+        lost, untracked = losses_and_notes(self._source.lost())
         lost["undecodable"] = lost.get("undecodable", 0) + self.undecodable
         late = self._waiting.notes() if self._waiting is not None else ()
         return Summary(

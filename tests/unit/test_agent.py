@@ -418,6 +418,15 @@ def test_a_full_map_of_classes_is_told(setup):
     setup.agent.step(0)
     setup.agent.drain()
     assert setup.snapshots[-1].lost["agent", "prefixes_full"] == 3
+    for address, refused, told in (("192.0.2.2", 3, 3), ("192.0.2.3", 5, 5), ("192.0.2.4", 0, 5)):
+        # The same ones are not told again.
+        setup.kernel.refused = refused
+        addresses = frozenset({ip_address(address)})
+        setup.views.view = replace(setup.views.view, addresses=addresses)
+        setup.now_s += 10
+        setup.agent.step(0)
+        setup.agent.drain()
+        assert setup.snapshots[-1].lost["agent", "prefixes_full"] == told
 
 
 def test_undecodable_keys_are_in_other(setup, caplog):

@@ -59,7 +59,7 @@ class Setting(click.ParamType[tuple[str, Policy]]):
 
 
 @click.command(short_help="Forecast what a Service's backends will see.")
-@click.argument("service", type=ServiceName(), required=False, metavar="NAMESPACE/SERVICE")
+@click.argument("service", type=ServiceName(), required=False, metavar="[NAMESPACE/SERVICE]")
 @options.where_options
 @cluster_options
 @click.option(

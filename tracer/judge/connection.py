@@ -162,9 +162,10 @@ class _Case:
         is_external = self.match.via in EXTERNAL_WAYS
         which = "external" if is_external else "internal"
         why = f"kube-proxy in IPVS mode uses other nodes' endpoints if {node} has no ready one"
-        if is_external and self.view.mode in ("iptables", "nftables"):
+        if is_external and self.view.mode != "ipvs" and found.why is None:
             # "pod traffic for ... external destinations" in both proxiers' rules.
-            why = "kube-proxy applies it to external clients, not to pods"
+            inside = "kube-proxy applies it to external clients, not to pods"
+            why = f"{inside}; or {why}" if self.view.mode is None else inside
         self.notes.add(
             lambda: (
                 f"Service {key} has {which}TrafficPolicy Local, but the endpoint is on "

@@ -18,7 +18,7 @@ from exporters.jsonl import summary_to_line, to_line
 from tracer.channel import Channel, ClearChannel
 from tracer.filter import Filter
 from tracer.judge.verdict import Judged, JudgedConnection, JudgedDrop, Summary
-from tracer.pipeline import untold
+from tracer.pipeline import losses_and_notes
 from tracer.stream import unix_socket
 from tracer.stream.audience import Audience
 from tracer.stream.clients import READ, WRITE, Clients
@@ -321,7 +321,7 @@ class StreamServer:
         self, client: Listener, losses: Mapping[str, int], not_seen: Sequence[str]
     ) -> None:
         since = {key: n - client.before.get(key, 0) for key, n in losses.items()}
-        lost, untracked = untold(since)
+        lost, untracked = losses_and_notes(since)
         summary = Summary(
             connections=client.connections,
             drops=client.drops,
