@@ -13,7 +13,11 @@ from tracer import model, proxy_headers, wire
 BPF = Path(__file__).parents[2] / "bpf"
 HEADER = re.sub(r"/\*.*?\*/", "", (BPF / "wire.h").read_text(), flags=re.DOTALL)
 
-STRUCTS = dict(re.findall(r"^struct (srcip_\w+) \{(.*?)^\};", HEADER, re.DOTALL | re.MULTILINE))
+STRUCTS = dict(
+    re.findall(
+        r"^struct (srcip_\w+) \{(.*?)^\}(?: SRCIP_WORDS)?;", HEADER, re.DOTALL | re.MULTILINE
+    )
+)
 ENUMS = dict(re.findall(r"^enum (srcip_\w+) \{(.*?)^\};", HEADER, re.DOTALL | re.MULTILINE))
 
 MIRRORS = {
