@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import msgspec
@@ -120,6 +121,7 @@ def _connect(
     user = config.user or User()
     auth = _ExecAuth(user.exec) if user.exec and not (user.token or user.token_file) else None
     config = config._replace(user=msgspec.structs.replace(user, exec=None))
+    _check_server(config)
     _check_files(config, user)
     try:
         client = make(config, ConnectionParams(timeout=timeout, trust_env=False))
@@ -131,6 +133,21 @@ def _connect(
         return client
     # Outside the except clause, whose traceback would keep lightkube's temporary key files alive.
     raise ClusterError(f"cannot use context {shown(config.context_name)}: {reason}")
+
+
+def _check_server(config: lightkube.SingleConfig) -> None:
+    # The HTTP client notices a bad port only when it connects.
+    server = config.cluster.server
+    try:
+        parts = urlsplit(server)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ClusterError(
+            f"cannot use context {shown(config.context_name)}: its server {shown(server)} is not a"
+            " URL such as https://192.0.2.1:6443"
+        )
 
 
 def _check_files(config: lightkube.SingleConfig, user: User) -> None:
@@ -165,7 +182,8 @@ def _from_service_account(directory: Path) -> lightkube.SingleConfig:
 def _from_file(path: Path, context: str | None) -> lightkube.SingleConfig:
     try:
         content = yaml.safe_load(path.read_bytes())
-        if not isinstance(content, dict) or not {"contexts", "clusters"} <= content.keys():
+        # kubectl writes null for each into an empty file.
+        if not isinstance(content, dict) or None in map(content.get, ("contexts", "clusters")):
             raise ValueError("it holds no contexts and clusters")
         config = lightkube.KubeConfig.from_dict(content, fname=path)
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2 as httpx
+from lightkube.core.exceptions import ConfigError
 
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.resource import Resource, Review
@@ -24,7 +25,7 @@ class FinalError(ClusterError):
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """
-    Turn the HTTP client's exceptions into `ClusterError`.
+    Turn the exceptions of lightkube and of its HTTP client into `ClusterError`.
 
     Args:
         doing: The operation and its target, such as ``watch nodes at https://...``.
@@ -38,6 +39,11 @@ def translated(doing: str) -> Iterator[None]:
     except httpx.TimeoutException as error:
         what = "connection" if isinstance(error, httpx.ConnectTimeout) else "answer"
         raise ClusterError(f"{doing}: no {what} in time") from None
+    except ConfigError as error:
+        # lightkube reads the token's file at the first request, and again after each 401.
+        raise FinalError(f"{doing}: {_line(str(error))}") from None
+    except UnicodeError:
+        raise FinalError(f"{doing}: the file of the bearer token is not text") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         reason = _certificate_reason(error)
         if reason is not None:

@@ -65,6 +65,8 @@ BAD = [
      "kubeconfig FILE is malformed: Expected `str`, got `int` - at `$.server`"),
     (config(contexts=[{"context": {}}]), None, "kubeconfig FILE is malformed: *"),
     (config(contexts=3), None, "kubeconfig FILE is malformed: *"),
+    (config(contexts=None), None,
+     "kubeconfig FILE is malformed: it holds no contexts and clusters"),
 ]  # fmt: skip
 
 
@@ -86,6 +88,9 @@ BAD_FILES = [
     ({}, {"certificate-authority-data": "bm8gY2VydGlmaWNhdGU="}),
     ({}, {"certificate-authority-data": "%%%"}),
     ({}, {"server": "nonsense://\x00"}),
+    ({}, {"server": "192.0.2.1:6443"}),
+    ({}, {"server": "https://192.0.2.1:99999"}),
+    ({}, {"server": "https://"}),
     ({"client-certificate": "/nonexistent/crt", "client-key": "/nonexistent/key"}, {}),
     ({"client-certificate-data": "bm8=", "client-key-data": "bm8="}, {}),
     ({"client-certificate-data": "bm8="}, {}),

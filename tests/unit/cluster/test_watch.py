@@ -419,6 +419,43 @@ def test_rotated_token(api, tmp_path):
         assert watch.status.failures == 0
 
 
+def test_token_file_away(api, tmp_path):
+    """A token's file that is missing for a while does not end the watch."""
+    token = tmp_path / "token"
+    token.write_text("secret")
+    path = api.kubeconfig(tmp_path / "config", user={"tokenFile": str(token)})
+    with Watch(kubeconfig=path, timing=FAST) as watch:
+        watch.start()
+        token.unlink()
+        with api.changed:
+            api.token = NEWER
+            api.put(UNREADY)
+            api.disconnect()
+        settled(watch, lambda: watch.status.is_refused)
+        assert watch.status.error.endswith(f": Token file {token} not found")
+        token.write_text("newer")
+        settled(watch, lambda: is_ready(watch.cluster) == [False])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"Token file .*/token not found"),
+        (b"\xff", "the file of the bearer token is not text"),
+    ],
+)
+def test_token_file_without_a_token(api, tmp_path, content, message):
+    """A token's file that cannot be read is refused at the start, in one line."""
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_bytes(content)
+    path = api.kubeconfig(tmp_path / "config", user={"tokenFile": str(token)})
+    with Watch(kubeconfig=path, timing=FAST) as watch:
+        with pytest.raises(ClusterError, match=message) as caught:
+            watch.start()
+        assert "\n" not in str(caught.value)
+
+
 def test_service_account(api, tmp_path, monkeypatch):
     """In a pod, the service account is used without any configuration."""
     for name, text in (
