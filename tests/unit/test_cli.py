@@ -280,6 +280,13 @@ def test_unknown_namespace(srcip, name, spec, hint):
     assert re.fullmatch(rf"srcip: no network namespace '{spec}': [^;]*{hint}\n", err)
 
 
+@pytest.mark.parametrize("spec", ["", "=node1"])
+def test_nameless_namespace(srcip, spec):
+    """An empty name, as from a shell variable that is not set, is not the directory of all."""
+    message = "srcip: no network namespace '': a name, a process ID or a path is missing\n"
+    assert srcip("flows", "--netns", spec) == (1, "", message)
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/ns/mnt", "/run"])
 def test_no_namespace(path):
     """Another file is refused as such, with or without root."""

@@ -52,6 +52,8 @@ def find(spec: str, default_node: str) -> Netns:
         NetnsError: If there is no such namespace.
     """
     where, _, node = spec.partition("=")
+    if not where:
+        raise NetnsError("no network namespace '': a name, a process ID or a path is missing")
     if "/" in where:
         path, fallback = Path(where), default_node
     elif where.isdecimal():
