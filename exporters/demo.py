@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sysconfig
 from collections.abc import Sequence
 from itertools import groupby
 from typing import IO, Any
@@ -63,11 +64,14 @@ class DemoWriter:
 def kept_lines(lab: Lab, mode: str) -> list[str]:
     """Return what to type in other terminals to look into a kept lab."""
     nodes = " ".join(f"n{node[-1]}={lab.netns(node).name}={node}" for node in NODES)
+    # A virtual environment's commands are on the path of those terminals only where it is active.
+    commands = shlex.quote(sysconfig.get_path("scripts"))
     connect = "exec 3<>/dev/tcp/$0/$1; echo GET >&3; tail -1 <&3"
     return [
         f"A cluster in a box, with kube-proxy's rules in {mode} mode. Ctrl-C removes it.",
         "In other terminals, as root:",
         "",
+        f"PATH={commands}:$PATH",
         f"{nodes} objects={shlex.quote(str(OBJECTS))}",
         f"client() {{ nsenter --net={lab.netns('client')} timeout 3 bash -c '{connect}' \"$@\"; }}",
         "srcip trace --netns $n1 --netns $n2 --cluster $objects --explain",

@@ -94,9 +94,9 @@ def test_demo_keeps_its_cluster():
     before = namespaces()
     keeping = [*SRCIP, "demo", "--keep"]
     with subprocess.Popen(keeping, stdout=subprocess.PIPE, text=True) as process:
-        text = [process.stdout.readline() for _ in range(10)]
+        text = [process.stdout.readline() for _ in range(11)]
         connect = [line for line in text if line.startswith("client 10.")]
-        script = "".join(text[3:5]) + f'srcip() {{ {shlex.join(SRCIP)} "$@"; }}\n'
+        script = "".join(text[3:6]) + f'srcip() {{ {shlex.join(SRCIP)} "$@"; }}\n'
         script += "".join(connect)
         script += "srcip flows --netns $n1 --netns $n2 --cluster $objects\n"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)

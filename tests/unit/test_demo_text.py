@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import sysconfig
 from dataclasses import replace
 
 import pytest
@@ -124,13 +125,14 @@ def test_kept():
     """What is printed for a kept lab names its namespaces and can be pasted."""
     lines = kept_lines(Lab(id="srcip-lab-0a1b2c"), "nftables")
     assert "nftables mode" in lines[0]
+    script = [*lines[3:6], 'echo "$n1 $n2"; ls "$objects"; type srcip client']
     done = subprocess.run(
-        ["bash", "-euc", "\n".join(lines[3:5]) + '\necho "$n1 $n2"; ls "$objects"; type client'],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    nodes, objects, *_ = done.stdout.splitlines()
+        ["bash", "-euc", "\n".join(script)], capture_output=True, text=True, check=True
+    )
+    nodes, objects, program, *_ = done.stdout.splitlines()
     assert nodes == "srcip-lab-0a1b2c-node1=node1 srcip-lab-0a1b2c-node2=node2"
     assert objects == str(OBJECTS)
+    assert program == f"srcip is {sysconfig.get_path('scripts')}/srcip"
     assert "--net=/run/netns/srcip-lab-0a1b2c-client" in done.stdout
 
 
