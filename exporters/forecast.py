@@ -112,6 +112,14 @@ def preview_to_line(
     return json.dumps(line)
 
 
+def cause_lines() -> list[str]:
+    """Return every cause and what it means, as lines of JSON."""
+    return [
+        json.dumps({"kind": "cause", "version": VERSION, "cause": cause, "meaning": meaning})
+        for cause, meaning in MEANINGS.items()
+    ]
+
+
 def cause_legend(width: int = 78) -> list[str]:
     """Return every cause and what it means."""
     lines = []

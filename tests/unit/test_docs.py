@@ -212,6 +212,7 @@ def real_lines(tmp_path):
     set_local = ["--set", "externalTrafficPolicy=Local"]
     found += lines_of_explain(*set_local, *recorded(tmp_path))
     found += lines_of_explain(*set_local, name="default/loadbalancer-local")
+    found += lines_of_explain("--causes")
     return found
 
 

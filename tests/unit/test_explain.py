@@ -1,8 +1,11 @@
 """srcip explain as its users run it, from a file of objects and without root."""
 
+import json
+
 import pytest
 
 from lab.services import OBJECTS
+from tracer.judge.cause import MEANINGS
 
 CLUSTER = ("--cluster", OBJECTS)
 
@@ -29,6 +32,38 @@ CLUSTER = ("--cluster", OBJECTS)
 def test_what_cannot_be_told(srcip, arguments, message):
     """If the forecast fails, there is one line, and no half answer before it."""
     assert srcip("explain", *CLUSTER, *arguments) == (1, "", f"srcip: {message}\n")
+
+
+def file_without(tmp_path, *kinds):
+    items = [item for item in json.loads(OBJECTS.read_text())["items"] if item["kind"] not in kinds]
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps({"kind": "List", "items": items}))
+    return path
+
+
+def test_objects_without_nodes(srcip, tmp_path):
+    """A forecast is made for each node: without Nodes there is none, and no empty table."""
+    path = file_without(tmp_path, "Node")
+    code, out, err = srcip("explain", "--cluster", path, "default/nodeport")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("srcip: the objects hold no Nodes: ")
+
+
+def test_objects_that_lack_a_kind(srcip, tmp_path):
+    """A file without a kind of objects is told so: the answers alone would not show it."""
+    path = file_without(tmp_path, "EndpointSlice", "Pod")
+    code, _, err = srcip("explain", "--cluster", path, "default/nodeport")
+    assert code == 0
+    assert err.startswith(f"srcip: {path} holds no EndpointSlices, no Pods: ")
+    assert err.count("\n") == 1
+
+
+def test_causes_as_json(srcip):
+    """Each cause is a line, with what the text says of it."""
+    code, out, _ = srcip("explain", "--causes", "-o", "json")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {each["cause"]: each["meaning"] for each in told} == MEANINGS
 
 
 def test_external_ip_with_a_policy(srcip):

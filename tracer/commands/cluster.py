@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # a healthy watch receives a bookmark about every minute.
 _PATIENCE_S = 10.0
 _STALE_S = 150.0
+_KUBECTL = "kubectl get nodes,pods,services,endpointslices -A -o json"
 NO_CLUSTER = (
     "no cluster configured (no --cluster, --kubeconfig, KUBECONFIG, service account or"
     " ~/.kube/config)"
@@ -47,8 +48,7 @@ def _cluster_options(*, kubeconfig: str, no_cluster: str, mode: str, mark: str) 
             "--cluster",
             type=click.Path(readable=False, path_type=Path),
             metavar="FILE",
-            help="Read the cluster's objects from FILE: what 'kubectl get"
-            " nodes,pods,services,endpointslices -A -o json' (or yaml) printed.",
+            help=f"Read the cluster's objects from FILE: what '{_KUBECTL}' (or yaml) printed.",
         ),
         click.option(
             "--kubeconfig",
@@ -232,7 +232,27 @@ def load_cluster(choice: ClusterChoice) -> Cluster:
         raise ClusterError("a forecast needs the cluster's objects: leave out --no-cluster")
     if choice.file is None:
         return _watched_once(choice)
-    return snapshot.load(choice.file)
+    return _load_file(choice.file)
+
+
+def _load_file(path: Path) -> Cluster:
+    """Read a file of objects. A kind that it lacks is told: no verdict would show that."""
+    cluster = snapshot.load(path)
+    counts = cluster.counts
+    held = {
+        "Services": counts.services,
+        "EndpointSlices": counts.endpoint_slices,
+        "Nodes": counts.nodes,
+        "Pods": counts.pods,
+    }
+    missing = [f"no {kind}" for kind, count in held.items() if not count]
+    if missing:
+        click.echo(
+            f"srcip: {printable(str(path))} holds {', '.join(missing)}: what depends on them is"
+            f" missing or wrong; write it with '{_KUBECTL}'",
+            err=True,
+        )
+    return cluster
 
 
 class _Feed:
@@ -255,7 +275,7 @@ class _FileFeed(_Feed):
     """The objects of a file."""
 
     def __init__(self, path: Path) -> None:
-        self._history = History().add(snapshot.load(path), 0)
+        self._history = History().add(_load_file(path), 0)
 
     def history(self) -> History | None:
         return self._history

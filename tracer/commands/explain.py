@@ -122,19 +122,21 @@ def explain(
     """
     choice = ClusterChoice.of(parameters)
     settings: tuple[tuple[str, Policy], ...] = parameters.pop("set")
+    is_json = output == "json"
     if causes:
-        click.echo("\n".join(export.cause_legend()))
+        click.echo("\n".join(export.cause_lines() if is_json else export.cause_legend()))
         return
     if service is None:
         raise click.UsageError("a Service is missing: name NAMESPACE/SERVICE, or use --causes")
     if (from_recording or from_conntrack) and not settings:
         raise click.UsageError("--from-recording and --from-conntrack need --set")
     cluster = load_cluster(choice)
+    if not cluster.counts.nodes:
+        raise TracerError("the objects hold no Nodes: a forecast is made for each node")
     namespaces = _namespaces(parameters, cluster)
     forecaster = _forecaster(cluster, namespaces, choice)
     found = _find(cluster, service)
     changed = _changed(found, dict(settings))
-    is_json = output == "json"
     # Whatever can fail runs before the first line of the answer is printed.
     port = _health_port(changed) if probe_health else None
     clients = _clients(cluster, found, namespaces, from_recording, from_conntrack=from_conntrack)
