@@ -45,11 +45,6 @@ struct place {
 	__u32 end;
 };
 
-struct stream_key {
-	struct srcip_tuple flow;
-	__u32 netns;
-};
-
 struct stream {
 	__u32 first; /* sequence number of its first byte */
 	__u32 seq;   /* of the previous segment: a bridge shows each twice */
@@ -63,7 +58,7 @@ struct chunk {
 };
 
 BPF_RINGBUF_OUTPUT(segments, SRCIP_SEGMENT_RING_PAGES);
-BPF_TABLE("lru_hash", struct stream_key, struct stream, streams, SRCIP_STREAMS);
+BPF_TABLE("lru_hash", struct srcip_stream_key, struct stream, streams, SRCIP_STREAMS);
 /* One per CPU is enough: tc runs with softirqs disabled. */
 BPF_PERCPU_ARRAY(chunks, struct chunk, 1);
 BPF_PERCPU_ARRAY(self, __u64, 1);
@@ -122,7 +117,7 @@ SRCIP_INLINE bool find_tcp(struct __sk_buff *ctx, __u64 skb, struct place *place
 /* The client's tuple: the entry's original one if the packet has an entry, else the
  * packet's own. False for a packet in the reply direction.
  */
-SRCIP_INLINE bool set_key(struct stream_key *key, struct __sk_buff *ctx, __u64 skb)
+SRCIP_INLINE bool set_key(struct srcip_stream_key *key, struct __sk_buff *ctx, __u64 skb)
 {
 	__u64 nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
 	__u64 nf_conn = nfct & ~NFCT_INFOMASK, info = nfct & NFCT_INFOMASK;
@@ -154,7 +149,7 @@ SRCIP_INLINE bool is_wanted(const struct srcip_filter *filter, const struct srci
 	return srcip_address_in(flow->src, filter->client, filter->client_mask);
 }
 
-SRCIP_INLINE void begin(struct stream_key *key, __u32 first)
+SRCIP_INLINE void begin(struct srcip_stream_key *key, __u32 first)
 {
 	struct stream stream = {.first = first};
 	struct srcip_config *settings;
@@ -183,7 +178,7 @@ SRCIP_INLINE __u32 fill(struct __sk_buff *ctx, struct chunk *chunk, __u32 at, __
 	return bpf_skb_load_bytes(ctx, at, chunk->bytes, last + 1) ? 0 : last + 1;
 }
 
-SRCIP_INLINE void emit(struct chunk *chunk, const struct stream_key *key, __u32 length)
+SRCIP_INLINE void emit(struct chunk *chunk, const struct srcip_stream_key *key, __u32 length)
 {
 	__u64 bytes = length;
 
@@ -201,8 +196,9 @@ SRCIP_INLINE void emit(struct chunk *chunk, const struct stream_key *key, __u32 
 }
 
 /* Report a segment of a followed connection; return whether it was the last one. */
-SRCIP_INLINE bool report(struct __sk_buff *ctx, struct stream *stream, const struct stream_key *key,
-			 __u32 seq, __u32 at, __u32 payload, bool is_end)
+SRCIP_INLINE bool report(struct __sk_buff *ctx, struct stream *stream,
+			 const struct srcip_stream_key *key, __u32 seq, __u32 at, __u32 payload,
+			 bool is_end)
 {
 	__u32 offset = seq - stream->first, length = 0;
 	struct chunk *chunk;
@@ -245,7 +241,7 @@ SRCIP_INLINE bool report(struct __sk_buff *ctx, struct stream *stream, const str
 SRCIP_INLINE int look(struct __sk_buff *ctx)
 {
 	__u64 skb = address_of(ctx);
-	struct stream_key key = {};
+	struct srcip_stream_key key = {};
 	struct stream *stream;
 	struct tcp_header tcp;
 	struct place place;

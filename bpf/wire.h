@@ -307,6 +307,13 @@ struct srcip_path_key {
 	__u8 client_flags; /* enum srcip_address_flag */
 } SRCIP_WORDS;
 
+/* A connection whose first bytes are read; user space deletes it once it is understood. */
+struct srcip_stream_key {
+	struct srcip_tuple flow; /* as the connection's orig */
+	__u32 netns;
+	__u8 pad[4];
+};
+
 _Static_assert(sizeof(struct srcip_tuple) == 40, "wire layout changed");
 _Static_assert(sizeof(struct srcip_header) == 16, "wire layout changed");
 _Static_assert(sizeof(struct srcip_connection) == 128, "wire layout changed");
@@ -320,5 +327,6 @@ _Static_assert(sizeof(struct srcip_prefix) == 24, "wire layout changed");
 _Static_assert(sizeof(struct srcip_filter) == 72, "wire layout changed");
 _Static_assert(sizeof(struct srcip_config) == 128, "wire layout changed");
 _Static_assert(sizeof(struct srcip_path_key) == 64, "wire layout changed");
+_Static_assert(sizeof(struct srcip_stream_key) == 48, "wire layout changed");
 
 #endif /* SRCIP_WIRE_H */

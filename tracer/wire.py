@@ -284,6 +284,12 @@ class WirePathKey(ctypes.Structure):
     )
 
 
+class WireStreamKey(ctypes.Structure):
+    """``struct srcip_stream_key``."""
+
+    _fields_ = (("flow", WireTuple), ("netns", ctypes.c_uint32), ("pad", ctypes.c_uint8 * 4))
+
+
 HEADER_SIZE = ctypes.sizeof(WireHeader)
 RECORDS: dict[Kind, type[ctypes.Structure]] = {
     Kind.CONNECTION: WireConnection,

@@ -3,6 +3,7 @@
 import socket
 import struct
 from contextlib import closing
+from ctypes import sizeof
 from ipaddress import ip_address, ip_network
 from itertools import product
 
@@ -16,7 +17,7 @@ from tracer.kernel.bpf_syscall import Map
 from tracer.kernel.programs import SEGMENTS
 from tracer.kernel.source import KernelSource, Settings
 from tracer.proxy_headers import Opening
-from tracer.wire import Kind
+from tracer.wire import Kind, WireStreamKey
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -199,7 +200,7 @@ class Passing:
 def test_understood_is_forgotten(box, reading):
     """Once a connection is understood, the kernel stops sending: no body leaves it."""
     server = Server(box, "server", SERVER[4])
-    streams = Map(reading.source._loaded.map(SEGMENTS, "streams"), 44, 16)
+    streams = Map(reading.source._loaded.map(SEGMENTS, "streams"), sizeof(WireStreamKey), 16)
     with closing(server.sock), closing(send(box, "client", SERVER[4])) as sock:
         wait_until(lambda: len(list(streams.items())) == 1)
         sock.sendall(HTTP)

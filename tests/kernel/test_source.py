@@ -5,10 +5,12 @@ import re
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections import Counter
 from contextlib import closing, suppress
+from ctypes import c_uint8, c_uint32, c_uint64, sizeof
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +25,12 @@ from tracer.errors import LoadError, NetnsError
 from tracer.filter import Filter
 from tracer.kernel import attachment, probing, programs
 from tracer.kernel.attach import CONNECTION_PLACES
+from tracer.kernel.bpf_syscall import _info
 from tracer.kernel.netns import Netns
+from tracer.kernel.programs import CONNECTIONS, DROPS, SEGMENTS
 from tracer.kernel.source import Settings
 from tracer.model import Connection
+from tracer.wire import WireConfig, WireConnection, WirePathKey, WirePrefix, WireStreamKey
 
 PORT = 8080
 TRACK = "table inet t { chain f { type filter hook forward priority 0; ct state new } }"
@@ -153,6 +158,25 @@ def test_interface_removed_while_tracing(box, trace):
         sent.sendto(b"x", (NODE[4], PORT))
     tracer.flush()
     assert not any(tracer.lost().values())
+
+
+def test_keys_and_values_are_those_of_the_wire(box, trace):
+    """Each map that user space reads or writes has the sizes that it assumes."""
+    tracer = trace(has_proxy_headers=True)
+    for program, name, key, value in (
+        (CONNECTIONS, "paths_0", WirePathKey, c_uint64),
+        (CONNECTIONS, "paths_1", WirePathKey, c_uint64),
+        (CONNECTIONS, "samples", WirePathKey, WireConnection),
+        (CONNECTIONS, "classes", WirePrefix, c_uint32),
+        (DROPS, "config", c_uint32, WireConfig),
+        (DROPS, "lost", c_uint32, c_uint64),
+        (DROPS, "traced", c_uint32, c_uint8),
+        (SEGMENTS, "streams", WireStreamKey, None),
+    ):
+        # struct bpf_map_info: key_size is at offset 8, value_size at 12.
+        found = struct.unpack_from("=II", _info(tracer.source._loaded.map(program, name)), 8)
+        assert found[0] == sizeof(key), name
+        assert value is None or found[1] == sizeof(value), name
 
 
 def tracepoints():

@@ -34,6 +34,7 @@ MIRRORS = {
     "srcip_filter": wire.WireFilter,
     "srcip_config": wire.WireConfig,
     "srcip_path_key": wire.WirePathKey,
+    "srcip_stream_key": wire.WireStreamKey,
 }
 # Each enum's mirror, and what its members begin with in C.
 ENUM_MIRRORS = {

@@ -10,7 +10,14 @@ from tracer.encode import encode_declared
 from tracer.errors import DecodeError
 from tracer.model import TCP
 from tracer.proxy_headers import Declared, Segment
-from tracer.wire import Kind, WireConnection, WireHeader, WireSegment, WireTuple
+from tracer.wire import (
+    Kind,
+    WireConnection,
+    WireHeader,
+    WireSegment,
+    WireStreamKey,
+    WireTuple,
+)
 
 # After this time what has come is parsed as it is: a peer may send half a header, or nothing after
 # its PROXY header because the server speaks first.
@@ -22,6 +29,7 @@ _KIND = WireHeader.kind.offset
 _NETNS = slice(WireHeader.netns.offset, WireHeader.netns.offset + WireHeader.netns.size)
 _ORIG = slice(WireConnection.orig.offset, WireConnection.orig.offset + WireConnection.orig.size)
 _FLOW = slice(WireSegment.flow.offset, WireSegment.flow.offset + WireSegment.flow.size)
+_KEY_PAD = bytes(WireStreamKey.pad.size)
 _PROTO = WireConnection.orig.offset + WireTuple.proto.offset
 
 
@@ -35,8 +43,8 @@ class DeclaredReader:
     def __init__(self, forget: Callable[[bytes], None]) -> None:
         """
         Args:
-            forget: Called with each finished connection's original tuple and namespace, in wire
-                format: the kernel can stop sending its segments.
+            forget: Called with ``struct srcip_stream_key`` of each finished connection: the kernel
+                can stop sending its segments.
         """
         self._forget = forget
         self._expected: OrderedDict[bytes, None] = OrderedDict()
@@ -64,7 +72,7 @@ class DeclaredReader:
                 yield from self._segment(record)
                 continue
             if kind == Kind.CONNECTION and record[_PROTO] == TCP:
-                self._expect(record[_ORIG] + record[_NETNS])
+                self._expect(record[_ORIG] + record[_NETNS] + _KEY_PAD)
             yield record
 
     def _expect(self, key: bytes) -> None:
@@ -77,7 +85,7 @@ class DeclaredReader:
             self._evicted += self._streams.pop(oldest, None) is not None
 
     def _segment(self, record: bytes) -> Iterator[bytes]:
-        key = record[_FLOW] + record[_NETNS]
+        key = record[_FLOW] + record[_NETNS] + _KEY_PAD
         if key not in self._expected:
             return
         try:

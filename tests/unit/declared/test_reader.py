@@ -51,7 +51,8 @@ def test_kernel_is_told():
     read(reader, CONNECTION, segment_bytes(FLOW, 0, V1[:9]))
     assert told == []
     read(reader, segment_bytes(FLOW, 9, V1[9:] + TLS))
-    assert told == [samples.tuple_bytes(FLOW) + samples.NETNS.to_bytes(4, sys.byteorder)]
+    key = samples.tuple_bytes(FLOW) + samples.NETNS.to_bytes(4, sys.byteorder) + bytes(4)
+    assert told == [key]
 
 
 def test_nothing_else_passes():
