@@ -47,6 +47,20 @@ SRCIP_INLINE bool read_reason(struct srcip_drop *record, const struct bpf_raw_tr
 #endif
 }
 
+/* The packet's conntrack entry, or 0. A rule before conntrack that sets a zone or a helper
+ * (CT, ct zone set) leaves a template in its place, which belongs to no flow.
+ */
+SRCIP_INLINE __u64 entry_of(__u64 nfct)
+{
+	__u64 nf_conn = nfct & ~NFCT_INFOMASK;
+
+	if (!nf_conn || (nfct & NFCT_INFOMASK) == IP_CT_UNTRACKED)
+		return 0;
+	if (srcip_read_u64(nf_conn, SRCIP_OFFSET(nf_conn, status)) & IPS_TEMPLATE)
+		return 0;
+	return nf_conn;
+}
+
 SRCIP_INLINE __u64 route_of(__u64 skb)
 {
 	/* The lowest bit (SKB_DST_NOREF) says that no reference is held. */
@@ -170,7 +184,7 @@ int srcip_drop(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 
 	nfct = srcip_read_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
-	nf_conn = (nfct & NFCT_INFOMASK) == IP_CT_UNTRACKED ? 0 : nfct & ~NFCT_INFOMASK;
+	nf_conn = entry_of(nfct);
 	dst = route_of(skb);
 	record.header.netns = netns_of(skb, nf_conn, dst);
 	if (!traced.lookup(&record.header.netns))

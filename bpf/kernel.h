@@ -28,12 +28,14 @@
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_DCCP 33
 #define IPPROTO_ROUTING 43
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_AH 51
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_SCTP 132
+#define IPPROTO_UDPLITE 136
 
 /* enum ip_conntrack_info, include/uapi/linux/netfilter/nf_conntrack_common.h:
  * the low three bits of skb->_nfct; the rest is the entry's address.
@@ -46,6 +48,7 @@
 
 #define IPS_CONFIRMED (1 << 3)
 #define IPS_SRC_NAT (1 << 4)
+#define IPS_TEMPLATE (1 << 11)
 
 /* The context of a netfilter program (struct bpf_nf_ctx). The verifier knows the
  * types behind both pointers.

@@ -111,6 +111,24 @@ def test_dropped_reply(box, trace):
     assert drop.packet == drop.orig.inverted
 
 
+@pytest.mark.parametrize("wanted", [Filter(), Filter(port=PORT)])
+def test_before_conntrack(box, trace, wanted):
+    """A rule that sets a zone leaves a template on the packet, which is not its entry."""
+    box.rules(
+        "table ip r { chain c { type filter hook prerouting priority raw; "
+        f"udp dport {PORT} ct zone set 5; udp dport {PORT} drop; }} }}"
+    )
+    tracer = trace(wanted=wanted)
+    with box.socket("client", 4, socket.SOCK_DGRAM) as sent:
+        sent.sendto(b"x", (SERVER[4], PORT))
+    tracer.wait_for(lambda t: t.drops)
+
+    (drop,) = tracer.drops
+    assert reason_of(tracer, drop) == "NETFILTER_DROP"
+    assert (str(drop.packet.dst), drop.packet.dport) == (SERVER[4], PORT)
+    assert (drop.orig, drop.zone) == (None, 0)
+
+
 def test_nobody_listens(box, trace):
     """A closed port is a drop with its own reason; its place has a name."""
     box.rules(drop_rule("forward"))
