@@ -87,7 +87,9 @@ SRCIP_INLINE int srcip_read_ports(struct srcip_tuple *out, const struct srcip_wi
 	switch (out->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
+	case IPPROTO_DCCP:
 	case IPPROTO_SCTP:
+	case IPPROTO_UDPLITE:
 		out->sport = bpf_ntohs(words[0]);
 		out->dport = bpf_ntohs(words[1]);
 		break;
