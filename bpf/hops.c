@@ -48,7 +48,8 @@ struct flight {
 	__u8 pad[3];
 	/* The interface that it left by, or 0; what follows is in another namespace. */
 	__u32 left_by;
-	__u32 pad2;
+	/* The interface at whose tc ingress it was last, or 0. */
+	__u32 came_by;
 	struct srcip_hop hops[HELD + 1]; /* those that wait, and last the current one */
 };
 
@@ -108,6 +109,7 @@ SRCIP_INLINE void begin(struct flight *flight, const void *skb)
 	flight->state = UNDECIDED;
 	flight->has_come = 0;
 	flight->left_by = 0;
+	flight->came_by = 0;
 	flight->held = 0;
 	flight->number = 0;
 	flight->hops[HELD].packet.sport = 0;
@@ -430,10 +432,9 @@ SRCIP_INLINE bool goes_on(const struct flight *flight, const struct __sk_buff *c
 	if (flight->left_by) {
 		if (ctx->ifindex != LOOPBACK_IFINDEX)
 			return false;
-	} else if (last->hook == SRCIP_HOOK_TC_INGRESS) {
-		if (last->iif == ctx->ifindex)
-			return false;
-	} else if (last->hook != SRCIP_HOOK_NF_PREROUTING) {
+	} else if (flight->came_by == ctx->ifindex) {
+		return false;
+	} else if (last->hook != SRCIP_HOOK_TC_INGRESS && last->hook != SRCIP_HOOK_NF_PREROUTING) {
 		return false;
 	}
 	/* A device in another namespace may be stacked on the one that it came in by. */
@@ -477,6 +478,7 @@ int srcip_tc_ingress(struct __sk_buff *ctx)
 	if (!goes_on(flight, ctx, &packet, netns))
 		begin(flight, ctx);
 	flight->has_come = 1;
+	flight->came_by = ctx->ifindex;
 	flight->left_by = 0;
 	hop = &flight->hops[HELD];
 	srcip_set_hop(hop, flight->skb, SRCIP_HOOK_TC_INGRESS, ctx->ifindex, 0);

@@ -4,6 +4,7 @@ import mmap
 import re
 import socket
 import struct
+from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 from ipaddress import ip_address, ip_network
 
@@ -12,6 +13,7 @@ import pytest
 from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, echo_request, udp_datagram
 from tests.kernel.test_connections import load_nat
 from tests.kernel.test_hops import FORWARDED, PORT, exchange, packets_of, places
+from tests.kernel.test_segments import TRACK
 from tests.unit.fake_source import FakeSource
 from tracer.decode import decode
 from tracer.filter import Filter
@@ -192,6 +194,51 @@ def test_without_programs_at_tc(box, trace, monkeypatch):
                     server.recv(1)
     tracer.flush()
     assert [places(packet) for packet in packets_of(tracer.hops)] == [FORWARDED[1:-1]] * 10
+
+
+def test_udp_lite(box, trace):
+    """Its ports are known wherever the packet is seen, as conntrack knows them."""
+    box.rules(TRACK)
+    # The sender leaves the checksum of UDP-Lite to nobody, but conntrack would verify it.
+    box.set("node", "netfilter/nf_conntrack_checksum", 0)
+    tracer = trace(packets=1, wanted=Filter(port=PORT))
+    try:
+        server = box.socket("server", 4, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE)
+    except OSError as error:
+        pytest.skip(f"UDP-Lite: {error}")
+    with server, box.socket("client", 4, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE) as sent:
+        server.bind((SERVER[4], PORT))
+        sent.sendto(b"x", (SERVER[4], PORT))
+        server.recv(1)
+    tracer.flush()
+    (connection,) = tracer.connections
+    assert {hop.packet for hop in tracer.hops} == {connection.orig}
+
+
+def test_taken_by_a_rule(box, trace):
+    """The next packet of a client whose packet a rule kept for itself is a packet of its own."""
+    box.rules(
+        "table ip s { chain r { type filter hook prerouting priority raw; "
+        f"tcp dport {PORT} tcp flags syn notrack; }} "
+        "chain f { type filter hook forward priority filter; "
+        "ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm; } }"
+    )
+    box.set("node", "netfilter/nf_conntrack_tcp_loose", 0)
+    tracer = trace(packets=20, wanted=Filter(port=PORT))
+    with box.socket("server", 4, socket.SOCK_STREAM) as server:
+        server.bind((SERVER[4], PORT))
+        server.listen()
+        for _ in range(10):
+            with box.socket("client", 4, socket.SOCK_STREAM) as client:
+                client.connect((SERVER[4], PORT))
+                taken, _ = server.accept()
+                with taken:
+                    for _ in range(5):
+                        client.sendall(b"x")
+                        taken.recv(1)
+    tracer.flush()
+    came = Counter(hop.packet_id for hop in tracer.hops if hop.hook is Hook.TC_INGRESS)
+    assert set(came.values()) == {1}
 
 
 def test_past_netfilter(box, trace):
