@@ -17,6 +17,7 @@ from tests.kernel.test_connections import load_nat
 from tests.kernel.trace import Trace
 from tracer.filter import Filter
 from tracer.kernel import bpf_syscall, privileges
+from tracer.kernel.interfaces import InterfaceWatcher
 from tracer.kernel.netns import inside
 from tracer.model import TCP, UDP, Hook
 
@@ -448,6 +449,31 @@ def _watch_as_nobody(box, write):
         status = 0
     finally:
         os._exit(status)
+
+
+def test_interface_that_gets_the_number_of_another(box, trace, monkeypatch):
+    """If its number was another's when the tracer last looked, it is picked up all the same."""
+    looking, look = threading.Lock(), InterfaceWatcher.snapshot
+
+    def look_later(watcher):
+        with looking:
+            return look(watcher)
+
+    def names_programs():
+        with inside(box.path("node")):
+            return bpf_syscall.tcx_programs(99, bpf_syscall.TCX_INGRESS)
+
+    monkeypatch.setattr(InterfaceWatcher, "snapshot", look_later)
+    box.run("node", "ip", "link", "add", "old", "index", "99", "type", "bridge")
+    tracer = trace(packets=1, wanted=Filter(proto=UDP))
+    devices = tracer.source.devices
+    assert names_programs()
+    with looking:
+        box.run("node", "ip", "link", "del", "old")
+        box.run("node", "ip", "link", "add", "new", "index", "99", "type", "bridge")
+        assert not names_programs()
+    wait_until(names_programs)
+    wait_until(lambda: tracer.source.devices == devices)
 
 
 def test_second_tracer(box, trace):

@@ -82,6 +82,12 @@ def create_tcx_link(program: int, ifindex: int, attach_type: int) -> int:
     return int(fd)
 
 
+def is_tcx_attached(link: int) -> bool:
+    """Whether a TCX link still has its interface, which may be gone, or was detached by others."""
+    # struct bpf_link_info: tcx.ifindex is at offset 16.
+    return bool(struct.unpack_from("=I", _info(link), 16)[0])
+
+
 def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
     """
     Return the IDs of the TCX programs of an interface, in this thread's network namespace.

@@ -110,8 +110,9 @@ class TcLinks:
         except NetnsError as error:
             _log.warning("%s", error)
             return False
-        for ifindex in self._links.keys() - names.keys():
-            self._detach(ifindex)
+        for ifindex in list(self._links):
+            if ifindex not in names or self._was_replaced(ifindex):
+                self._detach(ifindex)
         for ifindex in names.keys() - self._links.keys():
             try:
                 self._attach(ifindex)
@@ -126,8 +127,13 @@ class TcLinks:
                 fds.append(bpf_syscall.create_tcx_link(program, ifindex, attach_type))
             except OSError as error:
                 if error.errno == errno.ENODEV:
-                    return  # it is gone again
+                    self._detach(ifindex)  # it is gone again
+                    return
                 raise
+
+    def _was_replaced(self, ifindex: int) -> bool:
+        """Whether the interface is another than we attached to: numbers are used again."""
+        return not all(map(bpf_syscall.is_tcx_attached, self._links[ifindex]))
 
     def _detach(self, ifindex: int) -> None:
         for fd in self._links.pop(ifindex, ()):
