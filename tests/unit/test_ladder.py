@@ -1,9 +1,12 @@
 """Which way of observing the kernel is chosen, and the message if there is none."""
 
+import os
+
 import pytest
 
 from tracer.errors import LoadError
 from tracer.kernel import kprobe, ladder, probing
+from tracer.kernel.attach import Links
 from tracer.kernel.ladder import Rung
 from tracer.kernel.probing import Probes
 from tracer.kernel.programs import DROPS, PROBED_CONNECTIONS
@@ -44,6 +47,14 @@ def test_switched_off(machine):
     (machine / "enabled").write_text("0\n")
     with pytest.raises(LoadError, match=r"^probes are switched off: \S+/enabled is 0$"):
         ladder.require_programs(Rung.PROBES)
+
+
+def test_probe_that_is_refused(monkeypatch):
+    """The message names the function, also if the kernel makes the probe but runs no program."""
+    monkeypatch.setattr(kprobe, "_open", lambda function: os.open(os.devnull, os.O_RDONLY))
+    why = r"^cannot probe nf_some_function: Inappropriate ioctl for device$"
+    with pytest.raises(LoadError, match=why):
+        Links().attach_probe("nf_some_function", 0)
 
 
 def probes_of(machine):

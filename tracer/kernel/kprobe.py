@@ -59,9 +59,9 @@ def attach(function: str, program: int) -> int:
     try:
         fcntl.ioctl(fd, _IOC_SET_BPF, program)
         fcntl.ioctl(fd, _IOC_ENABLE, 0)
-    except OSError:
+    except OSError as error:
         os.close(fd)
-        raise
+        raise _cannot(function, error.errno or 0) from error
     return fd
 
 
@@ -73,6 +73,9 @@ def _open(function: str) -> int:
     # The program runs on every CPU, whichever CPU the event names.
     fd = _libc.syscall(_SYSCALL, attr, -1, 0, -1, _FLAG_FD_CLOEXEC)
     if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"cannot probe {function}: {os.strerror(number)}")
+        raise _cannot(function, ctypes.get_errno())
     return int(fd)
+
+
+def _cannot(function: str, number: int) -> OSError:
+    return OSError(number, f"cannot probe {function}: {os.strerror(number)}")
