@@ -307,6 +307,19 @@ SRCIP_INLINE bool comes_from_ipvs(const struct flight *flight)
 	       srcip_address_equal(packet.src, last->packet.src);
 }
 
+/* A packet that comes in by a port of a VRF passes PRE_ROUTING twice: the second time
+ * the VRF is its interface (vrf_ip_rcv).
+ */
+SRCIP_INLINE bool comes_from_vrf(const struct flight *flight, __u32 iif)
+{
+	const struct srcip_hop *last = &flight->hops[HELD];
+	struct srcip_tuple packet = {};
+
+	return last->hook == SRCIP_HOOK_NF_PREROUTING && last->flags & SRCIP_HOP_AFTER_NAT &&
+	       last->iif != iif && srcip_read_packet(&packet, flight->skb) != SRCIP_UNREADABLE &&
+	       srcip_is_same_packet(&last->packet, &packet);
+}
+
 /* A new packet may reuse the memory of a freed one. It begins at LOCAL_OUT, or at tc
  * ingress, or at PRE_ROUTING if nothing is attached at tc; over loopback the same
  * packet continues.
@@ -325,7 +338,7 @@ SRCIP_INLINE bool begins_here(struct flight *flight, const void *skb, __u8 hook,
 	if (hook != SRCIP_HOOK_NF_PREROUTING)
 		return false;
 	flight->has_come = 0;
-	return !has_come && iif != LOOPBACK_IFINDEX;
+	return !has_come && iif != LOOPBACK_IFINDEX && !comes_from_vrf(flight, iif);
 }
 
 /* If the ports are outside the linear part, NAT has not changed them, because it pulls

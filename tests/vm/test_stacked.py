@@ -89,3 +89,25 @@ def test_a_bridge_on_a_vlan_on_a_bond(box, trace, nat):  # noqa: F811 - the fixt
     }
     assert str(first[-1].packet.dst) == SERVER[4]
     assert not tracer.lost()["hop_overtaken"]
+
+
+@pytest.mark.parametrize("nat", ["neither", "both"])
+def test_ports_of_a_vrf(box, trace, nat):  # noqa: F811 - the fixtures
+    """A packet that passes PRE_ROUTING for its port and again for the VRF is one packet."""
+    for words in ("add red type vrf table 10", "set red up", "set n0 vrf red", "set n1 vrf red"):
+        done = subprocess.run(
+            ["ip", "-n", box.names["node"], "link", *words.split()],
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip("this kernel has no VRFs")
+    address = load_nat(box, nat)[4]
+    exchange(box, 4, socket.SOCK_DGRAM, SERVER[4])
+    tracer = trace(packets=1, wanted=Filter(proto=UDP))
+    exchange(box, 4, socket.SOCK_DGRAM, address)
+    tracer.flush()
+    for packet in packets_of(tracer.hops):
+        assert places(packet) == [*FORWARDED[:3], *FORWARDED[1:]]
+        assert {hop.number for hop in packet} == {1}
+        assert len({hop.packet_id for hop in packet}) == 1
