@@ -167,6 +167,30 @@ def test_the_agents_totals_are_the_table(box):
     }
 
 
+def test_listeners_of_the_agent_hear_of_accepts(box, tmp_path):
+    """
+    What backends' sockets accepted reaches each listener that comes, and after the one before left:
+    the program for it is attached for them, though the agent has given up root by then.
+    """
+    path = tmp_path / "agent.sock"
+    with serving(box, "--stream-socket", path) as served:
+        wait_until(lambda: served.get("/readyz"))
+        for turn in range(2):
+            ready = tmp_path / f"ready{turn}"
+            command = [*SRCIP, "trace", "--agent", path, "-o", "json", "--ready-file", ready]
+            command += ["--timeout", str(START_S)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listener:
+                wait_until(lambda is_ready=ready.exists: is_ready() or listener.poll() is not None)
+                missing = {port for proto, _, port in talk(box, 4) if proto == "tcp"}
+                for row in map(json.loads, listener.stdout):
+                    if row["kind"] == "accept":
+                        missing.discard(row["peer"]["port"])
+                    if not missing:
+                        break
+                listener.terminate()
+            assert not missing
+
+
 def read_all(source, count):
     records = []
 
