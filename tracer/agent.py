@@ -98,7 +98,8 @@ class Agent:
         )
         self.paths = PathTotals(kernel.counters, self._view, max_series=max_series)
         self.drops = Tally(OTHER_DROPS, max_series)
-        self._lost: Counter[tuple[str, str]] = Counter()
+        # A series that begins above 0 is no increase for Prometheus.
+        self._lost = Counter({("agent", reason): 0 for reason in ("rate_limited", "prefixes_full")})
         self._paths_full = self._refused = 0
         self._started_s = clock_s()
         self._budget = Budget.full(DROPS_PER_S, DROPS_AT_ONCE, self._started_s)
@@ -270,7 +271,7 @@ class Agent:
             connections=dict(self.paths.tally.totals),
             drops=dict(self.drops.totals),
             overflow={CONNECTIONS: self.paths.tally.overflow, DROPS: self.drops.overflow},
-            lost={("agent", "rate_limited"): 0, **lost},
+            lost=lost,
             undecodable=self.paths.undecodable.total + self._pipeline.undecodable,
             untracked=untracked,
             maps=self._kernel.map_usage(),

@@ -502,6 +502,14 @@ def test_drops_beyond_the_budget_are_counted(monkeypatch):
     assert told.lost["agent", "rate_limited"] == 15
 
 
+def test_losses_begin_at_nothing(setup):
+    """Each is exported before there is one: Prometheus takes no series' first value for more."""
+    setup.agent.step(0)
+    lost = setup.snapshots[-1].lost
+    assert {"rate_limited", "prefixes_full"} == {why for stage, why in lost if stage == "agent"}
+    assert set(lost.values()) == {0}
+
+
 def test_the_end_of_all_namespaces(setup):
     """The agent ends with them, after a last drain."""
     assert setup.agent.step(0)
