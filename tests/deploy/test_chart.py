@@ -14,6 +14,7 @@ from tests.deploy.conftest import library
 from tracer import cli
 from tracer.cluster.resource import resources
 from tracer.cluster.review import ACCESS, TOKENS
+from tracer.commands.serve import MAX_DRAIN_INTERVAL_S
 
 helm = library("helm_python")
 jsonschema = library("jsonschema")
@@ -274,6 +275,7 @@ def test_names():
         ({"agent": {"port": "http"}}, "/agent/port"),
         ({"agent": {"port": 70000}}, "/agent/port"),
         ({"agent": {"prot": 1}}, "prot"),
+        ({"agent": {"drainInterval": MAX_DRAIN_INTERVAL_S + 1}}, "/agent/drainInterval"),
         ({"agents": {}}, "agents"),
         ({"monitor": {"kind": "Monitor"}}, "/monitor/kind"),
         ({"securityContext": {"capabilities": ["ALL"]}}, "/securityContext/capabilities"),

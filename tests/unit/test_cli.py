@@ -119,7 +119,7 @@ def test_version(srcip):
             ["explain", "a/b", "--probe-timeout", "1e300"],
             "'1e300' is not a number of seconds, more",
         ),
-        (["serve", "--drain-interval", "0.5"], "seconds, at least 1 and at most 3600"),
+        (["serve", "--drain-interval", "0.5"], "seconds, at least 1 and at most 30"),
         (["replay", "x", "-o", "xml"], "'xml' is not one of 'table', 'json'"),
         (["replay"], "FILE is missing"),
         (["explain"], "srcip: a Service is missing: name NAMESPACE/SERVICE, or use --causes"),

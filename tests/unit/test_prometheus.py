@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from exporters.exposition import CounterText, Metrics
 from exporters.page_server import PageServer
 from exporters.prometheus import ConnectionLabels, DropLabels, Page, Snapshot
+from tracer.commands.serve import MAX_DRAIN_INTERVAL_S
 from tracer.errors import TracerError
 
 DOCS = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
@@ -216,6 +217,13 @@ def test_health():
     assert page.answer("/readyz?verbose", "")[::2] == (503, b"not ready: objects\n")
     assert page.answer("/metric", "")[0] == 404
     assert Page("1").answer("/readyz", "")[0] == 503
+
+
+def test_health_with_the_longest_interval():
+    """An agent that drains as rarely as it may, and then takes its time, is alive."""
+    page = Page("1", clock_s=lambda: 2.0 * MAX_DRAIN_INTERVAL_S)
+    page.snapshot = Snapshot(version="1", drained_at_s=1.5e9, drained_s=0.0)
+    assert page.answer("/healthz", "")[0] == 200
 
 
 def test_health_of_one_that_never_drains():

@@ -28,6 +28,8 @@ from tracer.stream.server import StreamServer
 
 # How long an idle agent sleeps: the delay of a SIGTERM.
 _STEP_S = 0.5
+# Longer ones would look like an agent that hangs: to /healthz, and to the alert SrcipCountsOld.
+MAX_DRAIN_INTERVAL_S = 30
 # Drops are read twice a second. Connections and accepts are written only while a client streams,
 # and are read ten times a second then: the ring has room for 7,700 connections.
 _SIZES = Sizes(connection_ring_pages=256, accept_ring_pages=64, drop_ring_pages=256)
@@ -122,11 +124,11 @@ class Group(click.ParamType[int]):
 )
 @click.option(
     "--drain-interval",
-    type=Seconds(1, 3600),
+    type=Seconds(1, MAX_DRAIN_INTERVAL_S),
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to read the kernel's counts (1-3600).",
+    help=f"How often to read the kernel's counts (1-{MAX_DRAIN_INTERVAL_S}).",
 )
 def serve(
     bind: str,
