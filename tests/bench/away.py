@@ -52,9 +52,6 @@ class Guest(Served):
     def status(self, path):
         return self._get(path)[0]
 
-    def samples(self, name):
-        return samples(self.page(), name)
-
     def _get(self, path):
         with netns.inside(self._path):
             try:
@@ -63,12 +60,6 @@ class Guest(Served):
             except urllib.error.HTTPError as error:
                 with error:
                     return error.code, error.read().decode()
-
-
-def samples(text, name):
-    """The series of a metric and their numbers."""
-    lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
-    return {series: float(number) for series, _, number in (line.rpartition(" ") for line in lines)}
 
 
 class Gate:

@@ -23,9 +23,9 @@ from tests.bench.away import (
     agent,
     conntrack_events,
     gate,
-    samples,
     wait_for,
 )
+from tests.bench.served import samples
 from tests.lab.kube_proxy_port import kube_proxy_of
 from tracer.tally import KEEP_S
 

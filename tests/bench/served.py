@@ -42,15 +42,15 @@ class Served:
         self._url = f"http{'s' if context else ''}://127.0.0.1:{port}/metrics"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def samples(self, name):
-        """The series of a metric and their numbers, the series as they are written."""
+    def page(self):
+        """The text of a scrape."""
         page = urllib.request.Request(self._url, headers=self._headers)  # noqa: S310 - ours
         with urllib.request.urlopen(page, context=self._context) as answer:  # noqa: S310
-            lines = answer.read().decode().splitlines()
-        found = (
-            line.rpartition(" ") for line in lines if line.startswith((f"{name} ", f"{name}{{"))
-        )
-        return {series: float(number) for series, _, number in found}
+            return answer.read().decode()
+
+    def samples(self, *names):
+        """The series of some metrics and their numbers, from one scrape."""
+        return samples(self.page(), *names)
 
     def value(self, name):
         """The number of a metric that has one series."""
@@ -60,10 +60,15 @@ class Served:
         return int(sum(self.samples("srcip_connections_total").values()))
 
     def drained(self):
-        """Wait for a drain that began after now."""
+        """Wait for a drain that began after now: it takes in all connections before."""
         now_s = time.time()
-        # No drain here takes as long as they are apart.
-        wait_until(lambda: self.value("srcip_drain_timestamp_seconds") > now_s + 1)
+        wait_until(lambda: self._drain_began_s() > now_s)
+
+    def _drain_began_s(self):
+        """When the last drain began."""
+        ended, took = "srcip_drain_timestamp_seconds", "srcip_drain_duration_seconds"
+        told = self.samples(ended, took)
+        return told[ended] - told[took]
 
     def cpu_s(self):
         """CPU time of the process and of the child that reads the node's rules."""
@@ -86,6 +91,13 @@ class Served:
             with suppress(OSError):
                 found += map(int, (task / "children").read_text().split())
         return found
+
+
+def samples(text, *names):
+    """The series of some metrics and their numbers, the series as they are written."""
+    starts = tuple(f"{name}{end}" for name in names for end in " {")
+    found = (line.rpartition(" ") for line in text.splitlines() if line.startswith(starts))
+    return {series: float(number) for series, _, number in found}
 
 
 @contextmanager
