@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import tempfile
 import urllib.parse
@@ -84,21 +83,25 @@ def scraping(agents, directory, *, rules=RULES, **how):
         "scrape_configs": [{"job_name": "srcip", "static_configs": targets, **how}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            program,
-            f"--config.file={directory / 'prometheus.yaml'}",
-            f"--storage.tsdb.path={directory / 'data'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stderr=subprocess.DEVNULL,
-    )
+    log = directory / "prometheus.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={directory / 'prometheus.yaml'}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stderr=stderr,
+        )
+
+    def port():
+        assert process.poll() is None, log.read_text()
+        return re.search(r'"Listening on" address=127\.0\.0\.1:(\d+)', log.read_text())
+
     try:
-        prometheus = Prometheus(port)
-        wait_until(lambda: prometheus.get("/-/ready") is not None or process.poll() is not None)
-        assert process.poll() is None, "prometheus ended"
+        prometheus = Prometheus(int(wait_until(port)[1]))
+        wait_until(lambda: prometheus.get("/-/ready") is not None)
         yield prometheus
     finally:
         process.kill()

@@ -115,10 +115,10 @@ class Served:
 
 
 @contextmanager
-def serving(lab, *arguments, nodes=NODES, cluster=OPTIONS, is_ready=True, cwd=None):
+def serving(lab, *arguments, nodes=NODES, cluster=OPTIONS, is_ready=True, cwd=None, srcip=SRCIP):
     """A 'srcip serve' beside the block."""
     where = [f"--netns={lab.netns(node)}={node}" for node in nodes]
-    command = [*SRCIP, "serve", *cluster, *where, "--port", "0", "--drain-interval", "1"]
+    command = [*srcip, "serve", *cluster, *where, "--port", "0", "--drain-interval", "1"]
     if "--stream-socket" not in arguments:
         command.append("--no-stream")
     command += map(str, arguments)

@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
@@ -30,6 +31,14 @@ from tracer.stream.upgrade import HttpsAgent
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
+# The agent's own program, which checks tokens again after half a second in place of three minutes.
+OFTEN = """
+from tracer import cli
+from tracer.cluster import review
+from tracer.stream import recheck
+review.ALLOWED_S = review.REFUSED_S = recheck.EVERY_S = recheck.LONG_PAUSE_S = 0.5
+cli.main()
+"""
 SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
 
 
@@ -113,7 +122,7 @@ def secure(lab):
 
 
 @contextmanager
-def secured(lab):
+def secured(lab, **how):
     kube_proxy.load(lab, "iptables")
     with running() as api, tempfile.TemporaryDirectory(prefix="srcip-test-") as name:
         directory = Path(name)
@@ -126,7 +135,7 @@ def secured(lab):
         options = ["--tls-cert", issued.cert, "--tls-key", issued.key, "--authorize", "kubernetes"]
         options += ["--stream-https", "--stream-socket", directory / "agent.sock"]
         cluster = ["--kubeconfig", api.kubeconfig(directory / "config"), "--proxy-mode", "iptables"]
-        with serving(lab, *options, cluster=cluster, is_ready=False) as served:
+        with serving(lab, *options, cluster=cluster, is_ready=False, **how) as served:
             secure = Secure(SecurelyServed(served, issued), api, issued, directory)
             wait_until(lambda: secure.get("/readyz")[0] == 200)
             yield secure
@@ -210,6 +219,43 @@ def test_who_may(secure):
     secure.api.allowed.remove(("scraper", "get", "/stream"))
     assert "Hostname mismatch" in secure.refused("--tls-server-name", "agent.example")
     assert secure.served.clients() == 0
+
+
+def test_who_may_no_longer(lab):
+    """
+    A running stream ends when the API server withdraws the token, and when it takes the role away:
+    one line says which. It goes on while the API server gives no answer, and so do all others.
+    """
+    chosen = cases(modes=["iptables"], scenarios=["S4"], families=["ipv4"], protos=["tcp"])
+    with secured(lab, srcip=[sys.executable, "-c", OFTEN]) as secure, ExitStack() as stack:
+        local = stack.enter_context(closing(AgentStream(secure.path, Wanted())))
+        local.wait(PATIENCE_S)
+        api, users, allowed = secure.api, dict(secure.api.users), set(secure.api.allowed)
+
+        def is_asked(count):
+            asked = len(api.asked("create", "tokenreviews")) + count
+            wait_until(lambda: len(api.asked("create", "tokenreviews")) >= asked)
+
+        for withdraw, why in (
+            (lambda: api.users.pop("viewer"), "the API server does not accept this token (401)"),
+            (lambda: api.allowed.remove(("viewer", "get", "/stream")), "'viewer' may not get"),
+        ):
+            with secure.listening("-o", "json") as client:
+                is_asked(2)
+                api.is_broken = True
+                is_asked(2)
+                probe.run(lab, chosen)
+                row = json.loads(client.stdout.readline())
+                assert row["kind"] in ("connection", "accept")
+                withdraw()
+                api.is_broken = False
+                _, err = client.communicate(timeout=PATIENCE_S)
+                assert (client.returncode, err.count("\n")) == (1, 1)
+                assert f"ends the stream: {why}" in err
+            api.users, api.allowed = dict(users), set(allowed)
+        local.hang_up()
+        taken(local)
+        assert local.summary().connections == 2 * len(chosen)
 
 
 def test_the_token_of_a_kubeconfig(lab, secure, tmp_path):
