@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.box import SERVER, package_root, wait_until
+from tests.kernel.box import PATIENCE_S, SERVER, package_root, wait_until
 from tests.lab.commands import SRCIP
 from tests.unit.apiserver import running
 
@@ -257,7 +257,7 @@ def test_a_read_only_root(box, has_tmp):
         send(box)
         wait_until(lambda: served.samples("srcip_connections_total"))
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(20) == 0
+        assert served.process.wait(PATIENCE_S) == 0
 
 
 def test_what_comes_after_the_drop(box):

@@ -9,7 +9,7 @@ import pytest
 from exporters.certificate import Certificate
 from exporters.page_server import PageServer
 from exporters.prometheus import Page
-from tests.kernel.box import SERVER, udp_datagram, wait_until
+from tests.kernel.box import PATIENCE_S, SERVER, udp_datagram, wait_until
 from tests.kernel.trace import open_source
 from tests.unit.test_page_server import Issued
 from tracer.agent import Agent
@@ -117,7 +117,7 @@ def test_a_flood(box, running, is_secure):
         reader = stack.enter_context(AgentStream(where, UDP_ONLY))
         idle = stack.enter_context(AgentStream(where, UDP_ONLY))
         for each in (reader, idle):
-            each.wait(10)
+            each.wait(PATIENCE_S)
         summaries = []
         thread = threading.Thread(target=lambda: summaries.append(taken(reader)))
         thread.start()

@@ -112,7 +112,7 @@ def test_the_api_server_comes_back_with_a_new_history(lab, tmp_path):
             api.put(changed)
             api.forget()
             api.start(api.port)
-            api.wait_for(lambda: api.open_watches >= 3, 30)
+            api.wait_for(lambda: api.open_watches >= 3)
 
             def is_known():
                 probe.run(lab, chosen)

@@ -15,6 +15,7 @@ import pytest
 
 from lab import claim, hosts, kube_proxy, probe, topology, wiring
 from lab.scenarios import cases
+from tests.lab.commands import wait_until
 from tracer.errors import LabError
 from tracer.kernel.netns import NETNS_DIR
 
@@ -55,13 +56,6 @@ def namespaces():
 
 def locks():
     return {path.stem for path in claim.LOCK_DIR.glob("*.lock")}
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "nothing changed for 10 s"
-        time.sleep(0.005)
 
 
 def commands_with(text):

@@ -14,8 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-# Only a broken test waits so long.
-PATIENCE_S = 30
+from tests.unit.patience import PATIENCE_S
 
 
 class Received:

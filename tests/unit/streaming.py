@@ -12,14 +12,13 @@ from contextlib import suppress
 from exporters.certificate import Certificate
 from exporters.page_server import PageServer
 from exporters.prometheus import Page
+from tests.unit.patience import PATIENCE_S
 from tests.unit.test_page_server import Issued
 from tracer.stream.client import AgentStream
 from tracer.stream.protocol import UPGRADE, URL_PATH
 from tracer.stream.server import Origin, StreamServer
 from tracer.stream.upgrade import HttpsAgent
 
-# Of a busy machine; nothing waits so long where all is well.
-PATIENCE_S = 60
 TOKENS = {"good": None, "other": (403, "'somebody' may not get /stream")}
 
 

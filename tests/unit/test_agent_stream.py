@@ -6,6 +6,7 @@ from ipaddress import ip_network
 import pytest
 
 from tests.unit import samples, world
+from tests.unit.patience import PATIENCE_S
 from tests.unit.test_agent import REPLACED, FakeKernel, Fixed
 from tests.unit.world import CLIENT, NODE2, NODE_PORT
 from tracer.agent import Agent
@@ -45,7 +46,7 @@ class Setup:
     def listen(self, wanted=None):
         client = AgentStream(self.path, wanted or Wanted())
         self.agent.step(0)
-        client.wait(5)
+        client.wait(PATIENCE_S)
         return client
 
     def told(self):
@@ -198,7 +199,7 @@ def test_nobody_is_told_hello_before_it_counts(tmp_path):
         assert not client._lines
         status = ClusterStatus()
         agent.step(0)
-        client.wait(5)
+        client.wait(PATIENCE_S)
     agent.close()
 
 

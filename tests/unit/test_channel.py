@@ -12,6 +12,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.patience import PATIENCE_S
 from tracer.channel import ClearChannel, TlsChannel, send_all
 
 AUTHORITY = trustme.CA()
@@ -40,7 +41,7 @@ class Pair:
             return
         self.one = TlsChannel(sockets[0], SERVER, chunk=chunk, is_server=True)
         self.other = TlsChannel(sockets[1], CLIENT, chunk=chunk, server_name="agent.example")
-        self.one.deadline_s = self.other.deadline_s = time.monotonic() + 10
+        self.one.deadline_s = self.other.deadline_s = time.monotonic() + PATIENCE_S
         thread = threading.Thread(target=self.one.shake_hands)
         thread.start()
         self.other.shake_hands()
@@ -111,7 +112,7 @@ def test_deadlines(pair):
     for act in (pair.one.receive, lambda: pair.one.send(b"x" * 100_000)):
         with pytest.raises(TimeoutError):
             act()
-    pair.one.deadline_s = time.monotonic() + 10
+    pair.one.deadline_s = time.monotonic() + PATIENCE_S
     said = b"y" * 200_000
     thread = threading.Thread(target=send_all, args=(pair.one, said))
     thread.start()
@@ -141,7 +142,7 @@ def test_what_is_no_tls():
     with ExitStack() as stack:
         stack.enter_context(other)
         channel = stack.enter_context(closing(TlsChannel(mine, SERVER, chunk=100, is_server=True)))
-        channel.deadline_s = time.monotonic() + 10
+        channel.deadline_s = time.monotonic() + PATIENCE_S
         other.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(ssl.SSLError):
             channel.shake_hands()

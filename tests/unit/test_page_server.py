@@ -22,6 +22,7 @@ from exporters.certificate import Certificate
 from exporters.page_server import PageServer
 from exporters.prometheus import Page, Snapshot
 from exporters.slots import SLOTS
+from tests.unit.patience import PATIENCE_S
 from tracer import channel
 from tracer.errors import TracerError
 
@@ -65,7 +66,7 @@ def get(server, path, authority=None, **headers):
     url = f"{scheme}://127.0.0.1:{server.port}{path}"
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - ours
     try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=PATIENCE_S, context=context) as answer:  # noqa: S310
             return answer.status, answer.headers, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -173,7 +174,7 @@ def test_a_head_without_end():
     """A request has a maximum size, whatever it consists of: 431, or just the end."""
     for said in (b"x" * 200_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200_000):
         with serving() as server:
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as sock:
                 sent = 0
                 with suppress(ConnectionError):
                     while sent < len(said):
@@ -297,7 +298,7 @@ def test_who_gives_way(monkeypatch):
     with serving() as server, ExitStack() as stack:
         address = ("127.0.0.1", server.port)
         idle = [
-            stack.enter_context(socket.create_connection(address, timeout=10))
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE_S))
             for _ in range(SLOTS + 3)
         ]
         assert get(server, "/metrics")[0] == 200
@@ -313,7 +314,7 @@ def test_threads_that_do_not_end(monkeypatch):
 
     def slow_gate(*_):
         asked.release()
-        answer.wait(10)
+        answer.wait(PATIENCE_S)
         return 503, "late"
 
     with serving(gate=slow_gate) as server, ExitStack() as stack:
@@ -321,15 +322,15 @@ def test_threads_that_do_not_end(monkeypatch):
         address = ("127.0.0.1", server.port)
 
         def ask():
-            sock = stack.enter_context(socket.create_connection(address, timeout=10))
+            sock = stack.enter_context(socket.create_connection(address, timeout=PATIENCE_S))
             sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             return sock
 
         for _ in range(slots.THREADS):
             ask()
-            assert asked.acquire(timeout=10)
+            assert asked.acquire(timeout=PATIENCE_S)
         last, taken = ask(), server._server._from_here
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + PATIENCE_S
         while not taken._waiting:
             assert time.monotonic() < end_s
         taken.look()
@@ -340,13 +341,15 @@ def test_threads_that_do_not_end(monkeypatch):
 
 def test_strangers_keep_no_probe_out(monkeypatch):
     """However many remote connections come and stay, the node's own are answered."""
+    # Nobody's time is up before the end.
+    monkeypatch.setattr(page_server, "_PATIENCE_S", 1000)
     monkeypatch.setattr(slots, "GRACE_S", 1000)
     monkeypatch.setattr(slots, "WAITING", 20)
     with serving() as server, ExitStack() as stack:
         strangers = [
             stack.enter_context(
                 socket.create_connection(
-                    ("127.0.0.1", server.port), timeout=10, source_address=("127.0.0.2", 0)
+                    ("127.0.0.1", server.port), timeout=PATIENCE_S, source_address=("127.0.0.2", 0)
                 )
             )
             for _ in range(SLOTS + 30)
@@ -384,7 +387,7 @@ def test_scrapers_that_never_read(monkeypatch):
                 return get(server, "/readyz")[0] == 200
             return False
 
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + PATIENCE_S
         while not is_answered():
             assert time.monotonic() < end_s
 

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from exporters.exposition import CounterText, Metrics
 from exporters.page_server import PageServer
 from exporters.prometheus import ConnectionLabels, DropLabels, Page, Snapshot
+from tests.unit.patience import PATIENCE_S
 from tracer.commands.serve import MAX_DRAIN_INTERVAL_S
 from tracer.errors import TracerError
 
@@ -239,13 +240,11 @@ def test_server():
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
         server = PageServer(page_of(SNAPSHOT), host, 0)
         server.start()
-        with (
-            closing(server),
-            urllib.request.urlopen(f"http://{shown}:{server.port}/metrics", timeout=5) as answer,
-        ):
+        url = f"http://{shown}:{server.port}/metrics"
+        with closing(server), urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             assert b"srcip_connections_total{" in answer.read()
         with pytest.raises(OSError, match="refused"):
-            socket.create_connection((host, server.port), timeout=5)
+            socket.create_connection((host, server.port), timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])

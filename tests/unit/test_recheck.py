@@ -13,7 +13,8 @@ import pytest
 
 from tests.unit import samples
 from tests.unit.apiserver import running
-from tests.unit.streaming import PATIENCE_S, Streaming, to_the_end
+from tests.unit.patience import PATIENCE_S
+from tests.unit.streaming import Streaming, to_the_end
 from tests.unit.streaming import gate as usual_gate
 from tracer.cluster.review import Reviewer
 from tracer.pipeline import Wanted
@@ -174,8 +175,8 @@ def test_who_has_gone_is_not_asked_about(streaming, gate):
     """After the last client there is nothing to ask, and nothing is kept of its token."""
     with closing(streaming.listen(streaming.agent(), Wanted())):
         gate.wait_for(2)
-    streaming.wait(lambda: streaming.server.clients == 0)
-    assert streaming.server._recheck._watched == {}
+    streaming.wait(lambda: streaming.server._recheck._watched == {})
+    assert streaming.server.clients == 0
     with closing(streaming.listen(streaming.path, Wanted())):
         # A question may have been on its way.
         before = len(gate.asked_s)

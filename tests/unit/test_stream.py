@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from exporters.jsonl import to_line
 from tests.unit import samples
+from tests.unit.patience import PATIENCE_S
 from tests.unit.samples import flow
 from tests.unit.test_judge_properties import connections, views
 from tracer.filter import Filter
@@ -240,14 +241,14 @@ class Stream:
             client = stack.enter_context(AgentStream(self.path, wanted or Wanted()))
             self.step()
             self.step()
-            client.wait(5)
+            client.wait(PATIENCE_S)
             stack.pop_all()
         return client
 
     def raw(self, *lines):
         """A client that says something by itself."""
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_S)
         sock.connect(str(self.path))
         self.step()
         for line in lines:
@@ -704,7 +705,7 @@ def test_the_command_does_not_wait_for_long(tmp_path):
             agent = ["--agent", str(tmp_path / name)]
             done = subprocess.run(
                 [sys.executable, "-m", "tracer.cli", "trace", "--timeout", "0.5", *agent],
-                capture_output=True, text=True, check=False, timeout=20,
+                capture_output=True, text=True, check=False, timeout=PATIENCE_S,
             )  # fmt: skip
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
             assert why in done.stderr
@@ -729,7 +730,7 @@ def test_no_real_agent(tmp_path, answer, why):
             told = threading.Thread(target=tell, args=(peer, answer))
             told.start()
             with pytest.raises(StreamError, match=why):
-                client.wait(10)
+                client.wait(PATIENCE_S)
         told.join()
 
 

@@ -15,6 +15,7 @@ from exporters.jsonl import to_line
 from exporters.page_server import PageServer
 from exporters.prometheus import Page
 from tests.unit import samples
+from tests.unit.patience import PATIENCE_S
 from tests.unit.streaming import ASKING, KeyUpdates, Streaming, gate, to_the_end
 from tests.unit.test_page_server import Issued
 from tracer import channel
@@ -102,7 +103,7 @@ def test_a_client_that_does_not_read(streaming, where):
 def test_the_word_for_the_end(streaming, where):
     """A client may say that it has heard enough on either way; half a connection says it, too."""
     with closing(AgentStream(where, Wanted())) as client:
-        client.wait(10)
+        client.wait(PATIENCE_S)
         client._say(end_line())
         taken(client)
         assert client.summary().connections == 0
@@ -238,7 +239,7 @@ def test_never_without(streaming, lack):
     server.start(streams)
     with closing(server):
         if lack == "certificate":
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as sock:
                 sock.sendall("\r\n".join(("GET /stream HTTP/1.1", *ASKING, "", "")).encode())
                 assert to_the_end(sock).startswith(b"HTTP/1.0 404 ")
         else:
@@ -480,7 +481,7 @@ def test_without_a_socket(tmp_path, monkeypatch, capsys):
     mine, other = socket.socketpair()
     origin = servers.Origin(version="1", nodes=(), losses=dict, not_seen=tuple)
     with closing(other):
-        other.settimeout(10)
+        other.settimeout(PATIENCE_S)
         server.take_over(servers.ClearChannel(mine, chunk=100), ALL, lambda: None)
         server.poll()
         server.attach(origin)

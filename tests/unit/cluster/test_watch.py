@@ -257,11 +257,11 @@ def test_a_hung_connection(api, config):
 
 
 def test_no_answer_at_the_start(api, config):
-    """A start does not wait for ever."""
+    """A start does not wait for ever; on a busy machine not even the handshake is in time."""
     api.is_silent = True
     with (
         Watch(kubeconfig=config, timing=replace(FAST, answer_s=0.1)) as watch,
-        pytest.raises(ClusterError, match=r"at https://127.*: no answer in time"),
+        pytest.raises(ClusterError, match=r"at https://127.*: no (answer|connection) in time"),
     ):
         watch.start(wait_s=0.5)
     api.is_silent = False
