@@ -274,6 +274,7 @@ def test_names():
     [
         ({"agent": {"port": "http"}}, "/agent/port"),
         ({"agent": {"port": 70000}}, "/agent/port"),
+        ({"agent": {"port": 443}}, "/agent/port"),
         ({"agent": {"prot": 1}}, "prot"),
         ({"agent": {"drainInterval": MAX_DRAIN_INTERVAL_S + 1}}, "/agent/drainInterval"),
         ({"agents": {}}, "agents"),
