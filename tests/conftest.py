@@ -62,6 +62,13 @@ def others():
     _require(f"only root may read {closed[0]}, where this checkout is" if closed else None)
 
 
+@pytest.fixture(scope="session")
+def own_mounts():
+    """The root directory is a mount, as ``unshare --mount`` wants it; a plain chroot's is not."""
+    points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    _require(None if "/" in points else "the root directory is not a mount, as in a plain chroot")
+
+
 def _require(reason):
     wish = os.environ.get(SWITCH, "")
     if wish == "0":

@@ -184,7 +184,7 @@ def booted(files):
         print(process.communicate()[1])
 
 
-def test_under_systemd(files):
+def test_under_systemd(files, own_mounts):
     """The unit starts, attaches, runs as nobody, and stops on request, despite its restrictions."""
     tool("systemctl")
     with booted(files) as machine:
