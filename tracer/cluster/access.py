@@ -278,7 +278,7 @@ class _ExecAuth(httpx.Auth):
                 process.kill()
                 await process.wait()
         if process.returncode != 0:
-            last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            last = complaint.decode(errors="replace").strip().rpartition("\n")[2] or "no message"
             raise self._error(f"exit code {process.returncode}: {ascii(last)[1:-1]}")
         return self._token_in(output)
 

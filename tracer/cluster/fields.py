@@ -15,8 +15,18 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """Return an untrusted value as short, printable text on one line."""
-    text = ascii(value) if isinstance(value, str | int | float | None) else type(value).__name__
+    """Return an untrusted value as short, printable text on one line, in the words of JSON."""
+    match value:
+        case None:
+            text = "missing"
+        case dict():
+            text = "an object"
+        case list():
+            text = "a list"
+        case str() | int() | float():
+            text = ascii(value)
+        case _:
+            text = type(value).__name__
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

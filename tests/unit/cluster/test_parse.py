@@ -95,14 +95,14 @@ def test_not_used(obj):
 
 BAD = [
     ({}, "not a Kubernetes object: it has no kind"),
-    ({"kind": "Pod"}, "Pod: metadata.name is None, expected a Kubernetes name"),
+    ({"kind": "Pod"}, "Pod: metadata.name is missing, expected a Kubernetes name"),
     (kube.service("\x1b[31m"), r"Service default/'\x1b[31m': metadata.name is '\x1b[31m',"
      " expected a Kubernetes name"),
     (kube.service(ports=[{"port": "many"}]),
      "Service default/web: spec.ports[0].port is 'many', expected a number from 1 to 65535"),
     (kube.service(ports=[{"port": 80, "protocol": "ICMP"}]),
      "Service default/web: spec.ports[0].protocol is 'ICMP', expected TCP, UDP or SCTP"),
-    (kube.service(ports={"a": 1}), "Service default/web: spec.ports is dict, expected a list"),
+    (kube.service(ports={"a": 1}), "Service default/web: spec.ports is an object, expected a list"),
     (kube.service(clusterIPs=["10.0.0"]),
      "Service default/web: spec.clusterIPs holds '10.0.0', expected an IP address"),
     (kube.service(type="Magic"), "Service default/web: spec.type is 'Magic',"
@@ -110,7 +110,7 @@ BAD = [
     (kube.service(type="NodePort", externalTrafficPolicy="local"),
      "Service default/web: spec.externalTrafficPolicy is 'local', expected Cluster or Local"),
     (kube.slice_of("web", kube.endpoint("2001:db8::1")),
-     "EndpointSlice default/web-1: endpoints[0].addresses is list, expected ipv4 addresses"),
+     "EndpointSlice default/web-1: endpoints[0].addresses is a list, expected ipv4 addresses"),
     (kube.slice_of("web", kube.endpoint(ready="yes")),
      "EndpointSlice default/web-1: endpoints[0].conditions.ready is 'yes', expected true or false"),
     (kube.slice_of("web", family="IPv5"),

@@ -541,6 +541,7 @@ def test_credential_plugin(api, tmp_path, version):
     [
         ("/nonexistent/plugin", [], "'/nonexistent/plugin': No such file or directory"),
         ("sh", ["-c", "echo no login >&2; exit 3"], "'sh': exit code 3: no login"),
+        ("sh", ["-c", "exit 3"], "'sh': exit code 3: no message"),
         ("sh", ["-c", "echo []"], "'sh': its output has no status.token"),
         ("sh", ["-c", "echo {"], "'sh': its output has no status.token"),
     ],
