@@ -41,6 +41,7 @@ enum flight_state {
 struct flight {
 	__u64 skb;
 	__u64 packet_id;
+	__u64 nf_conn; /* of an ignored packet */
 	__u16 number;
 	__u8 state;
 	__u8 has_come; /* tc ingress saw it, and netfilter has not yet */
@@ -107,6 +108,7 @@ SRCIP_INLINE void begin(struct flight *flight, const void *skb)
 {
 	flight->skb = (__u64)skb;
 	flight->state = UNDECIDED;
+	flight->nf_conn = 0;
 	flight->has_come = 0;
 	flight->left_by = 0;
 	flight->came_by = 0;
@@ -279,6 +281,7 @@ SRCIP_INLINE void look(struct flight *flight, const void *skb, __u64 nfct, __u32
 	if (!settings)
 		return;
 	flight->state = IGNORED;
+	flight->nf_conn = nf_conn;
 	if (!is_watched(settings, flight))
 		return;
 	flight->number = number_of(settings, hop, netns);
@@ -366,14 +369,18 @@ SRCIP_INLINE void netfilter_hop(struct srcip_nf_ctx *ctx, __u8 hook, __u8 flags)
 	struct srcip_hop *hop;
 	__u16 sport, dport;
 	__u32 iif, oif;
+	__u64 nfct;
 
 	if (!flight)
 		return;
+	nfct = srcip_load_u64(skb, SRCIP_OFFSET(sk_buff, _nfct));
 	iif = srcip_index_of(srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, in)));
 	if (begins_here(flight, skb, hook, flags, iif))
 		begin(flight, skb);
-	else if (flight->state == IGNORED)
+	else if (flight->state == IGNORED) {
+		flight->nf_conn = nfct & ~NFCT_INFOMASK;
 		return;
+	}
 
 	hop = &flight->hops[HELD];
 	sport = hop->packet.sport;
@@ -386,8 +393,7 @@ SRCIP_INLINE void netfilter_hop(struct srcip_nf_ctx *ctx, __u8 hook, __u8 flags)
 		return;
 	}
 	net = srcip_load_pointer(state, SRCIP_OFFSET(nf_hook_state, net));
-	look(flight, skb, srcip_load_u64(ctx->skb, SRCIP_OFFSET(sk_buff, _nfct)),
-	     srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum)));
+	look(flight, skb, nfct, srcip_load_u32(net, SRCIP_OFFSET(net, ns_inum)));
 }
 
 SRCIP_INLINE __u8 hook_of(const struct srcip_nf_ctx *ctx)
@@ -509,6 +515,7 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 {
 	struct flight *flight = flight_of(ctx);
 	struct srcip_hop *hop;
+	__u64 nfct;
 	int flags;
 
 	if (!flight)
@@ -517,6 +524,10 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 	 * holds one that netfilter has not seen, such as a packet socket's.
 	 */
 	if (flight->skb != (__u64)ctx || flight->left_by == ctx->ifindex)
+		begin(flight, ctx);
+	/* Fragments are made after netfilter, in the memory of packets that are gone. */
+	nfct = srcip_read_u64(flight->skb, SRCIP_OFFSET(sk_buff, _nfct));
+	if (flight->state == IGNORED && flight->nf_conn != (nfct & ~NFCT_INFOMASK))
 		begin(flight, ctx);
 	flight->left_by = ctx->ifindex;
 	if (flight->state == IGNORED)
@@ -527,8 +538,7 @@ int srcip_tc_egress(struct __sk_buff *ctx)
 	if (flags < 0)
 		return TC_ACT_UNSPEC;
 	hop->flags = flags;
-	look(flight, ctx, srcip_read_u64(flight->skb, SRCIP_OFFSET(sk_buff, _nfct)),
-	     srcip_netns_of_device(flight->skb));
+	look(flight, ctx, nfct, srcip_netns_of_device(flight->skb));
 	return TC_ACT_UNSPEC;
 }
 

@@ -10,7 +10,15 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tests.kernel.box import CLIENT, NODE, NODE_INSIDE, SERVER, echo_request, udp_datagram
+from tests.kernel.box import (
+    CLIENT,
+    NODE,
+    NODE_INSIDE,
+    SERVER,
+    echo_request,
+    ipv4_packet,
+    udp_datagram,
+)
 from tests.kernel.test_connections import load_nat
 from tests.kernel.test_hops import FORWARDED, PORT, exchange, packets_of, places
 from tests.kernel.test_segments import TRACK
@@ -174,6 +182,28 @@ def test_fragments(box, trace, version):
         (Translated.DNAT, Hook.NF_PREROUTING),
         (Translated.SNAT, Hook.NF_POSTROUTING),
     ]
+
+
+def test_fragments_in_used_memory(box, trace):
+    """Fragments that are made in the memory of unwatched packets are seen as they leave."""
+    box.rules(TRACK)
+    tracer = trace(packets=1, wanted=Filter(proto=UDP))
+    datagram = udp_datagram(SPORT, PORT, b"x" * 2000)
+    with ExitStack() as stack:
+        server = stack.enter_context(box.socket("server", 4, socket.SOCK_DGRAM))
+        server.bind((SERVER[4], PORT))
+        sent = stack.enter_context(box.socket("client", 4, socket.SOCK_RAW, socket.IPPROTO_RAW))
+        # Answers of ARP are not watched.
+        for host in ("client", "node"):
+            box.run(host, "ip", "neigh", "flush", "all")
+        for offset, part in ((0x2000, datagram[:1000]), (125, datagram[1000:])):
+            packet = ipv4_packet(CLIENT[4], SERVER[4], part)
+            packet = packet[:4] + struct.pack("!HH", SPORT, offset) + packet[8:]
+            sent.sendto(packet, (SERVER[4], 0))
+        server.recv(4000)
+    tracer.flush()
+    left = [hop.is_fragment for hop in tracer.hops if hop.hook is Hook.TC_EGRESS]
+    assert left == [False, True]
 
 
 def test_without_programs_at_tc(box, trace, monkeypatch):
