@@ -115,6 +115,10 @@ def answer(*statements, flow=FLOW):
         ({"payload": {"protocol": "udp", "field": "dport"}}, "!=", 53, "no"),
         ({"payload": {"protocol": "ip", "field": "protocol"}}, "==", "tcp", "yes"),
         ({"payload": {"protocol": "ip", "field": "ttl"}}, "==", 64, "maybe"),
+        # What is not understood still needs its protocol.
+        ({"payload": {"protocol": "icmp", "field": "type"}}, "==", "echo-request", "no"),
+        ({"payload": {"protocol": "ip6", "field": "hoplimit"}}, "==", 64, "no"),
+        ({"&": [{"payload": {"protocol": "udp", "field": "length"}}, 1]}, "==", 1, "no"),
         ({"payload": {"base": "nh", "offset": 0, "len": 8}}, "==", 1, "maybe"),
         (L4PROTO, "==", {"set": ["tcp", "udp"]}, "yes"),
         ({"meta": {"key": "nfproto"}}, "==", "ipv4", "yes"),
@@ -140,6 +144,8 @@ def answer(*statements, flow=FLOW):
         (STATE, "in", ["established", "related"], "no"),
         (STATE, "==", {"set": ["established", "new"]}, "yes"),
         (STATE, "!=", "invalid", "yes"),
+        # The state is compared with both bits at once: this always holds.
+        (STATE, "!=", ["established", "new"], "maybe"),
         ({"ct": {"key": "status"}}, "in", "dnat", "yes"),
         ({"ct": {"key": "status"}}, "in", ["snat", "assured", "seen-reply"], "no"),
         ({"ct": {"key": "status"}}, "in", "expected", "maybe"),
@@ -166,11 +172,41 @@ def test_matches(left, op, right, expected):
         {"limit": {"rate": 5, "per": "second"}},
         {"set": {"op": "add", "elem": SADDR, "set": "@dynamic"}},
         {"xt": {"type": "match", "name": "statistic"}},
+        {"ct count": {"val": 20, "inv": True}},
+        {"tproxy": {"port": 15001}},
+        {"flow": {"op": "add", "flowtable": "@fast"}},
+        {"mangle": {"key": MARK, "value": {"map": {"key": SADDR, "data": {"set": []}}}}},
+        {"counter": {"map": {"key": SADDR, "data": "@counters"}}},
     ],
 )
 def test_statements_that_may_end_a_rule(statement):
-    """A limit may be reached, a set full, and a match of iptables shows only its name."""
+    """A limit may be reached, a map lack the element; a match of iptables shows only its name."""
     assert answer(statement) == "maybe"
+
+
+SIX = replace(FLOW, src=ip_address("2001:db8::1"), dst=ip_address("2001:db8::2"), orig_dst=None)
+
+
+@pytest.mark.parametrize(
+    ("statement", "flow", "applies"),
+    [
+        ({"snat": {"family": "ip", "addr": "192.0.2.1"}}, FLOW, True),
+        ({"snat": {"family": "ip", "addr": "192.0.2.1"}}, SIX, False),
+        ({"snat": {"family": "ip6", "addr": "2001:db8::9"}}, FLOW, False),
+        ({"dnat": {"family": "ip6", "addr": "2001:db8::9"}}, FLOW, False),
+        ({"reject": {"type": "tcp reset"}}, FLOW, True),
+        ({"reject": {"type": "tcp reset"}}, replace(FLOW, proto=17), False),
+        ({"reject": {"type": "icmp", "expr": "port-unreachable"}}, SIX, False),
+        ({"reject": {"type": "icmpv6", "expr": "port-unreachable"}}, SIX, True),
+        ({"reject": {"type": "icmpx", "expr": "port-unreachable"}}, SIX, True),
+        ({"mangle": {"key": {"payload": {"protocol": "ip", "field": "dscp"}}}}, SIX, False),
+        ({"mangle": {"key": {"tcp option": {"name": "maxseg"}}}}, replace(FLOW, proto=17), False),
+    ],
+)
+def test_statements_for_some_packets(statement, flow, applies):
+    """nft leaves out the protocol that a statement is for; other packets meet the next rule."""
+    candidates = ruleset([statement, {"accept": None}], DONE).snat_candidates(flow)
+    assert bool(candidates.certain and candidates.certain.action == "masquerade") != applies
 
 
 @pytest.mark.parametrize(
@@ -236,8 +272,8 @@ def verdicts(*pairs):
         (vmap(OIF, verdicts(("eth1", jump("a")))), "masquerade", 1),
         (vmap(OIF, verdicts(("eth0", {"accept": None}))), None, 0),
         (vmap(DPORT, verdicts(({"range": [1, 100]}, jump("a", "goto")))), "snat", 1),
+        (vmap(STATE, verdicts(("new", jump("a")), ("established", {"accept": None}))), "snat", 1),
         # The selector is not understood: any of them may match, or none.
-        (vmap(STATE, verdicts(("new", jump("a")), ("established", {"accept": None}))), None, 2),
         (vmap({"numgen": {"mode": "random", "mod": 2}}, verdicts((0, jump("a")))), None, 2),
     ],
 )
@@ -279,6 +315,47 @@ def test_change_of_the_connection_mark_makes_it_unknown():
     change = {"mangle": {"key": {"ct": {"key": "mark"}}, "value": MARK}}
     candidates = ruleset([OTHER, change], [asked, MASQUERADE]).snat_candidates(flow)
     assert (candidates.certain, len(candidates.possible)) == (None, 1)
+
+
+def test_connection_mark_that_is_changed_after_snat():
+    """The entry's mark is read at the end of the hook, where a later chain may have set it."""
+    mark = {"ct": {"key": "mark"}}
+    asks = parse_ruleset(document({"base": [[match(mark, 7), MASQUERADE], SNAT]}))
+    change = [{"mangle": {"key": mark, "value": 7}}]
+    flow = replace(FLOW, ct_mark=7)
+    for prio, expected in ((150, None), (50, "masquerade")):
+        base = {"type": "filter", "prio": prio}
+        sets = parse_ruleset(document({"base": [change]}, table="sets", base=base))
+        certain = Ruleset.of([asks, sets]).snat_candidates(flow).certain
+        assert (certain and certain.action) == expected
+
+
+def test_packets_without_an_entry():
+    """Without a conntrack entry there is no direction and no original address to compare with."""
+    flow = replace(FLOW, states=frozenset({"untracked"}), orig_dst=FLOW.dst)
+    base = {"type": "filter", "hook": "prerouting", "prio": -300}
+    for condition in (
+        match({"ct": {"key": "direction"}}, "original"),
+        match({"ct": {"key": "ip daddr", "dir": "original"}}, "192.0.2.7"),
+    ):
+        rules = ruleset([condition, {"drop": None}], base=base)
+        candidates = rules.drop_candidates(flow, "prerouting")
+        assert (candidates.certain, len(candidates.possible)) == (None, 1)
+
+
+@pytest.mark.parametrize("flags", ["dormant", ["dormant"]])
+def test_dormant_tables(flags):
+    """The kernel does not run the chains of a dormant table."""
+    objects = json.loads(document({"base": [DONE]}))["nftables"]
+    objects[1]["table"]["flags"] = flags
+    assert parse_ruleset(json.dumps({"nftables": objects})).base_chains == ()
+
+
+def test_a_single_flag_without_a_list():
+    """nft 1.1.4 prints the only flag of a set as a string."""
+    text = document({"base": [[match(DADDR, "@dynamic"), MASQUERADE]]})
+    text = text.replace('"flags": ["timeout"]', '"flags": "timeout"')
+    assert Ruleset.of([parse_ruleset(text)]).snat_candidates(FLOW).certain is None
 
 
 def test_priorities_order_base_chains():

@@ -11,7 +11,7 @@ _NEW: frozenset[CtState] = frozenset({"new"})
 _RELATED: frozenset[CtState] = frozenset({"related"})
 _ONGOING: frozenset[CtState] = frozenset({"new", "established", "related"})
 _ANSWER: frozenset[CtState] = frozenset({"established", "related"})
-_NO_ENTRY: frozenset[CtState] = frozenset({"invalid", "untracked"})
+NO_ENTRY: frozenset[CtState] = frozenset({"invalid", "untracked"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,5 +150,5 @@ def _states(drop: Drop, is_new: bool | None) -> frozenset[CtState]:
         return _NEW
     if drop.orig is None:
         # At prerouting, before conntrack has seen it, rules on states cannot match either.
-        return _NO_ENTRY
+        return NO_ENTRY
     return _ONGOING if is_new is None else _ONGOING - _NEW

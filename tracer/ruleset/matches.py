@@ -132,7 +132,9 @@ class Direction:
     is_understood: bool = True
 
     def truth(self, view: View) -> Truth:
-        """Whether it holds."""
+        """Whether it holds. Without a conntrack entry, nftables and iptables differ."""
+        if not view.has_entry:
+            return Truth.MAYBE
         return Truth.of(view.flow.is_reply == self.is_reply)
 
 

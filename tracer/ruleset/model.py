@@ -7,7 +7,7 @@ from typing import Literal, TypeVar, cast
 
 from tracer.model import IPNetwork
 from tracer.ruleset.flow import Flow
-from tracer.ruleset.program import BaseChain, KubeProxyFacts, Part
+from tracer.ruleset.program import SRCNAT, BaseChain, KubeProxyFacts, Part
 from tracer.ruleset.rule import Action, HookName, Owner, Range, Rule, Tool
 from tracer.ruleset.walk import Walked, walk
 
@@ -131,6 +131,8 @@ class Ruleset:
             for chain in self.base_chains
             if chain.kind == "nat" and chain.hook == hook and _sees(chain, flow)
         ]
+        if any(_marks_later(chain, hook, flow) for chain in self.base_chains):
+            flow = replace(flow, ct_mark=None)
         answer = self._snat_candidates(chains, flow)
         if not any(chain.effects.asks_source_port for chain in chains):
             if len(self._answers) >= _REMEMBERED:
@@ -243,6 +245,16 @@ def _identity(flow: Flow, hook: HookName) -> tuple[object, ...]:
 
 def _sees(chain: BaseChain, flow: Flow) -> bool:
     return chain.family in ("both", flow.family)
+
+
+def _marks_later(chain: BaseChain, hook: HookName, flow: Flow) -> bool:
+    """Whether a chain may change the entry's mark after SNAT: it is read at the hook's end."""
+    return (
+        chain.hook == hook
+        and chain.effects.has_connection_mark
+        and chain.priority >= SRCNAT
+        and _sees(chain, flow)
+    )
 
 
 def _can_lead_to(rule: Rule, flow: Flow) -> bool:

@@ -73,10 +73,15 @@ class Sets:
         if isinstance(reference, str) and reference.startswith("@"):
             named = self.by_name.get(reference[1:])
             if named is not None:
-                flags = named.get("flags", [])
                 # Packets add elements to such sets, and timeouts remove them.
-                return named.get("elem", []), not {"timeout", "dynamic"} & set(flags)
+                return named.get("elem", []), not {"timeout", "dynamic"} & flags(named)
         raise ValueError(f"no set {reference!r}")
+
+
+def flags(body: Mapping[str, Json]) -> set[str]:
+    """Return the flags of a table, set or map: newer nft prints a single one without a list."""
+    found = body.get("flags", [])
+    return {found} if isinstance(found, str) else set(found)
 
 
 def parse_match(match: Mapping[str, Json], sets: Sets) -> tuple[Match, ...]:
@@ -84,7 +89,29 @@ def parse_match(match: Mapping[str, Json], sets: Sets) -> tuple[Match, ...]:
     try:
         return _parse(match["op"], match["left"], match["right"], sets)
     except _FAILURES:
-        return (NotUnderstood(text=nft_text.match(match)),)
+        return (*_needed(match.get("left")), NotUnderstood(text=nft_text.match(match)))
+
+
+def _needed(left: Json) -> tuple[Match, ...]:
+    """Return what the kernel checks before it reads a field that is not understood."""
+    match left:
+        case {"&": [masked, _]}:
+            return _needed(masked)
+        case {"payload": {"protocol": str(name)}}:
+            return has_header(name)
+    return ()
+
+
+def has_header(name: str | None) -> tuple[Match, ...]:
+    """Return the match that a packet has a header of this protocol; none for other names."""
+    if name in _VERSIONS:
+        key, number = Key(Field.FAMILY), _VERSIONS[name]
+    else:
+        try:
+            key, number = Key(Field.PROTO), protocol(name or "")
+        except ValueError:
+            return ()
+    return (Within(keys=(key,), elements=Elements([(((number, number),), None)])),)
 
 
 def parse_keys(left: Json) -> tuple[Key, ...]:
@@ -103,6 +130,8 @@ def parse_keys(left: Json) -> tuple[Key, ...]:
         return (Key(_METAS[value["key"]]),)
     if kind == "payload":
         return (_payload(value),)
+    if value == {"key": "state"}:
+        return (Key(Field.STATE),)
     if kind == "ct" and value.get("dir") == "original":
         family, _, name = value["key"].rpartition(" ")
         return (Key(_ORIGINALS[name], _VERSIONS.get(value.get("family") or family)),)
@@ -196,6 +225,8 @@ def _value(value: Json, key: Key) -> int | str:
         return protocol(value)
     if key.field is Field.FAMILY:
         return _VERSIONS[value]
+    if key.field is Field.STATE and value in _STATES:
+        return str(value)
     if key.field in _INTERFACES and isinstance(value, str) and not value.endswith("*"):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and key.field not in _INTERFACES:
@@ -255,6 +286,9 @@ def _conntrack(op: str, ct: Mapping[str, Json], right: Json) -> Match | None:
     if op not in {"==", "!=", "in"}:
         raise ValueError("compared in another way")
     names = frozenset(_names(right))
+    if isinstance(right, list) and op != "in":
+        # Compared with all of these bits at once, of which a packet's state has one.
+        raise ValueError("compared as a whole")
     if key == "direction":
         (name,) = names
         is_reply = {"original": False, "reply": True}[name]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tracer.ruleset import nft_text, owners
 from tracer.ruleset.matches import Match, NotUnderstood
-from tracer.ruleset.nft_match import Sets, parse_item, parse_keys, parse_match
+from tracer.ruleset.nft_match import Sets, has_header, parse_item, parse_keys, parse_match
 from tracer.ruleset.program import (
     Entry,
     Finish,
@@ -42,11 +42,14 @@ _VERDICTS = {
 }
 # Statements that neither end a rule nor change anything that a match here looks at.
 _PASSING = frozenset(
-    {
-        "counter", "ct count", "ct expectation", "ct helper", "ct timeout", "dup", "flow", "last",
-        "log", "notrack", "secmark", "tproxy",
-    }
-)  # fmt: skip
+    {"counter", "ct helper", "ct timeout", "dup", "last", "log", "notrack", "secmark"}
+)
+# Statements at which a rule may end: a limit is reached, a set is full, no socket is found.
+_CONDITIONAL = frozenset(
+    {"ct count", "ct expectation", "flow", "limit", "map", "quota", "set", "tproxy"}
+)
+# The packets that these kinds of reject are for.
+_REJECTED = {"tcp reset": "tcp", "icmp": "ip", "icmpv6": "ip6"}
 _FAILURES = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
@@ -85,21 +88,21 @@ class _Reader:
         ((kind, value),) = statement.items()
         if kind == "match":
             yield from parse_match(value, self.place.sets)
-        elif kind == "mangle":
-            yield from _mangle(value)
-        elif kind == "vmap":
+            return
+        if kind == "vmap":
             yield self._lookup(value)
-        elif kind in {"limit", "quota", "set", "map"}:
-            # If a limit is reached or a set is full, the rule ends here.
+            return
+        yield from _implied(kind, value)
+        if kind in _CONDITIONAL or _has_map(value):
+            # If the map has no element for the packet, the rule ends here, too.
             yield NotUnderstood(text=nft_text.statement(statement))
-        elif kind not in _PASSING:
+        if kind == "mangle":
+            yield from _mangle(value)
+        elif kind not in _PASSING | _CONDITIONAL:
             yield from self._verdict(kind, value)
 
     def _verdict(self, kind: str, value: Json) -> Iterator[Op]:
         if kind in _ACTIONS:
-            if kind == "snat" and isinstance(value, dict) and "map" in str(value.get("addr")):
-                # If the map has no element for the packet, the rule does not apply.
-                yield NotUnderstood(text=nft_text.statement({kind: value}))
             yield Finish(self._rule(_ACTIONS[kind], value))
         elif kind in _VERDICTS:
             yield _VERDICTS[kind]
@@ -163,6 +166,25 @@ class _Reader:
         if kind in _ACTIONS:
             return Finish(self._rule(_ACTIONS[kind], None, element))
         return Perhaps(self._rule(Action.UNKNOWN, None, element))
+
+
+def _implied(kind: str, value: Json) -> tuple[Match, ...]:
+    """Return what the kernel checks before a statement, although nft does not print it."""
+    if not isinstance(value, dict):
+        return ()
+    if kind in {"snat", "dnat"}:
+        # A packet of the other family continues with the next rule (nft_nat_inet_eval).
+        return has_header(value.get("family"))
+    if kind == "reject":
+        return has_header(_REJECTED.get(value.get("type", "")))
+    key = value["key"] if kind == "mangle" else {}
+    return has_header("tcp" if "tcp option" in key else key.get("payload", {}).get("protocol"))
+
+
+def _has_map(value: Json) -> bool:
+    if isinstance(value, dict):
+        return "map" in value or any(_has_map(one) for one in value.values())
+    return isinstance(value, list) and any(_has_map(one) for one in value)
 
 
 def _mangle(value: Mapping[str, Json]) -> Iterator[Op]:

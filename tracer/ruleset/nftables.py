@@ -7,7 +7,7 @@ from typing import Any
 
 from tracer.ruleset import kube_proxy, owners
 from tracer.ruleset.errors import RulesetError
-from tracer.ruleset.nft_match import Sets
+from tracer.ruleset.nft_match import Sets, flags
 from tracer.ruleset.nft_rule import Place, parse_rule
 from tracer.ruleset.program import (
     BaseChain,
@@ -40,6 +40,7 @@ class _Table:
     chains: dict[str, Mapping[str, Json]] = field(default_factory=dict)
     rules: dict[str, list[Mapping[str, Json]]] = field(default_factory=dict)
     sets: dict[str, Mapping[str, Json]] = field(default_factory=dict)
+    is_dormant: bool = False
 
 
 def parse_ruleset(text: str) -> Part:
@@ -94,13 +95,16 @@ def _tables(objects: Json) -> list[_Table]:
             continue
         name = body["name"] if kind == "table" else body["table"]
         table = tables.setdefault((body["family"], name), _Table(body["family"], name))
-        if kind == "chain":
+        if kind == "table":
+            # The kernel does not attach its base chains to their hooks.
+            table.is_dormant = "dormant" in flags(body)
+        elif kind == "chain":
             table.chains[body["name"]] = body
         elif kind == "rule":
             table.rules.setdefault(body["chain"], []).append(body)
         elif kind in {"set", "map"}:
             table.sets[body["name"]] = body
-    return list(tables.values())
+    return [table for table in tables.values() if not table.is_dormant]
 
 
 @dataclass(slots=True)

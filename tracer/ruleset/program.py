@@ -108,7 +108,7 @@ class Effects:
             if isinstance(op, SetMark):
                 bits |= op.touched
             elif isinstance(op, Perhaps):
-                bits |= ALL_BITS
+                bits, has_connection_mark = ALL_BITS, True
             elif isinstance(op, SetConnectionMark):
                 has_connection_mark = True
             elif isinstance(op, Within | Lookup):

@@ -6,7 +6,7 @@ from enum import Enum, StrEnum
 from typing import Generic, TypeVar
 
 from tracer.model import SCTP, TCP, UDP, IPAddress
-from tracer.ruleset.flow import Flow
+from tracer.ruleset.flow import NO_ENTRY, Flow
 from tracer.ruleset.truth import Bits
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ class Field(StrEnum):
     FAMILY = "family"
     IIF = "iif"
     OIF = "oif"
+    STATE = "state"
 
 
 class Absent(Enum):
@@ -39,6 +40,9 @@ class Absent(Enum):
 
     UNKNOWN = "not known"
     MISSING = "the packet has no such field"
+
+
+_OF_ENTRY = (Field.ORIG_SRC, Field.ORIG_DST, Field.ORIG_SPORT, Field.ORIG_DPORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,15 @@ class View:
             return None
         return (flow.orig_dst, flow.orig_dport) != (flow.dst, flow.dport)
 
+    @property
+    def has_entry(self) -> bool:
+        """Whether the packet may have a conntrack entry."""
+        return not self.flow.states <= NO_ENTRY
+
     def _value(self, which: Field) -> Value | None:
         flow = self.flow
+        if which in _OF_ENTRY and not self.has_entry:
+            return None
         match which:
             case Field.SRC | Field.DST:
                 return _number(self.address(which))
@@ -100,6 +111,8 @@ class View:
                 return _number(flow.orig_dst)
             case Field.IIF | Field.OIF:
                 return flow.iif if which is Field.IIF else flow.oif
+            case Field.STATE:
+                return next(iter(flow.states)) if len(flow.states) == 1 else None
             case Field.PROTO | Field.FAMILY:
                 return flow.proto if which is Field.PROTO else flow.src.version
         # Without ports, rules on the transport header look at something else.
