@@ -527,6 +527,66 @@ def test_random_doubtful_rules_against_the_counters(namespace, kind, seed):
             assert took == named or candidates.certain is None, packet
 
 
+OUTPUT = "type filter hook output priority 0; policy accept;"
+
+
+@pytest.mark.parametrize(
+    ("rules", "hook"),
+    [
+        # iptables-save leaves out base chains with other names, and misprints sets and ranges.
+        (
+            "table ip nat { chain postrouting { type nat hook postrouting priority 100;\n"
+            "counter masquerade\n}\n}",
+            "postrouting",
+        ),
+        (
+            "table ip filter { chain out { type filter hook output priority 5; policy accept;\n"
+            "counter drop\n}\n}",
+            "output",
+        ),
+        (
+            f"table ip filter {{ chain OUTPUT {{ {OUTPUT}\n"
+            'ip daddr { 192.0.2.2, 192.0.2.3 } counter drop\ncounter drop comment "last"\n}\n}',
+            "output",
+        ),
+        (
+            f"table ip filter {{ chain OUTPUT {{ {OUTPUT}\n"
+            "ip daddr 192.0.2.0-192.0.2.200 counter drop\ncounter drop\n}\n}",
+            "output",
+        ),
+        # It fails here.
+        (
+            f"table ip filter {{ chain OUTPUT {{ {OUTPUT}\n"
+            "th dport 99 counter drop\ncounter drop\n}\n}",
+            "output",
+        ),
+    ],
+)
+def test_own_rules_of_nft_in_tables_of_iptables(namespace, rules, hook):
+    """In tables that nft and iptables both write to, the rule that took the packet is named."""
+    equip(namespace)
+    for table, chain in (("nat", "POSTROUTING"), ("filter", "OUTPUT")):
+        namespace.run("iptables-nft", "-t", table, "-A", chain, "-s", "203.0.113.1", "-j", "ACCEPT")
+    namespace.run("nft", "-f", "-", stdin=rules)
+    with suppress(PermissionError):
+        send(namespace, *PACKETS[0])
+    (took,) = (
+        nft_text.rule(one["rule"])
+        for one in json.loads(namespace.run("nft", "-j", "list", "ruleset"))["nftables"]
+        if any(
+            (statement.get("counter") or {}).get("packets")
+            for statement in one.get("rule", {}).get("expr", ())
+        )
+    )
+    found = read(namespace.path)
+    assert found.unread == ()
+    flow = as_flow(*PACKETS[0])
+    candidates = (
+        found.snat_candidates(flow) if hook == "postrouting" else found.drop_candidates(flow, hook)
+    )
+    assert candidates.certain.text == took
+
+
 def test_connection_mark_set_after_snat(namespace):
     """A connection's mark may have been set after SNAT: it does not show which rule matched."""
     equip(namespace)

@@ -502,18 +502,55 @@ def test_new_sources():
         assert [str(to) for to in rule.to_addresses] == [expected]
 
 
-def test_tables_of_iptables_count_once():
+POSTROUTING = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n"
+
+
+def nat(rules, **options):
+    """What nft prints of iptables' own chain."""
+    where = {"family": "ip", "table": "nat"} | options
+    text = document({"base": rules}, **where)
+    return parse_ruleset(text.replace('"base"', '"POSTROUTING"'))
+
+
+def test_chains_of_iptables_count_once():
     """What iptables-save shows is left out of what nft shows, and only that."""
-    shown = parse_save(
-        "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n", "ipv4"
-    )
-    same = parse_ruleset(document({"base": [DONE]}, family="ip", table="nat"))
-    other = parse_ruleset(document({"base": [DONE]}, family="ip6", table="nat"))
-    both = Ruleset.of([shown, same])
+    shown = parse_save(POSTROUTING, "ipv4")
+    both = Ruleset.of([shown, nat([DONE])])
     assert [rule.tool for rule in both.rules] == ["iptables"]
     assert both.snat_candidates(FLOW).certain.tool == "iptables"
-    assert [rule.tool for rule in Ruleset.of([shown, other]).rules] == ["iptables", "nftables"]
-    assert [rule.tool for rule in Ruleset.of([same]).rules] == ["nftables"]
+    both = Ruleset.of([shown, nat([DONE], family="ip6")])
+    assert [rule.tool for rule in both.rules] == ["iptables", "nftables"]
+    assert [rule.tool for rule in Ruleset.of([nat([DONE])]).rules] == ["nftables"]
+
+
+def test_other_chains_in_tables_of_iptables():
+    """iptables-save leaves out base chains that iptables does not make, and shows empty ones."""
+    shown = parse_save("*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n", "ipv4")
+    named = parse_ruleset(document({"base": [DONE]}, family="ip", table="nat"))
+    for other in (named, nat([DONE], base={"prio": 90})):
+        certain = Ruleset.of([shown, other]).snat_candidates(FLOW).certain
+        assert certain.tool == "nftables"
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        # iptables-nft-save 1.8.9 prints the first three without a condition.
+        (match(SADDR, "@nets"), "nftables"),
+        (match(SADDR, {"set": ["10.1.0.4"]}), "nftables"),
+        (match({"concat": [SADDR, DADDR]}, {"set": []}), "nftables"),
+        (match(SADDR, {"range": ["10.1.0.1", "10.1.0.9"]}), "nftables"),
+        (match(SADDR, "10.1.0.5", ">"), "nftables"),
+        ({"mangle": {"key": MARK, "value": 1}}, "nftables"),
+        (match(SADDR, "10.1.0.5"), "iptables"),
+        (match(DPORT, {"range": [80, 90]}), "iptables"),
+        (match({"&": [MARK, 1]}, 1), "iptables"),
+    ],
+)
+def test_own_rules_of_nft_in_chains_of_iptables(condition, expected):
+    """A chain with a rule that iptables-save misprints is read from nft."""
+    rules = Ruleset.of([parse_save(POSTROUTING, "ipv4"), nat([[condition, MASQUERADE]])]).rules
+    assert [rule.tool for rule in rules] == [expected]
 
 
 def test_tables_of_iptables_have_its_chain_names():

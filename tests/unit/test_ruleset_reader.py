@@ -174,6 +174,26 @@ def test_tools_that_fail(node, script, complaint):
     assert rules.owners == {Owner.FLANNEL}
 
 
+def test_iptables_save_fails(node):
+    """It fails on some of nft's own rules in its tables. nft prints all of them."""
+    node.install(NFT_SAVE, "echo 'Parsing nftables rule failed' >&2; exit 1")
+    node.prints("nft", "masquerade-node1.json")
+    assert read().unread == ()
+    node.install("nft", "exit 1")
+    assert [line.split(":")[0] for line in read().unread] == ["tables of iptables", "nftables"]
+
+
+def test_incomplete_tables_without_nft(node):
+    """Tables of which iptables-save leaves out a part are noted, too."""
+    node.tables = {("ip", "nat")}
+    node.install(
+        NFT_SAVE,
+        f"""echo "# Table \\`nat' contains incompatible base-chains, use 'nft' tool to list them."
+        cat {FILES}/flannel.iptables""",
+    )
+    assert read().unread == ("table ip nat: nft is not installed",)
+
+
 def test_clean_environment(node, monkeypatch):
     """Tools get none of our variables and no input, and no shell sees their arguments."""
     monkeypatch.setenv("SECRET", "1")

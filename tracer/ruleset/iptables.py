@@ -28,6 +28,8 @@ from tracer.ruleset.rule import HOOKS, Action, HookName, Rule, Tool
 
 _CHAIN = re.compile(r":(\S+) (\S+)(?: \[\d+:\d+\])?\s*")
 _RULE = re.compile(r"(?:\[\d+:\d+\] )?(-A (\S+).*)")
+# iptables-nft-save leaves out base chains that iptables does not make.
+_INCOMPLETE = re.compile(r"^# Table `(\S+)' contains incompatible base-chains", re.M)
 _TARGET = re.compile(r" -[jg] (\S+)")
 _PRIORITIES = {
     "raw": RAW,
@@ -73,10 +75,23 @@ def parse_save(text: str, family: Literal["ipv4", "ipv6"], tool: Tool = "iptable
         base_chains=tuple(chains),
         rules=rules,
         tables=frozenset((version, table.name) for table in tables),
+        incomplete=frozenset((version, name) for name in _INCOMPLETE.findall(text)),
         owners=frozenset(owners.of_chain(name) for table in tables for name in table.policies)
         | {rule.owner for rule in rules},
         kube_proxy=kube_proxy.of_iptables(nat.lines) if nat else KubeProxyFacts(),
     )
+
+
+def is_builtin(chain: BaseChain) -> bool:
+    """Whether a base chain of nft is one that iptables makes, or would make in its place."""
+    return (
+        _HOOKS.get(chain.name) == chain.hook
+        and _priority(chain.table, chain.name) == chain.priority
+    )
+
+
+def _priority(table: str, chain: str) -> int | None:
+    return _NAT_PRIORITIES.get(chain) if table == "nat" else _PRIORITIES.get(table)
 
 
 def _tables(text: str) -> Iterator[_Table]:
@@ -148,7 +163,7 @@ class _Reader:
             name=name,
             kind="nat" if is_nat else "filter",
             hook=_HOOKS[name],
-            priority=_NAT_PRIORITIES[name] if is_nat else _PRIORITIES.get(self.table.name, FILTER),
+            priority=_priority(self.table.name, name) or FILTER,
             policy=policy,
             tool=self.tool,
             chains=chains,

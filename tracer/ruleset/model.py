@@ -1,13 +1,14 @@
 """A snapshot of a node's rules, and which of them a connection may have met."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Literal, TypeVar, cast
 
 from tracer.model import IPNetwork
 from tracer.ruleset.flow import Flow
-from tracer.ruleset.program import SRCNAT, BaseChain, KubeProxyFacts, Part
+from tracer.ruleset.iptables import is_builtin
+from tracer.ruleset.program import SRCNAT, BaseChain, KubeProxyFacts, Part, telling_rules
 from tracer.ruleset.rule import Action, HookName, Owner, Range, Rule, Tool
 from tracer.ruleset.walk import Walked, walk
 
@@ -99,7 +100,7 @@ class Ruleset:
 
     @classmethod
     def of(cls, parts: Iterable[Part], unread: Iterable[str] = ()) -> "Ruleset":
-        """Combine what several tools print. A table that two of them print counts once."""
+        """Combine what several tools print. A base chain that two of them print counts once."""
         parts = _once(parts)
         facts = [part.kube_proxy for part in parts]
         return cls(
@@ -194,16 +195,37 @@ class Ruleset:
 
 
 def _once(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Leave out the iptables tables that nft prints, if iptables-save prints them, too."""
+    """
+    Keep one reading of the base chains that iptables-save and nft both print.
+
+    It is that of iptables-save, which knows all matches of iptables, unless the chain has rules
+    that only nft prints as they are. Other base chains in iptables' tables only nft prints.
+    """
     parts = tuple(parts)
     shown = {table for part in parts if part.tool == "iptables" for table in part.tables}
-    return tuple(_without(part, shown) if part.tool == "nftables" else part for part in parts)
+    both = {
+        _place(chain): chain.has_native
+        for part in parts
+        if part.tool == "nftables"
+        for chain in part.base_chains
+        if (_NFT[chain.family], chain.table) in shown and is_builtin(chain)
+    }
+    return tuple(_of_chains(part, both) for part in parts)
 
 
-def _without(part: Part, shown: Collection[tuple[str, str]]) -> Part:
-    chains = [one for one in part.base_chains if (_NFT[one.family], one.table) not in shown]
-    rules = [one for one in part.rules if (_NFT[one.family], one.table) not in shown]
-    return replace(part, base_chains=tuple(chains), rules=tuple(rules))
+def _of_chains(part: Part, both: Mapping[tuple[object, ...], bool]) -> Part:
+    if part.tool == "iptables-legacy":
+        return part
+    chains = tuple(
+        chain
+        for chain in part.base_chains
+        if both.get(_place(chain), part.tool == "nftables") == (part.tool == "nftables")
+    )
+    return replace(part, base_chains=chains, rules=telling_rules(chains))
+
+
+def _place(chain: BaseChain) -> tuple[object, ...]:
+    return _NFT[chain.family], chain.table, chain.name, chain.hook, chain.priority
 
 
 def _walk(chains: list[BaseChain], flow: Flow, *, wants_drops: bool) -> Walked:

@@ -8,6 +8,7 @@ from typing import Any
 from tracer.ruleset import kube_proxy, owners
 from tracer.ruleset.errors import RulesetError
 from tracer.ruleset.nft_match import Sets, flags
+from tracer.ruleset.nft_native import is_native
 from tracer.ruleset.nft_rule import Place, parse_rule
 from tracer.ruleset.program import (
     BaseChain,
@@ -163,6 +164,9 @@ class _Reader:
             tool="nftables",
             chains=chains,
             effects=Effects.of(chains),
+            has_native=any(
+                is_native(rule) for name in chains for rule in self.table.rules.get(name, ())
+            ),
         )
 
     def _policy(self, body: Mapping[str, Json]) -> Rule | None:

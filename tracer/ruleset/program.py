@@ -136,6 +136,7 @@ class BaseChain:
         tool: The tool that printed it.
         chains: The chain itself, and those that it leads to.
         effects: What these chains may change.
+        has_native: Whether one of them has a rule that only nft prints as it is.
     """
 
     family: RuleFamily
@@ -148,6 +149,7 @@ class BaseChain:
     tool: Tool
     chains: Chains = field(compare=False, repr=False)
     effects: Effects
+    has_native: bool = False
 
     def placed(self, rule: Rule) -> Rule:
         """Return a rule as one that this chain leads to."""
@@ -174,13 +176,15 @@ class Part:
     """
     The rules of one or more families that one tool printed.
 
-    ``tables`` are the tables that it covers, by nftables' family and name.
+    ``tables`` are the tables that it covers, by nftables' family and name; ``incomplete`` are those
+    of which it prints only some base chains.
     """
 
     tool: Tool
     base_chains: tuple[BaseChain, ...] = ()
     rules: tuple[Rule, ...] = ()
     tables: frozenset[tuple[str, str]] = frozenset()
+    incomplete: frozenset[tuple[str, str]] = frozenset()
     owners: frozenset[Owner] = frozenset()
     kube_proxy: KubeProxyFacts = KubeProxyFacts()
     unread: tuple[str, ...] = ()

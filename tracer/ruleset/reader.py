@@ -162,6 +162,7 @@ class _Reading:
         self.outputs: list[printed.Output] = []
         self.unread: list[str] = []
         self._limits = limits
+        self._left_to_nft: list[str] = []
 
     def legacy(self) -> None:
         for family, program in _PROGRAMS.items():
@@ -180,13 +181,18 @@ class _Reading:
             output = run((f"{program}-nft-save",), self._limits)
             if output.is_missing and _is_nft_variant(f"{program}-save", self._limits):
                 output = run((f"{program}-save",), self._limits)
-            # If it is missing, nft still prints these tables, though not all of their matches.
-            if not output.is_missing:
-                where = f"tables of {program}"
+            # If it is missing, or fails as it does on some of nft's own rules, nft still prints
+            # these tables, though not all of their matches.
+            where = f"tables of {program}"
+            if output.problem is None:
                 self._add(output, where, "iptables", family)
+            elif not output.is_missing:
+                self._left_to_nft.append(f"{where}: {output.problem}")
 
     def nftables(self) -> None:
         output = run(("nft", "-j", "list", "ruleset"), self._limits)
+        if output.problem is not None:
+            self.unread += self._left_to_nft
         if not output.is_missing:
             self._add(output, "nftables", "nftables", None)
             return
@@ -202,7 +208,8 @@ class _Reading:
         for output in self.outputs:
             if output.tool == "iptables":
                 with suppress(RulesetError):
-                    shown |= set(output.parse().tables)
+                    part = output.parse()
+                    shown |= part.tables - part.incomplete
         try:
             with Nftables() as netlink:
                 there = netlink.tables()
