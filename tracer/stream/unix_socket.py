@@ -1,5 +1,6 @@
 """Create the Unix socket of the live stream, with its group, in place of a stale one."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -43,6 +44,8 @@ def listen(path: Path, group: int | None, backlog: int) -> socket.socket:
         why = error.strerror or error
         if isinstance(error, FileNotFoundError):
             why = f"there is no directory {path.parent}"
+        elif error.errno == errno.EADDRINUSE and not path.is_socket():
+            why = "something that is not a socket has that name"
         raise StreamError(
             f"cannot listen on {path}: {why}; choose another with --stream-socket, or --no-stream"
         ) from error
