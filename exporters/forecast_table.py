@@ -176,6 +176,7 @@ def _advice_for(same: Sequence[Forecast]) -> tuple[str, ...]:
         backend="its endpoint",
         version=None,
         node=nodes,
+        is_local_possible=one.is_local_possible,
     )
 
 

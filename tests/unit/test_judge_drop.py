@@ -213,7 +213,7 @@ def balanced(*ranges, policy="Cluster"):
         *NODES,
         kube.service(
             "web", type="LoadBalancer", ports=[HTTP], externalTrafficPolicy=policy,
-            loadBalancerSourceRanges=list(ranges),
+            clusterIPs=["10.0.0.10", "2001:db8:96::10"], loadBalancerSourceRanges=list(ranges),
             status=kube.balanced("203.0.113.9", "2001:db8:1b::9"),
         ),
         kube.slice_of("web", kube.endpoint(P11)),

@@ -128,21 +128,23 @@ def _claims(obj: Object, owner: Owner) -> Iterator[tuple[Subject, Claim]]:
 
 
 def _service_claims(service: Service, owner: Owner) -> Iterator[tuple[Subject, Claim]]:
-    balancers = [item.address for item in service.load_balancer]
+    # kube-proxy ignores the address of a load balancer that proxies (ipMode: Proxy).
     ranked = (
         (CLUSTER_IP_RANK, service.cluster_ips),
         (EXTERNAL_IP_RANK, service.external_ips),
-        (LOAD_BALANCER_RANK, balancers),
+        (LOAD_BALANCER_RANK, [lb.address for lb in service.load_balancer if not lb.is_proxy]),
     )
     for port in service.ports:
         for rank, addresses in ranked:
             for address in addresses:
+                if not service.has_family(address.version):
+                    continue
                 key = socket(address, port.port, port.proto)
                 yield (Topic.SOCKET, key), Claim(rank, owner, port)
         if port.node_port is not None:
             yield (Topic.NODE_PORT, (port.node_port, port.proto)), Claim(0, owner, port)
-    for address in balancers:
-        yield (Topic.LOAD_BALANCER, number(address)), Claim(0, owner)
+    for balancer in service.load_balancer:
+        yield (Topic.LOAD_BALANCER, number(balancer.address)), Claim(0, owner)
 
 
 def _slice_claims(slice_: EndpointSlice, owner: Owner) -> Iterator[tuple[Subject, Claim]]:

@@ -148,9 +148,10 @@ class Cluster:
         owner = self.node_of(address)
         if owner is None and not is_loopback(number(address)) and address not in node_addresses:
             return None
-        claims = self._state.at(Topic.NODE_PORT, (port, proto))
-        if claims:
-            return self._match(claims[0], Via.NODE_PORT)
+        for claim in self._state.at(Topic.NODE_PORT, (port, proto)):
+            match = self._match(claim, Via.NODE_PORT)
+            if match is not None and match.service.has_family(address.version):
+                return match
         owner = owner or node or self._only_node(node_addresses)
         return self._host_port_at(owner, address, port, proto) if owner else None
 

@@ -97,6 +97,14 @@ class Service:
         """The Service's identity."""
         return ServiceKey(self.namespace, self.name)
 
+    def has_family(self, version: int) -> bool:
+        """
+        Whether kube-proxy serves it in a family, 4 or 6: where it has a ClusterIP.
+
+        Source: serviceToServiceMap in pkg/proxy/servicechangetracker.go.
+        """
+        return any(address.version == version for address in self.cluster_ips)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:

@@ -37,6 +37,10 @@ _INBOUND_SETTINGS = {
         "reach the hostPort"
     ),
 }
+_NO_LOCAL = (
+    "no command: with externalTrafficPolicy Local every node would drop, because its EndpointSlices"
+    " place no endpoint on a node"
+)
 _ROUTE_BACK = "cost: the destination then needs a route back to the pods"
 
 
@@ -48,6 +52,7 @@ def for_source(
     version: int | None,
     node: str,
     rule: Rule | None = None,
+    is_local_possible: bool = True,
 ) -> tuple[str, ...]:
     """
     Return advice for a replaced source, one string per line.
@@ -59,11 +64,13 @@ def for_source(
         version: 4 or 6; None for both.
         node: The node that the client addressed.
         rule: The rule that replaces it, where that is certain.
+        is_local_possible: Whether a node has an endpoint of the Service: with policy Local, the
+            others drop.
     """
     service = match.service if isinstance(match, ServiceMatch) else None
     match cause:
         case Cause.EXTERNAL_TRAFFIC_POLICY_CLUSTER | Cause.IPVS_MASQUERADE:
-            return _policy_local(service)
+            return _policy_local(service) if is_local_possible else (_NO_LOCAL,)
         case Cause.OFF_CLUSTER_SOURCE:
             return (
                 "connect from inside the cluster, or to the pods' own addresses; cost: those need "

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from tracer.cluster.match import ServiceMatch, Via
+from tracer.cluster.match import Family, ServiceMatch, Via
 from tracer.cluster.objects import Policy, Service
 from tracer.judge import advice, proxy_lines
 from tracer.judge.cause import OF_KUBE_PROXY, Cause
 from tracer.judge.connection_notes import ConnectionNotes
+from tracer.judge.endpoints import usable
 from tracer.judge.lines import Lines
 from tracer.judge.proxy_word import ProxyWord
 from tracer.judge.stray import detour
@@ -87,7 +88,17 @@ class _Case:
             version=reply.src.version,
             rule=found.rule,
             node=self.view.node,
+            is_local_possible=self._is_local_possible(),
         )
+
+    def _is_local_possible(self) -> bool:
+        """Whether a node has an endpoint of the Service; yes if there is no telling."""
+        match, cluster = self.match, self.view.cluster
+        if cluster is None or not isinstance(match, ServiceMatch):
+            return True
+        family: Family = "ipv4" if self.connection.reply.src.version == 4 else "ipv6"
+        found = usable(cluster.endpoints(match.service.key, match.port.name, family))
+        return not found or any(endpoint.node for endpoint in found)
 
     def _behind(self) -> ServiceRef | None:
         """Return the Service of a pod that was reached at its own address, if there is just one."""
@@ -100,6 +111,13 @@ class _Case:
     @cached_property
     def is_client_here(self) -> bool:
         return self.view.is_here(self.connection.orig.src)
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether the destination's address or port was replaced."""
+        connection = self.connection
+        has_ports = not connection.orig.is_icmp
+        return connection.is_dnat or (has_ports and connection.reply.sport != connection.orig.dport)
 
     @cached_property
     def candidates(self) -> Candidates | None:
@@ -201,7 +219,9 @@ class _Case:
         is_foreign = rule is not None and rule.owner is not Owner.KUBE_PROXY
         if is_foreign or self.is_marked is False:
             return self._foreign_cause()
-        if isinstance(match, ServiceMatch):
+        # kube-proxy masquerades nothing that it has not sent to an endpoint before.
+        is_served = self.is_translated or self.is_marked
+        if isinstance(match, ServiceMatch) and is_served:
             return self._kube_proxy_cause(match)
         if self.is_marked:
             self.notes.add(
@@ -248,7 +268,8 @@ class _Case:
         """Distinguish a pod's traffic out of the cluster from what other rules translate."""
         view, connection = self.view, self.connection
         source, target = self.client_class, view.classify(connection.reply.src)
-        is_egress = source is ClientClass.POD and target is ClientClass.EXTERNAL
+        is_outside = target in (ClientClass.EXTERNAL, ClientClass.LOADBALANCER)
+        is_egress = source is ClientClass.POD and is_outside
         if self.match is None and is_egress:
             self.notes.add(
                 lambda: (

@@ -103,6 +103,14 @@ class ConnectionNotes:
             self.add(
                 lambda: f"pod {pod.namespace}/{pod.name} was reached through its hostPort {port}"
             )
+        if is_marked and self._connection.hook is Hook.NF_INPUT:
+            self.add(
+                lambda: (
+                    "the packet carried kube-proxy's masquerade mark, but the backend is on the "
+                    "node itself: what is delivered there does not pass POST_ROUTING, where "
+                    "kube-proxy masquerades"
+                )
+            )
         if is_marked and self._connection.hook is Hook.NF_POSTROUTING:
             self.add(
                 lambda: (

@@ -11,7 +11,7 @@ from tracer.judge.endpoints import usable
 from tracer.judge.lines import owned
 from tracer.judge.place import possible_hooks
 from tracer.judge.verdict import JudgedDrop, Opinion, Verdict
-from tracer.judge.view import View, policy_of, reference
+from tracer.judge.view import EXTERNAL_WAYS, View, policy_of, reference
 from tracer.model import Drop, FiveTuple, Hook, IPAddress
 from tracer.ruleset.model import Candidates, Flow, HookName, Owner, Rule
 
@@ -96,7 +96,8 @@ class _Case:
             evidence=tuple(self.evidence),
             advice=advice.for_drop(
                 cause,
-                self.match,
+                # Behind DNAT it is the backend's address that nobody listened at.
+                None if self._is_translated else self.match,
                 self.view.node,
                 is_own=flow is not None and flow.src in self.view.service_addresses,
             ),
@@ -152,11 +153,26 @@ class _Case:
             return Cause.CONNTRACK_INVALID
         if self.rule is not None and self.rule.owner is not Owner.KUBE_PROXY:
             return Cause.NETFILTER_DROP
-        if isinstance(self.match, ServiceMatch) and not self.drop.is_reply:
+        if isinstance(self.match, ServiceMatch) and self._is_before_kube_proxy(self.match):
             cause = self._service_cause(self.match)
             if cause is not None:
                 return cause
         return Cause.NETFILTER_DROP
+
+    @property
+    def _is_translated(self) -> bool:
+        """Whether the destination was replaced: kube-proxy had chosen an endpoint."""
+        packet, orig = self.drop.packet, self.drop.orig
+        if packet is None or orig is None or packet.proto != orig.proto or self.drop.is_reply:
+            return False
+        return packet.dst != orig.dst or (not orig.is_icmp and packet.dport != orig.dport)
+
+    def _is_before_kube_proxy(self, match: ServiceMatch) -> bool:
+        """Whether kube-proxy's rules of this node may have dropped what was sent to a Service."""
+        if self.drop.is_reply or self._is_translated or self.flow is None:
+            return False
+        # Another node's NodePort is that node's business.
+        return match.via is not Via.NODE_PORT or self.view.is_here(self.flow.dst)
 
     @cached_property
     def _is_invalid(self) -> bool:
@@ -184,7 +200,8 @@ class _Case:
             return Cause.NO_ENDPOINTS
         if self._is_excluded(match):
             return Cause.SOURCE_RANGES
-        if policy_of(match) is Policy.LOCAL and not self._usable(match, self.view.node):
+        is_bound = policy_of(match) is Policy.LOCAL and not self._is_exempt(match)
+        if is_bound and not self._usable(match, self.view.node):
             which = "internal" if match.via is Via.CLUSTER_IP else "external"
             self.evidence.append(
                 f"Service {match.service.key} has {which}TrafficPolicy Local and no ready endpoint "
@@ -192,6 +209,15 @@ class _Case:
             )
             return Cause.NO_LOCAL_ENDPOINT
         return None
+
+    def _is_exempt(self, match: ServiceMatch) -> bool:
+        """Whether the client may use other nodes' endpoints in spite of externalTrafficPolicy."""
+        # "pod traffic for ... external destinations", "route LOCAL traffic for ...".
+        has_rules = self.view.mode in ("iptables", "nftables")
+        if match.via not in EXTERNAL_WAYS or not has_rules or self.flow is None:
+            return False
+        source = self.flow.src
+        return self.view.is_here(source) or bool(self.view.is_cluster_source(source))
 
     def _usable(self, match: ServiceMatch, node: str | None = None) -> tuple[EndpointAddress, ...]:
         if self.view.cluster is None or self.flow is None:

@@ -94,7 +94,8 @@ class Forecast:
 
     ``seen_source`` is an address, ``"client"`` where the client's own is kept, or None: nothing
     arrives, or the address is in no object and ``seen_name`` describes it. ``advised`` is the
-    cause to give advice on, if it is a different one.
+    cause to give advice on, if it is a different one. ``is_local_possible`` says whether a node
+    has an endpoint, so that policy Local could serve.
     """
 
     way: Way
@@ -105,6 +106,7 @@ class Forecast:
     seen_name: str | None = None
     note: str | None = None
     advised: Cause | None = None
+    is_local_possible: bool = True
 
     @property
     def service(self) -> ServiceRef | None:
@@ -123,6 +125,7 @@ class Forecast:
             backend="its endpoint",
             version=version,
             node=self.way.node,
+            is_local_possible=self.is_local_possible,
         )
 
 
@@ -144,7 +147,8 @@ class Forecaster:
     def forecast(self, way: Way) -> tuple[Forecast, ...]:
         """Return the outcome of a way; several if nodes with different outcomes may serve it."""
         match = way.match
-        everywhere = self._endpoints(match, way.family)
+        endpoints = self.cluster.endpoints(match.service.key, match.port.name, way.family)
+        everywhere = usable(endpoints)
         if way.to.is_loopback:
             unable = self._loopback(way)
             if unable is not None:
@@ -156,18 +160,18 @@ class Forecaster:
             return (excluded,)
         chosen = everywhere
         if self._is_local_only(way):
-            chosen = usable(everywhere, way.node)
+            # Ones that are terminating serve where the node has no other.
+            chosen = usable(endpoints, way.node)
             if not chosen and not self._is_ipvs:
                 return (Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.NO_LOCAL_ENDPOINT),)
             # IPVS mode takes the cluster's where the node has none (syncEndpoint).
             chosen = chosen or everywhere
-        found = [self._arrive(way, endpoint) for endpoint in _one_a_node(chosen, way)]
+        found = [self._arrive(way, endpoint) for endpoint in self._different(chosen, way)]
+        is_local_possible = any(endpoint.node for endpoint in everywhere)
+        found = [replace(each, is_local_possible=is_local_possible) for each in found]
         if excluded is not None:
             found = [replace(each, note=excluded.note) for each in found]
         return tuple(found)
-
-    def _endpoints(self, match: ServiceMatch, family: Family) -> tuple[EndpointAddress, ...]:
-        return usable(self.cluster.endpoints(match.service.key, match.port.name, family))
 
     def _is_local_only(self, way: Way) -> bool:
         """Whether policy Local restricts this way to endpoints on its node."""
@@ -190,9 +194,19 @@ class Forecaster:
             note="whether loopback is served depends on kube-proxy's mode, which is not known",
         )
 
+    def _different(self, endpoints: Collection[EndpointAddress], way: Way) -> list[EndpointAddress]:
+        """Keep one endpoint of each node, and of each kind of which the outcome may differ."""
+        chosen: dict[tuple[str | None, bool, bool], EndpointAddress] = {}
+        for endpoint in endpoints:
+            is_on_host = self._is_on_host(endpoint, way.node)
+            kind = (endpoint.node, endpoint.address == way.client, is_on_host)
+            chosen.setdefault(kind, endpoint)
+        return list(chosen.values())
+
     def _arrive(self, way: Way, endpoint: EndpointAddress) -> Forecast:
         cause = self._cause(way, endpoint)
-        if cause is None:
+        is_own = way.client_class is ClientClass.NODE
+        if cause is None or (self._is_on_host(endpoint, way.node) and not is_own):
             return self._keep(way, endpoint)
         address, name = self._masqueraded(way, endpoint)
         advised = None
@@ -208,6 +222,18 @@ class Forecaster:
             seen_name=name,
             advised=advised,
         )
+
+    def _is_on_host(self, endpoint: EndpointAddress, node: str) -> bool:
+        """
+        Whether an endpoint has an address of the node itself (hostNetwork).
+
+        What others send it is delivered at LOCAL_IN, and does not pass POST_ROUTING, where
+        kube-proxy masquerades.
+        """
+        facts = self.nodes.get(node)
+        if facts is None:
+            return False
+        return endpoint.address in facts.addresses or endpoint.address in facts.own_addresses
 
     def _keep(self, way: Way, endpoint: EndpointAddress) -> Forecast:
         """Return the outcome without masquerade; in IPVS mode replies may not come back."""
@@ -250,7 +276,7 @@ class Forecaster:
     def _masqueraded(self, way: Way, endpoint: EndpointAddress) -> tuple[IPAddress | None, str]:
         """Return the address of the interface that leads to the endpoint, and what it is."""
         node = self.nodes.get(way.node)
-        if endpoint.node == way.node:
+        if endpoint.node == way.node and not self._is_on_host(endpoint, way.node):
             gateway = node.gateway(way.family) if node else None
             return gateway, f"the pod gateway of {way.node}"
         return (node.address(way.family) if node else None), f"the node {way.node}"
@@ -277,6 +303,8 @@ class Forecaster:
     ) -> Iterator[tuple[Via, IPAddress, int]]:
         """Yield the addresses and ports by which a Service is reached through a node."""
         wanted = _of(family)
+        if not any(map(wanted, service.cluster_ips)):
+            return  # not served: Service.has_family
         for to in filter(wanted, service.cluster_ips):
             yield Via.CLUSTER_IP, to, port.port
         for to in filter(wanted, service.external_ips):
@@ -331,11 +359,3 @@ def _source_ranges(way: Way) -> Forecast | None:
     if any(way.client in one for one in ranges):
         return None
     return Forecast(way=way, verdict=Verdict.DROPPED, cause=Cause.SOURCE_RANGES)
-
-
-def _one_a_node(endpoints: Collection[EndpointAddress], way: Way) -> list[EndpointAddress]:
-    """Keep one endpoint of each node: except for hairpin, all of a node give the same outcome."""
-    chosen: dict[tuple[str | None, bool], EndpointAddress] = {}
-    for endpoint in endpoints:
-        chosen.setdefault((endpoint.node, endpoint.address == way.client), endpoint)
-    return list(chosen.values())
