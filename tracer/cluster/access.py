@@ -17,7 +17,12 @@ import httpx2 as httpx
 import msgspec
 import yaml
 from lightkube.config import kubeconfig as lightkube
-from lightkube.config.client_adapter import AsyncClient, Client, ConnectionParams
+from lightkube.config.client_adapter import (
+    AsyncClient,
+    BearerTokenFileAuth,
+    Client,
+    ConnectionParams,
+)
 from lightkube.config.models import User, UserExec
 from lightkube.core.exceptions import ConfigError
 
@@ -130,6 +135,8 @@ def _connect(
     else:
         if auth is not None:
             client.auth = auth
+        elif user.token_file is not None:
+            client.auth = _TokenFileAuth(user.token_file)
         return client
     # Outside the except clause, whose traceback would keep lightkube's temporary key files alive.
     raise ClusterError(f"cannot use context {shown(config.context_name)}: {reason}")
@@ -213,6 +220,21 @@ def _reason(error: BaseException) -> str:
         mark = error.problem_mark
         return f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class _TokenFileAuth(BearerTokenFileAuth):
+    """
+    A bearer token from a file, which is read again when the token is refused.
+
+    lightkube would keep what a file holds that is just being written. No request can be sent with
+    it, so none is refused, and the file would never be read again.
+    """
+
+    def _read_token(self) -> str:
+        bearer: str = super()._read_token()
+        if bearer == bearer.rstrip() and bearer.isascii() and bearer.isprintable():
+            return bearer
+        raise ConfigError(f"Token file {self._token_file} holds no token")
 
 
 class _ExecAuth(httpx.Auth):

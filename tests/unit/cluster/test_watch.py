@@ -433,6 +433,9 @@ def test_token_file_away(api, tmp_path):
             api.disconnect()
         settled(watch, lambda: watch.status.is_refused)
         assert watch.status.error.endswith(f": Token file {token} not found")
+        # It is there before its text is.
+        token.touch()
+        settled(watch, lambda: watch.status.error.endswith(f": Token file {token} holds no token"))
         token.write_text("newer")
         settled(watch, lambda: is_ready(watch.cluster) == [False])
 
