@@ -87,3 +87,19 @@ def test_a_preview_says_that_it_is_one(srcip):
         "default/nodeport after the change: NodePort, externalTrafficPolicy Local, "
         "internalTrafficPolicy Cluster; kube-proxy in unknown mode\n"
     )
+
+
+def test_health_of_nodes_without_addresses(srcip, tmp_path):
+    """A node that has just joined has none yet: its line says so, and nobody is asked."""
+    items = json.loads(OBJECTS.read_text())["items"]
+    for item in items:
+        if item["kind"] == "Node":
+            item["status"]["addresses"] = []
+    path = tmp_path / "objects.json"
+    path.write_text(json.dumps({"kind": "List", "items": items}))
+    asked = ("explain", "--cluster", path, "default/loadbalancer-local", "--probe-health")
+    code, out, _ = srcip(*asked)
+    assert code == 0
+    assert out.splitlines()[-1].startswith("  node2: its Node object has no address; the objects")
+    _, out, _ = srcip(*asked, "-o", "json")
+    assert json.loads(out.splitlines()[-1])["error"] == "its Node object has no address"

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from tracer.cluster.errors import ClusterError
 from tracer.model import IPAddress, IPNetwork
@@ -11,6 +11,7 @@ from tracer.model import IPAddress, IPNetwork
 # Names reach terminals and metrics. This allows more than Kubernetes' DNS subdomains (RFC 1123) and
 # IANA service names, but no space, quote or control character.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_HAS_LEADING_ZEROS = re.compile(r"(?=.*\b0[0-9])[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _SHOWN = 60
 
 
@@ -141,10 +142,10 @@ class Fields:
         return self._network(key, self.text(key))
 
     def _address(self, key: str, text: str) -> IPAddress:
-        try:
-            return ip_address(text)
-        except ValueError:
-            raise self._bad(key, text, "an IP address") from None
+        found = _parsed(text)
+        if found is None:
+            raise self._bad(key, text, "an IP address")
+        return found
 
     def _network(self, key: str, text: str) -> IPNetwork:
         try:
@@ -167,3 +168,16 @@ class Fields:
 
     def _at(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
+
+
+def _parsed(text: str) -> IPAddress | None:
+    """Read an address as Kubernetes does (ParseIPSloppy in k8s.io/utils/net)."""
+    try:
+        found = ip_address(text)
+    except ValueError:
+        # Objects made by older API servers may have leading zeros: they are decimal all the same.
+        if not _HAS_LEADING_ZEROS.fullmatch(text):
+            return None
+        return _parsed(".".join(part.lstrip("0") or "0" for part in text.split(".")))
+    # ::ffff:a.b.c.d is the IPv4 address.
+    return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found

@@ -173,7 +173,7 @@ class Cluster:
         return tuple([found[key] for key in sorted(found)])
 
     def endpoints(
-        self, service: tuple[str, str], port_name: str | None, family: Family
+        self, service: tuple[str, str], port: ServicePort, family: Family
     ) -> tuple[EndpointAddress, ...]:
         """
         Return the backends of a Service port, merged over its EndpointSlices.
@@ -182,17 +182,18 @@ class Cluster:
 
         Args:
             service: The Service's key.
-            port_name: Name of the Service's port; None for the unnamed one.
+            port: Its port. One of another protocol may have the same name.
             family: Address family.
         """
         found: dict[tuple[IPAddress, int], EndpointAddress] = {}
         for slice_ in self.endpoint_slices(service):
-            for name, _, port in slice_.ports if slice_.family == family else ():
-                for endpoint in slice_.endpoints if name == port_name else ():
-                    backend = EndpointAddress.of(endpoint, port)
-                    known = found.setdefault((backend.address, port), backend)
+            for name, proto, number_ in slice_.ports if slice_.family == family else ():
+                is_same = (name, proto) == (port.name, port.proto)
+                for endpoint in slice_.endpoints if is_same else ():
+                    backend = EndpointAddress.of(endpoint, number_)
+                    known = found.setdefault((backend.address, number_), backend)
                     if backend.is_ready and not known.is_ready:
-                        found[backend.address, port] = backend
+                        found[backend.address, number_] = backend
         return tuple(found.values())
 
     def endpoint_slices(self, service: tuple[str, str]) -> list[EndpointSlice]:

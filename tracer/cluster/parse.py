@@ -27,7 +27,8 @@ _PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 _FAMILIES = {"IPv4": "ipv4", "IPv6": "ipv6"}
 _SERVICE_NAME = "kubernetes.io/service-name"
 # A Node's other address types are host names.
-_NODE_ADDRESSES = {"InternalIP", "ExternalIP"}
+# In the order in which kube-proxy prefers them (GetNodeHostIPs in pkg/util/node).
+_NODE_ADDRESSES = ("InternalIP", "ExternalIP")
 _ENDED = {"Succeeded", "Failed"}
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -162,7 +163,9 @@ def _endpoint_slice(fields: Fields, namespace: str, name: str) -> EndpointSlice 
         service=labels.name(_SERVICE_NAME),
         family=family,
         ports=_slice_ports(fields),
-        endpoints=tuple([_endpoint(item, family) for item in fields.members("endpoints")]),
+        endpoints=tuple(
+            [_endpoint(item, namespace, family) for item in fields.members("endpoints")]
+        ),
     )
 
 
@@ -178,7 +181,7 @@ def _slice_ports(fields: Fields) -> tuple[SlicePort, ...]:
     )
 
 
-def _endpoint(fields: Fields, family: str) -> Endpoint:
+def _endpoint(fields: Fields, namespace: str, family: str) -> Endpoint:
     addresses = fields.addresses("addresses")
     if not addresses or any(address.version != int(family[-1]) for address in addresses):
         raise fields.error("addresses", f"{family} addresses")
@@ -187,23 +190,29 @@ def _endpoint(fields: Fields, family: str) -> Endpoint:
     return Endpoint(
         addresses=addresses,
         node=fields.name("nodeName"),
-        pod=_target(fields.member("targetRef")),
+        pod=_target(fields.member("targetRef"), namespace),
         is_ready=is_ready,
         is_serving=conditions.flag("serving", default=is_ready),
         is_terminating=conditions.flag("terminating", default=False),
     )
 
 
-def _target(ref: Fields) -> tuple[str, str] | None:
+def _target(ref: Fields, namespace: str) -> tuple[str, str] | None:
     if ref.text("kind") != "Pod":
         return None
-    return ref.required_name("namespace"), ref.required_name("name")
+    # Endpoints are of the slice's own namespace.
+    return ref.name("namespace") or namespace, ref.required_name("name")
 
 
 def _node(fields: Fields, _namespace: str, name: str) -> Node:
     spec = fields.member("spec")
-    found = fields.member("status").members("addresses")
-    addresses = (item.address("address") for item in found if item.text("type") in _NODE_ADDRESSES)
+    found = list(fields.member("status").members("addresses"))
+    addresses = (
+        item.address("address")
+        for kind in _NODE_ADDRESSES
+        for item in found
+        if item.text("type") == kind
+    )
     cidrs = spec.networks("podCIDRs")
     if not cidrs and spec.text("podCIDR"):
         cidrs = (spec.network("podCIDR"),)

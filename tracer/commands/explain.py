@@ -287,12 +287,12 @@ def _show_health(
         click.echo(f"\nHealth checks at port {port}:")
     places = {each.node: each for each in namespaces}
     for node in cluster.nodes():
-        answer = health.probe(
-            node.name,
-            node.addresses[0],
-            port,
-            timeout_s=timeout_s,
-            netns=places.get(node.name) or next(iter(namespaces), None),
+        netns = places.get(node.name) or next(iter(namespaces), None)
+        # A node that has just joined has no address yet.
+        answer = (
+            health.probe(node.name, node.addresses[0], port, timeout_s=timeout_s, netns=netns)
+            if node.addresses
+            else health.Health(node=node.name, error="its Node object has no address")
         )
         click.echo(_health_line(answer, is_expected=node.name not in unhealthy, is_json=is_json))
 

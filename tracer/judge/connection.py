@@ -97,7 +97,7 @@ class _Case:
         if cluster is None or not isinstance(match, ServiceMatch):
             return True
         family: Family = "ipv4" if self.connection.reply.src.version == 4 else "ipv6"
-        found = usable(cluster.endpoints(match.service.key, match.port.name, family))
+        found = usable(cluster.endpoints(match.service.key, match.port, family))
         return not found or any(endpoint.node for endpoint in found)
 
     def _behind(self) -> ServiceRef | None:

@@ -223,7 +223,7 @@ class _Case:
         if self.view.cluster is None or self.flow is None:
             return ()
         family: Family = "ipv4" if self.flow.src.version == 4 else "ipv6"
-        return usable(self.view.cluster.endpoints(match.service.key, match.port.name, family), node)
+        return usable(self.view.cluster.endpoints(match.service.key, match.port, family), node)
 
     def _is_excluded(self, match: ServiceMatch) -> bool:
         if match.via is not Via.LOAD_BALANCER or self.flow is None:

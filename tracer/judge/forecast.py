@@ -147,7 +147,7 @@ class Forecaster:
     def forecast(self, way: Way) -> tuple[Forecast, ...]:
         """Return the outcome of a way; several if nodes with different outcomes may serve it."""
         match = way.match
-        endpoints = self.cluster.endpoints(match.service.key, match.port.name, way.family)
+        endpoints = self.cluster.endpoints(match.service.key, match.port, way.family)
         everywhere = usable(endpoints)
         if way.to.is_loopback:
             unable = self._loopback(way)

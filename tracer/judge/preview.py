@@ -121,5 +121,5 @@ def _ports(cluster: Cluster, service: Service) -> dict[str, tuple[EndpointAddres
         f"{port.port}/{protocol_name(port.proto)} ({family})": found
         for port in service.ports
         for family in FAMILIES
-        if usable(found := tuple(cluster.endpoints(service.key, port.name, family)))
+        if usable(found := tuple(cluster.endpoints(service.key, port, family)))
     }

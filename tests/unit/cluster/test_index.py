@@ -12,7 +12,7 @@ from tests.unit.cluster import kube
 from tracer.cluster.claims import Kind, Owner, number, owner_of, prefix
 from tracer.cluster.index import Cluster
 from tracer.cluster.match import HostPortMatch, PodRef
-from tracer.cluster.objects import Policy
+from tracer.cluster.objects import Policy, ServicePort
 from tracer.cluster.parse import parse
 from tracer.cluster.snapshot import load
 from tracer.model import TCP, UDP, ClientClass
@@ -95,9 +95,23 @@ def test_classes(recorded, address, expected):
     assert recorded.classify(ip_address(address)) is expected
 
 
+def named(name, proto=TCP):
+    """A Service's port by what is compared of it."""
+    return ServicePort(name=name, proto=proto, port=80, node_port=None, target_port=None)
+
+
+def test_endpoints_of_the_protocol():
+    """Ports of two protocols may have one name: each has its own endpoints."""
+    ports = [{"name": "dns", "port": 53, "protocol": "UDP"}]
+    slice_ = kube.slice_of("web", kube.endpoint(), ports=ports)
+    cluster = Cluster.build(map(parse, (kube.service("web"), slice_)))
+    assert len(cluster.endpoints(("default", "web"), named("dns", UDP), "ipv4")) == 1
+    assert cluster.endpoints(("default", "web"), named("dns", TCP), "ipv4") == ()
+
+
 def test_recorded_endpoints(recorded):
     """Backends carry node, pod and state; a pod may serve many Services."""
-    (found,) = recorded.endpoints(("default", "nodeport-local"), "http", "ipv6")
+    (found,) = recorded.endpoints(("default", "nodeport-local"), named("http"), "ipv6")
     assert (str(found.address), found.port, found.node) == ("2001:db8:44:1::11", 8080, "node1")
     assert found.pod == ("default", "p11")
     assert found.is_ready
@@ -185,13 +199,13 @@ def test_slices_are_merged():
         kube.slice_of("web", kube.endpoint("10.244.2.12", "node2", serving=False), name="c"),
         kube.slice_of("web", kube.endpoint("2001:db8::1"), name="d", family="IPv6"),
     )
-    found = cluster.endpoints(("default", "web"), "http", "ipv4")
+    found = cluster.endpoints(("default", "web"), named("http"), "ipv4")
     assert [(str(e.address), e.is_ready, e.is_serving) for e in found] == [
         ("10.244.1.11", True, True),
         ("10.244.2.12", True, False),
     ]
-    assert len(cluster.endpoints(("default", "web"), "http", "ipv6")) == 1
-    assert cluster.endpoints(("default", "web"), None, "ipv4") == ()
+    assert len(cluster.endpoints(("default", "web"), named("http"), "ipv6")) == 1
+    assert cluster.endpoints(("default", "web"), named(None), "ipv4") == ()
 
 
 def test_load_balancer_modes():
@@ -353,7 +367,7 @@ def test_any_question_has_an_answer(objects, address, port, proto):
     match = cluster.service_at(address, port, proto, node_addresses=(address,), node="a")
     assert match is None or match.via
     for service in cluster.services():
-        cluster.endpoints(service.key, None, "ipv4")
+        cluster.endpoints(service.key, named(None), "ipv4")
     cluster.services_of_endpoint(address, port, proto)
     cluster.node_of_pod_address(address)
     assert json.dumps(cluster.pod_at(address)) is not None

@@ -172,3 +172,47 @@ def test_any_field_may_be_anything(place, value):
 def test_any_json(value):
     """What is no object at all is refused as well."""
     assert refusal(value) or parse(value) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("192.000.2.09", "192.0.2.9"),
+        ("010.0.0.1", "10.0.0.1"),
+        ("::ffff:192.0.2.9", "192.0.2.9"),
+        ("2001:db8::9", "2001:db8::9"),
+    ],
+)
+def test_addresses_as_kubernetes_reads_them(text, read):
+    """Leading zeros, as older API servers kept them, are decimal; a mapped address is IPv4."""
+    assert [str(item) for item in parse(kube.service(externalIPs=[text])).external_ips] == [read]
+
+
+@pytest.mark.parametrize("text", ["192.0.2", "0192.0.2.1", "192.0.2.256", "192.00.2.x", "00", ""])
+def test_what_is_no_address(text):
+    """Nothing else is guessed at."""
+    with pytest.raises(ClusterError, match="expected an IP address"):
+        parse(kube.service(externalIPs=[text]))
+
+
+def test_an_endpoints_pod_is_in_the_slices_namespace():
+    """Also where the reference does not say so."""
+    endpoint = {"addresses": ["10.244.1.11"], "targetRef": {"kind": "Pod", "name": "p1"}}
+    slice_ = parse(kube.slice_of("web", endpoint, namespace="shop"))
+    assert slice_.endpoints[0].pod == ("shop", "p1")
+
+
+def test_a_nodes_internal_addresses_come_first():
+    """In whatever order the API has them: kube-proxy prefers them."""
+    node = kube.node("node1")
+    node["status"]["addresses"] = [
+        {"type": kind, "address": address}
+        for kind, address in (
+            ("ExternalIP", "198.51.100.1"),
+            ("Hostname", "node1"),
+            ("InternalIP", "10.240.0.3"),
+            ("InternalIP", "2001:db8:240::11"),
+        )
+    ]
+    found = [str(address) for address in parse(node).addresses]
+    assert found == ["10.240.0.3", "2001:db8:240::11", "198.51.100.1"]

@@ -16,6 +16,7 @@ from tests.unit.cluster import kube
 from tracer.cluster import access
 from tracer.cluster.errors import ClusterError
 from tracer.cluster.feed import Timing, _delay, _is_before
+from tracer.cluster.objects import ServicePort
 from tracer.cluster.watch import Watch
 from tracer.model import TCP
 
@@ -51,8 +52,11 @@ def watch(api, config):
         yield watch
 
 
+HTTP = ServicePort(name="http", proto=TCP, port=80, node_port=None, target_port=None)
+
+
 def is_ready(cluster):
-    return [item.is_ready for item in cluster.endpoints(("default", "web"), "http", "ipv4")]
+    return [item.is_ready for item in cluster.endpoints(("default", "web"), HTTP, "ipv4")]
 
 
 def settled(watch, is_met):
