@@ -11,7 +11,7 @@ from tracer.model import IPAddress, IPNetwork
 # Names reach terminals and metrics. This allows more than Kubernetes' DNS subdomains (RFC 1123) and
 # IANA service names, but no space, quote or control character.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-_HAS_LEADING_ZEROS = re.compile(r"(?=.*\b0[0-9])[0-9]{1,3}(\.[0-9]{1,3}){3}")
+_LEADING_ZEROS = re.compile(r"\b0+(?=[0-9])")
 _SHOWN = 60
 
 
@@ -142,14 +142,14 @@ class Fields:
         return self._network(key, self.text(key))
 
     def _address(self, key: str, text: str) -> IPAddress:
-        found = _parsed(text)
-        if found is None:
-            raise self._bad(key, text, "an IP address")
-        return found
+        try:
+            return _parsed(text)
+        except ValueError:
+            raise self._bad(key, text, "an IP address") from None
 
     def _network(self, key: str, text: str) -> IPNetwork:
         try:
-            return ip_network(text, strict=False)
+            return ip_network(_decimal(text), strict=False)
         except ValueError:
             raise self._bad(key, text, "a CIDR") from None
 
@@ -170,14 +170,16 @@ class Fields:
         return f"{self._path}.{key}" if self._path else key
 
 
-def _parsed(text: str) -> IPAddress | None:
+def _parsed(text: str) -> IPAddress:
     """Read an address as Kubernetes does (ParseIPSloppy in k8s.io/utils/net)."""
     try:
         found = ip_address(text)
     except ValueError:
-        # Objects made by older API servers may have leading zeros: they are decimal all the same.
-        if not _HAS_LEADING_ZEROS.fullmatch(text):
-            return None
-        return _parsed(".".join(part.lstrip("0") or "0" for part in text.split(".")))
+        found = ip_address(_decimal(text))
     # ::ffff:a.b.c.d is the IPv4 address.
     return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found
+
+
+def _decimal(text: str) -> str:
+    """Drop leading zeros, as objects made by older API servers may have them: no octal numbers."""
+    return text if ":" in text else _LEADING_ZEROS.sub("", text)

@@ -179,6 +179,7 @@ def test_any_json(value):
     [
         ("192.000.2.09", "192.0.2.9"),
         ("010.0.0.1", "10.0.0.1"),
+        ("0192.00.2.0", "192.0.2.0"),
         ("::ffff:192.0.2.9", "192.0.2.9"),
         ("2001:db8::9", "2001:db8::9"),
     ],
@@ -188,11 +189,17 @@ def test_addresses_as_kubernetes_reads_them(text, read):
     assert [str(item) for item in parse(kube.service(externalIPs=[text])).external_ips] == [read]
 
 
-@pytest.mark.parametrize("text", ["192.0.2", "0192.0.2.1", "192.0.2.256", "192.00.2.x", "00", ""])
+@pytest.mark.parametrize("text", ["192.0.2", "0x10.0.0.1", "192.0.2.0256", "192.00.2.x", "00", ""])
 def test_what_is_no_address(text):
     """Nothing else is guessed at."""
     with pytest.raises(ClusterError, match="expected an IP address"):
         parse(kube.service(externalIPs=[text]))
+
+
+def test_networks_as_kubernetes_reads_them():
+    """Leading zeros as in addresses; bits of the host do not count."""
+    service = kube.service(loadBalancerSourceRanges=["010.0.1.0/16", " 2001:db8::1/32 "])
+    assert list(map(str, parse(service).source_ranges)) == ["10.0.0.0/16", "2001:db8::/32"]
 
 
 def test_an_endpoints_pod_is_in_the_slices_namespace():
