@@ -132,6 +132,10 @@ class FiveTuple:
         """Whether the ports hold an ICMP id, type and code."""
         return self.proto in (ICMP, ICMPV6)
 
+    def has_destination_of(self, other: "FiveTuple") -> bool:
+        """Whether both go to the same address and port."""
+        return self.dst == other.dst and (self.is_icmp or self.dport == other.dport)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
@@ -167,6 +171,11 @@ class Connection:
     def is_dnat(self) -> bool:
         """Whether the destination address was replaced."""
         return self.reply.src != self.orig.dst
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether the destination's address or port was replaced."""
+        return not self.orig.has_destination_of(self.reply.inverted)
 
     @property
     def seen_source(self) -> IPAddress:
@@ -210,6 +219,14 @@ class Drop:
         if self.orig is None or (self.packet is not None and self.packet.proto != self.orig.proto):
             return self.packet
         return self.orig
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether its destination was replaced before it was discarded."""
+        packet, orig = self.packet, self.orig
+        if packet is None or orig is None or packet.proto != orig.proto or self.is_reply:
+            return False
+        return not packet.has_destination_of(orig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

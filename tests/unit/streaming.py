@@ -1,4 +1,4 @@
-"""A stream server over TLS as an agent runs it, in this process, and clients that misbehave."""
+"""Stream servers as an agent runs them, in this process, and clients that misbehave."""
 
 import ctypes
 import ctypes.util
@@ -7,19 +7,65 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from exporters.certificate import Certificate
 from exporters.page_server import PageServer
 from exporters.prometheus import Page
 from tests.unit.patience import PATIENCE_S
 from tests.unit.test_page_server import Issued
+from tracer.pipeline import Wanted
 from tracer.stream.client import AgentStream
 from tracer.stream.protocol import UPGRADE, URL_PATH
 from tracer.stream.server import Origin, StreamServer
 from tracer.stream.upgrade import HttpsAgent
 
 TOKENS = {"good": None, "other": (403, "'somebody' may not get /stream")}
+
+
+class Stream:
+    """A server, with the agent's part played by a test."""
+
+    def __init__(self, path):
+        self.path = path
+        self.now_s = 0.0
+        self.losses = {"ring_full": 5, "untracked": 2}
+        self.server = StreamServer(path, clock_s=lambda: self.now_s)
+        self.origin = Origin(
+            version="1.2",
+            nodes=("node1",),
+            losses=lambda: dict(self.losses),
+            not_seen=lambda: ("the moon",),
+        )
+
+    def step(self):
+        self.server.flush()
+        self.server.end(self.origin)
+        self.server.poll()
+        self.server.attach(self.origin)
+
+    def listen(self, wanted=None):
+        with ExitStack() as stack:
+            client = stack.enter_context(AgentStream(self.path, wanted or Wanted()))
+            self.step()
+            self.step()
+            client.wait(PATIENCE_S)
+            stack.pop_all()
+        return client
+
+    def raw(self, *lines):
+        """A client that says something by itself."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(self.path))
+        self.step()
+        for line in lines:
+            sock.sendall(line)
+            self.step()
+        return sock
+
+    def close(self):
+        self.server.close(self.origin)
 
 
 def gate(authorization, path):

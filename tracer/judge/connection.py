@@ -112,13 +112,6 @@ class _Case:
     def is_client_here(self) -> bool:
         return self.view.is_here(self.connection.orig.src)
 
-    @property
-    def is_translated(self) -> bool:
-        """Whether the destination's address or port was replaced."""
-        connection = self.connection
-        has_ports = not connection.orig.is_icmp
-        return connection.is_dnat or (has_ports and connection.reply.sport != connection.orig.dport)
-
     @cached_property
     def candidates(self) -> Candidates | None:
         """The rules that may have replaced the source; None if no rules were read."""
@@ -220,7 +213,7 @@ class _Case:
         if is_foreign or self.is_marked is False:
             return self._foreign_cause()
         # kube-proxy masquerades nothing that it has not sent to an endpoint before.
-        is_served = self.is_translated or self.is_marked
+        is_served = connection.is_translated or self.is_marked
         if isinstance(match, ServiceMatch) and is_served:
             return self._kube_proxy_cause(match)
         if self.is_marked:

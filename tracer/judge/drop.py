@@ -97,7 +97,7 @@ class _Case:
             advice=advice.for_drop(
                 cause,
                 # Behind DNAT it is the backend's address that nobody listened at.
-                None if self._is_translated else self.match,
+                None if self.drop.is_translated else self.match,
                 self.view.node,
                 is_own=flow is not None and flow.src in self.view.service_addresses,
             ),
@@ -159,17 +159,10 @@ class _Case:
                 return cause
         return Cause.NETFILTER_DROP
 
-    @property
-    def _is_translated(self) -> bool:
-        """Whether the destination was replaced: kube-proxy had chosen an endpoint."""
-        packet, orig = self.drop.packet, self.drop.orig
-        if packet is None or orig is None or packet.proto != orig.proto or self.drop.is_reply:
-            return False
-        return packet.dst != orig.dst or (not orig.is_icmp and packet.dport != orig.dport)
-
     def _is_before_kube_proxy(self, match: ServiceMatch) -> bool:
         """Whether kube-proxy's rules of this node may have dropped what was sent to a Service."""
-        if self.drop.is_reply or self._is_translated or self.flow is None:
+        # One that has an endpoint's address was not dropped for want of an endpoint.
+        if self.drop.is_reply or self.drop.is_translated or self.flow is None:
             return False
         # Another node's NodePort is that node's business.
         return match.via is not Via.NODE_PORT or self.view.is_here(self.flow.dst)

@@ -302,9 +302,9 @@ class Forecaster:
         self, service: Service, port: ServicePort, family: Family, node: str
     ) -> Iterator[tuple[Via, IPAddress, int]]:
         """Yield the addresses and ports by which a Service is reached through a node."""
+        if not service.has_family(_version(family)):
+            return
         wanted = _of(family)
-        if not any(map(wanted, service.cluster_ips)):
-            return  # not served: Service.has_family
         for to in filter(wanted, service.cluster_ips):
             yield Via.CLUSTER_IP, to, port.port
         for to in filter(wanted, service.external_ips):
@@ -342,8 +342,11 @@ def facts_of(
 
 
 def _of(family: Family) -> Callable[[IPAddress | IPNetwork], bool]:
-    version = 4 if family == "ipv4" else 6
-    return lambda each: each.version == version
+    return lambda each: each.version == _version(family)
+
+
+def _version(family: Family) -> int:
+    return 4 if family == "ipv4" else 6
 
 
 def _source_ranges(way: Way) -> Forecast | None:
